@@ -1,0 +1,16 @@
+"""The one exception that a user's mistake raises."""
+
+from collections.abc import Iterable
+
+
+class ProbeError(ValueError):
+    """A wrong input: its message is one line, says what was wanted and what was got.
+
+    It is a ``ValueError``, so notebooks may catch it as one. The command line prints its message and exits with
+    status 2; every other exception is a bug of ours and keeps its traceback.
+    """
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> ProbeError:
+    """The error for a name that is not in a registry."""
+    return ProbeError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")

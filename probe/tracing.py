@@ -1,0 +1,145 @@
+"""The one door between models and measurements: run a model, keep what was asked for, under one set of names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+from probe.models.decoder import BLOCK_SITES, SITES, Decoder
+
+EMBED = "hook_embed"
+PATTERN = "attn.hook_pattern"
+SCORES = "attn.hook_attn_scores"
+RESID_POST = "hook_resid_post"
+
+
+def block_site(layer: int, site: str) -> str:
+    """The full name of a site inside a layer: ``block_site(0, PATTERN) == "blocks.0.attn.hook_pattern"``."""
+    return f"blocks.{layer}.{site}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model computed on some sequences. Values are on the CPU, sequences in the order of ``tokens``.
+
+    ``lengths[b]`` is the number of tokens of sequence b that count; what stands to the right of them is padding, which
+    a causal model's earlier rows never see. Measurements leave those rows out.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, "batch"]
+    values: dict[str, Tensor]
+    n_layers: int
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self.values:
+            raise ProbeError(f"the trace holds no {site!r}; it was taken at: {', '.join(self.values) or 'no site'}")
+        return self.values[site]
+
+    def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
+        """The attention pattern of a layer, after the softmax: every row sums to 1."""
+        return self[block_site(layer, PATTERN)]
+
+    def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:
+        """The scores of a layer, before the softmax; -inf where the key is in the future."""
+        return self[block_site(layer, SCORES)]
+
+    def hidden(self, site: str) -> Float[Tensor, "batch pos d_model"]:
+        """Hidden states at a site, checked to be finite."""
+        value = self[site]
+        if value.ndim != 3:
+            raise ProbeError(f"{site!r} holds no hidden states (batch, pos, d_model) but {tuple(value.shape)}")
+        if not value.isfinite().all():
+            raise ProbeError(f"hidden states at {site!r} must be finite, got NaN or infinity")
+        return value
+
+
+def expand_sites(sites: Sequence[str], n_layers: int) -> list[str]:
+    """Full site names; a name without its layer (``"hook_resid_post"``) stands for that site in every layer."""
+    full: list[str] = []
+    for site in sites:
+        full += [block_site(layer, site) for layer in range(n_layers)] if site in BLOCK_SITES else [site]
+    known = {*SITES, *(block_site(layer, site) for layer in range(n_layers) for site in BLOCK_SITES)}
+    for site in full:
+        if site not in known:
+            raise ProbeError(
+                f"unknown site {site!r}; known: {', '.join(SITES)}, and in a layer (with or without "
+                f"'blocks.<layer>.' before it, layers 0…{n_layers - 1}): {', '.join(BLOCK_SITES)}"
+            )
+    return list(dict.fromkeys(full))
+
+
+@torch.no_grad()
+def trace(
+    model: nn.Module,
+    tokens: Int[Tensor, "batch pos"],
+    sites: Sequence[str] = (EMBED, RESID_POST, PATTERN),
+    *,
+    lengths: Int[Tensor, "batch"] | None = None,
+    batch_size: int = 64,
+) -> Trace:
+    """Run a model on token ids and keep the values at ``sites``.
+
+    Args:
+        model: a ``Decoder`` or a TransformerLens ``TransformerBridge``.
+        tokens: ids, right-padded where sequences differ in length.
+        sites: TransformerLens names (``"blocks.0.hook_resid_post"``); without its layer, a site of every layer.
+        lengths: the number of tokens of each sequence that count; all of them by default.
+        batch_size: sequences in one forward pass.
+
+    Raises:
+        ProbeError: for an empty batch, an unknown site, or lengths that do not fit the tokens.
+    """
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
+    if batch_size < 1:
+        raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
+    if lengths is None:
+        lengths = torch.full((len(tokens),), tokens.shape[1])
+    if lengths.shape != (len(tokens),) or int(lengths.min()) < 1 or int(lengths.max()) > tokens.shape[1]:
+        raise ProbeError(f"lengths must be {len(tokens)} numbers in 1…{tokens.shape[1]}, got {lengths.tolist()}")
+    run = _from_decoder if isinstance(model, Decoder) else _from_bridge
+    n_layers = model.config.n_layers if isinstance(model, Decoder) else _bridge_config(model).n_layers
+    full = expand_sites(sites, n_layers)
+    was_training = model.training
+    model.eval()
+    try:
+        batches = [run(model, part, full) for part in tokens.split(batch_size)]
+    finally:
+        model.train(was_training)
+    values = {site: torch.cat([batch[site] for batch in batches]) for site in full}
+    return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
+
+
+def _bridge_config(model: nn.Module) -> Any:
+    if not hasattr(model, "run_with_cache"):
+        raise ProbeError(f"trace wants a Decoder or a TransformerBridge, got {type(model).__name__}")
+    return model.cfg
+
+
+def _from_decoder(model: Decoder, tokens: Tensor, sites: list[str]) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+
+    def keep(site: str):
+        def hook(value: Tensor) -> None:
+            kept[site] = value.cpu()
+
+        return hook
+
+    model(tokens.to(model.device), hooks={site: keep(site) for site in sites})
+    return kept
+
+
+def _from_bridge(model: Any, tokens: Tensor, sites: list[str]) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    _, cache = model.run_with_cache(tokens.to(device), names_filter=sites)
+    kept = {site: cache[site].cpu() for site in sites}
+    for site, value in kept.items():
+        if site.endswith(SCORES):  # the bridge hides future keys by the lowest finite number
+            future = torch.ones(value.shape[-2:], dtype=torch.bool).triu(1)
+            kept[site] = value.masked_fill(future, -torch.inf)
+    return kept
