@@ -1,0 +1,35 @@
+"""What attention patterns look like: distances between them, and the templates that position alone would make."""
+
+from probe.attention.comparison import compare_models, compare_templates, nearest_template
+from probe.attention.distances import (
+    DISTANCES,
+    check_pattern,
+    hellinger,
+    jensen_shannon,
+    mcgill_compat,
+    pattern_distance,
+    symmetric_kl,
+    total_variation,
+    wasserstein,
+)
+from probe.attention.templates import TEMPLATES, FittedTemplate, Template, TemplateContext, available_templates
+
+__all__ = [
+    "DISTANCES",
+    "TEMPLATES",
+    "FittedTemplate",
+    "Template",
+    "TemplateContext",
+    "available_templates",
+    "check_pattern",
+    "compare_models",
+    "compare_templates",
+    "hellinger",
+    "jensen_shannon",
+    "mcgill_compat",
+    "nearest_template",
+    "pattern_distance",
+    "symmetric_kl",
+    "total_variation",
+    "wasserstein",
+]

@@ -6,6 +6,7 @@ attention module keeps the calling convention of Hugging Face's Llama, so that `
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -17,14 +18,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probe.config import check_flag, check_number, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
 from probe.models.encodings import Rotation, make_encoding, rotate
 
 Hook = Callable[[Tensor], Tensor | None]
 
-# What a hook can see. Shapes: residual stream "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with
-# n_kv_heads, q and k before any rotation); scores and pattern "batch head query key"; mlp "batch pos d_mlp".
-# Scores are those that enter the softmax: scaled, with the encoding's bias, -inf where the key is in the future.
+# What a hook can see. hook_embed is the token embedding alone, before any position is added. Shapes: residual stream
+# "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); scores
+# and pattern "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter the softmax: scaled, with the
+# encoding's bias, -inf where the key is in the future.
 SITES = ("hook_embed",)
 BLOCK_SITES = (
     "hook_resid_pre",
@@ -78,9 +81,9 @@ class DecoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (the dataclass is frozen)
+        set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen
         for name in ("d_vocab", "n_ctx", "n_layers", "d_model", "n_heads"):
-            _check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise ProbeError(f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads})")
@@ -90,7 +93,7 @@ class DecoderConfig:
         if self.d_mlp is None:
             set_("d_mlp", 4 * self.d_model)
         for name in ("n_kv_heads", "d_head", "d_mlp"):
-            _check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         if self.n_heads % self.n_kv_heads:
             raise ProbeError(f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.n_kv_heads})")
         if self.score_scale is None:
@@ -100,14 +103,10 @@ class DecoderConfig:
         if self.normalization not in NORMALIZATIONS:
             raise unknown_name("normalization", self.normalization, NORMALIZATIONS)
         for name in ("norm_eps", "score_scale", "logit_scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ProbeError(f"{name} must be a positive number, got {value!r}")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise ProbeError(f"dropout must be in [0, 1), got {self.dropout!r}")
+            check_number(name, getattr(self, name))
+        check_number("dropout", self.dropout, 0, 1, closed=True)
         for name in ("bias", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ProbeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if not isinstance(self.encoding_options, dict):
             raise ProbeError(f"encoding_options must be a mapping, got {self.encoding_options!r}")
         with torch.device("meta"):
@@ -145,16 +144,7 @@ class DecoderConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DecoderConfig":
         """A config from its JSON object; unknown and missing keys are refused."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for name in values:
-            if name not in fields:
-                raise unknown_name("option of a decoder's config", name, fields)
-        for name, f in fields.items():
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values:
-                raise ProbeError(f"a decoder's config wants {name!r}, which is missing")
-        if isinstance(values.get("position_layers"), list):
-            values = {**values, "position_layers": tuple(values["position_layers"])}
-        return cls(**values)
+        return from_mapping(cls, values, "a decoder's config")
 
     @classmethod
     def from_json(cls, text: str) -> "DecoderConfig":
@@ -165,11 +155,6 @@ class DecoderConfig:
         if not isinstance(values, dict):
             raise ProbeError(f"a decoder's config must be a JSON object, got {type(values).__name__}")
         return cls.from_dict(values)
-
-
-def _check_size(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ProbeError(f"{name} must be a positive integer, got {value!r}")
 
 
 class KVCache:
@@ -372,15 +357,20 @@ class Decoder(nn.Module):
     """A causal decoder with any position encoding: ``decoder(tokens) -> logits``."""
 
     def __init__(self, config: DecoderConfig, seed: int | None = 0):
-        """A decoder with freshly drawn weights; ``seed=None`` leaves them undrawn (for loading)."""
+        """A decoder with freshly drawn weights; ``seed=None`` leaves them undrawn, any numbers, to be written over.
+
+        The weights are a function of the seed: torch's global generator is neither read nor moved.
+        """
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.d_vocab, config.d_model)
-        self.encoding = config._make_encoding()
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.final_norm = NORMALIZATIONS[config.normalization](config)
-        self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
+        with torch.device("meta"):  # keeps torch's layers from drawing weights of their own
+            self.token_embedding = nn.Embedding(config.d_vocab, config.d_model)
+            self.encoding = config._make_encoding()
+            self.dropout = nn.Dropout(config.dropout)
+            self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+            self.final_norm = NORMALIZATIONS[config.normalization](config)
+            self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
+        self.to_empty(device="cpu")
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if seed is not None:
@@ -452,9 +442,10 @@ class Decoder(nn.Module):
             raise ProbeError("fused attention holds no scores and no pattern: hook them with attention='explicit'")
 
         at = _Hooks(hooks) if hooks else None
-        x = self.dropout(self.encoding.embed(self.token_embedding(tokens), query_positions))
+        x = self.token_embedding(tokens)
         if at is not None:
             x = at("hook_embed", x)
+        x = self.dropout(self.encoding.embed(x, query_positions))
         # None stands for the plain causal mask, which the fused kernel knows by itself.
         plain = None
         if n_query > 1 and (n_query < n_key or not fused):
@@ -497,5 +488,7 @@ class Decoder(nn.Module):
             sites = self.config.sites()
             for site in hooks:
                 if site not in sites:
-                    raise ProbeError(f"unknown site {site!r}; a decoder's sites: {SITES[0]}, blocks.<layer>.<one of "
-                                     f"{', '.join(BLOCK_SITES)}> for layers 0…{self.config.n_layers - 1}")
+                    raise ProbeError(
+                        f"unknown site {site!r}; a decoder's sites: {SITES[0]}, blocks.<layer>.<one of "
+                        f"{', '.join(BLOCK_SITES)}> for layers 0…{self.config.n_layers - 1}"
+                    )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
 
-Rotation = tuple[Float[Tensor, "pos d_head"], Float[Tensor, "pos d_head"]]
+Rotation = tuple[Float[Tensor, "1 pos d_head"], Float[Tensor, "1 pos d_head"]]
 
 
 def alibi_slopes(n_heads: int) -> Float[Tensor, "head"]:
@@ -36,7 +36,7 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, "head"]:
         return [2.0 ** (-8.0 * k / n) for k in range(1, n + 1)]
 
     slopes = geometric(lower) + geometric(2 * lower)[0::2][: n_heads - lower]
-    return torch.tensor(slopes, dtype=torch.float64)
+    return torch.tensor(slopes, dtype=torch.float64, device="cpu")
 
 
 def t5_bucket(distance: Int[Tensor, "..."], n_buckets: int = 32, max_distance: int = 128) -> Int[Tensor, "..."]:
@@ -59,7 +59,7 @@ def t5_bucket(distance: Int[Tensor, "..."], n_buckets: int = 32, max_distance: i
 
 def rotate(x: Float[Tensor, "batch head pos d_head"], rotation: Rotation) -> Float[Tensor, "batch head pos d_head"]:
     """Turn each pair (x_j, x_{j + d/2}) of queries or keys by its angle (the half-split layout of Llama)."""
-    cos, sin = rotation
+    cos, sin = (part.unsqueeze(1) for part in rotation)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -203,7 +203,7 @@ class Rotary(PositionEncoding):
     def rotation(self, positions, like):
         even = torch.arange(0, self.d_head, 2)
         angle = positions[:, None].double() / self.base ** (even.double() / self.d_head)
-        angle = torch.cat((angle, angle), dim=-1)
+        angle = torch.cat((angle, angle), dim=-1)[None]
         return angle.cos().to(like), angle.sin().to(like)
 
 

@@ -1,0 +1,123 @@
+"""Attention patterns that depend on the distance alone, and the one fit of all of them.
+
+Row t of such a pattern is softmax over the keys i ≤ t of a bias b(t - i). With b(d) = θ·φ(d) for given features φ this
+is an exponential family: ALiBi has the single feature -d, T5 one indicator for each bucket of distances.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from probe.attention.distances import valid_rows
+
+# Where no finite θ is best (a head that never attends some distance wants a bias of -∞ there) or the best one is not
+# unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by about RIDGE.
+RIDGE = 1e-9
+
+_MAX_STEPS = 200
+_EPS = torch.finfo(torch.float64).eps
+
+
+def by_distance(rows: Float[Tensor, "*stack query key"]) -> Float[Tensor, "*stack query distance"]:
+    """Row t with its entries i = 0…t in the order of the distance t - i, zeros after them. Its own inverse."""
+    n = rows.shape[-1]
+    index = torch.arange(n, device=rows.device)
+    return rows.gather(-1, (index[:, None] - index).clamp(min=0).expand(rows.shape)).tril()
+
+
+def pattern_from_bias(bias: Float[Tensor, "head distance"]) -> Float64[Tensor, "head query key"]:
+    """The causal pattern of the scores b(query - key): each head's rows are softmax_{i ≤ t} b(t - i)."""
+    n = bias.shape[-1]
+    future = torch.ones(n, n, dtype=torch.bool).triu(1)
+    scores = bias.double()[:, None].expand(-1, n, -1).masked_fill(future, -torch.inf)
+    return by_distance(scores.softmax(-1))
+
+
+@dataclass(frozen=True)
+class DistanceMass:
+    """All that the fit has to know of the observed patterns: they enter its objective through nothing else.
+
+    ``mass[h, d]`` is the attention that head h pays at distance d, as a mean over rows (it sums to 1 over d);
+    ``rows[t]`` the share of the rows that are rows t (it sums to 1).
+    """
+
+    mass: Float64[Tensor, "head distance"]
+    rows: Float64[Tensor, "query"]
+
+    @classmethod
+    def of(
+        cls, pattern: Float[Tensor, "batch head query key"], lengths: Int[Tensor, "batch"] | None = None
+    ) -> "DistanceMass":
+        """Those of causal patterns; rows at or beyond a sequence's length do not count."""
+        batch, _, n_query, _ = pattern.shape
+        if lengths is None:
+            lengths = torch.full((batch,), n_query)
+        valid = valid_rows(lengths, n_query)
+        total = sum(p.where(v[:, None], 0.0).double() for p, v in zip(pattern, valid, strict=True))
+        mass = by_distance(total).sum(-2)
+        # Divided by its own sum, not by the number of rows: they sum to 1 only up to the rounding of their dtype.
+        return cls(mass / mass.sum(-1, keepdim=True), valid.sum(0).double() / valid.sum())
+
+
+def fit(observed: DistanceMass, features: Float64[Tensor, "distance feature"]) -> Float64[Tensor, "head feature"]:
+    """The θ of each head that minimises the mean over observed rows of KL(observed row ‖ template row).
+
+    Without the observed rows' own entropy, which does not depend on θ, and with the ridge, the objective is
+
+        f(θ) = Σ_t rows_t ln Z_t(θ) - Σ_d mass_d θ·φ(d) + ½ RIDGE |θ|²,    Z_t(θ) = Σ_{d ≤ t} exp(θ·φ(d)),
+
+    which is strictly convex, so its minimum is the only point of zero gradient: there the template has the observed
+    mean of every feature, but for RIDGE θ. Newton's method in float64 with the step halved until f falls (Armijo), from
+    θ = 0 to where f falls by no more than its rounding. Features must be >= 0 (a constant added to one changes nothing
+    but the rounding); time and memory are O(head distance feature).
+    """
+    theta = observed.mass.new_zeros(len(observed.mass), features.shape[1])
+    value, rounding = _objective(theta, observed, features)
+    for _ in range(_MAX_STEPS):
+        gradient, hessian = _derivatives(theta, observed, features)
+        step = torch.linalg.solve(hessian, gradient)
+        decrement = (gradient * step).sum(-1)  # twice what a full step is going to gain, in nats
+        length = torch.ones_like(decrement)
+        while True:
+            candidate = theta - length[:, None] * step
+            reached, noise = _objective(candidate, observed, features)
+            too_long = reached > value - 0.1 * length * decrement + rounding
+            if not too_long.any():
+                break
+            length = torch.where(too_long, length / 2, length)
+        converged = bool((value - reached <= rounding).all())
+        theta, value, rounding = candidate, reached, noise
+        if converged:
+            return theta
+    raise ArithmeticError(f"Newton's method did not converge in {_MAX_STEPS} steps; it stands at θ = {theta.tolist()}")
+
+
+def _objective(theta: Tensor, observed: DistanceMass, features: Tensor) -> tuple[Tensor, Tensor]:
+    """f(θ) of each head, "head", and how far rounding may have moved it."""
+    bias = theta @ features.T
+    log_z = bias.logcumsumexp(-1) @ observed.rows
+    linear = (observed.mass * bias).sum(-1)
+    ridge = RIDGE / 2 * theta.square().sum(-1)
+    return log_z - linear + ridge, 16 * _EPS * (1 + log_z.abs() + linear.abs())
+
+
+def _derivatives(theta: Tensor, observed: DistanceMass, features: Tensor) -> tuple[Tensor, Tensor]:
+    """∇f = E[φ] - observed mean of φ + RIDGE θ, "head feature", and ∇²f = mean over rows of Cov[φ] + RIDGE · 1.
+
+    Rows are prefixes of one another, so that sums over d ≤ t are cumulative sums along d, and sums over the rows t ≥ d
+    that see a distance are cumulative sums from the other end; in logarithms, where nothing over- or underflows.
+    """
+    bias = theta @ features.T
+    log_z = bias.logcumsumexp(-1)
+    seen = (observed.rows.log() - log_z).flip(-1).logcumsumexp(-1).flip(-1)  # ln Σ_{t ≥ d} rows_t / Z_t
+    expected = (bias + seen).exp()  # the template's own mass by distance
+    gradient = (expected - observed.mass) @ features + RIDGE * theta
+
+    mean = ((bias[:, None] + features.T.log()).logcumsumexp(-1) - log_z[:, None]).exp()  # "head feature query"
+    second = torch.einsum("df,hd,dg->hfg", features, expected, features)
+    covariance = second - torch.einsum("hfq,q,hgq->hfg", mean, observed.rows, mean)
+    # For a saturated head this difference is 0 but for its rounding, which must not outweigh the ridge.
+    floor = RIDGE + 8 * _EPS * second.diagonal(dim1=-2, dim2=-1).amax(-1)
+    return gradient, covariance + floor[:, None, None] * torch.eye(features.shape[1], dtype=second.dtype)

@@ -1,0 +1,188 @@
+"""The command line: parses, calls, writes; nothing else. Options are made from the configs' dataclasses."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from probe.errors import ProbeError, unknown_name
+from probe.files import read_json_object
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ProbeError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it went well, 1 when a claim does not hold, 2 for a wrong input (said in one line)."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except ProbeError as error:
+        print(f"probe: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"probe: {error.filename or 'file'}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="probe", description="How do transformers without position encoding know where they are?")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    study = commands.add_parser("study", help="train, evaluate, probe, compare, verify: one report")
+    study.set_defaults(run=_study)
+    study.add_argument("--folder", default="runs/study", help="where everything goes (default: %(default)s)")
+    study.add_argument("--preset", default="default", help="default (minutes on a laptop) or paper (the paper's size)")
+    study.add_argument("--config", metavar="FILE", help="a JSON file with settings; flags go before it")
+    study.add_argument("--jobs", type=int, help="models worked on at once (default: one a core)")
+    _add_device(study)
+    _add_study_options(study)
+
+    verify = commands.add_parser("verify", help="run every construction's claim through a real model")
+    verify.set_defaults(run=_verify)
+    verify.add_argument("names", nargs="*", metavar="NAME", help="constructions (default: all)")
+    verify.add_argument("--lengths", type=_integers, default=(64, 256, 1024), metavar="N,N,…")
+    verify.add_argument("--dtypes", type=_words, default=("float64", "float32"), metavar="DTYPE,…")
+    verify.add_argument("--json", action="store_true", help="rows as JSON lines")
+
+    training = commands.add_parser("train", help="train one decoder (also under `accelerate launch -m probe`)")
+    training.set_defaults(run=_train)
+    training.add_argument("--folder", required=True, help="where the run goes")
+    training.add_argument("--encoding", default="none")
+    training.add_argument("--preset", default="default")
+    training.add_argument("--config", metavar="FILE", help="a study's JSON file")
+    _add_device(training)
+    _add_study_options(training, without=("encodings", "load", "trace_sequences", "trace_length", "verify_lengths"))
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    pairs = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"NAME=VALUE was wanted, got {part!r}")
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[name] = value
+    return pairs
+
+
+# How a field's type is read from the command line.
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (int, "N"),
+    float: (float, "X"),
+    str: (str, "NAME"),
+    tuple[str, ...]: (_words, "NAME,…"),
+    tuple[int, ...]: (_integers, "N,…"),
+    dict[str, Any]: (_pairs, "NAME=VALUE,…"),
+    dict[str, str]: (_pairs, "NAME=VALUE,…"),
+}
+
+
+def _option_groups() -> dict[str, type]:
+    """The dataclasses whose fields are a study's options, by the key under which a study holds them."""
+    from probe.models.decoder import DecoderConfig
+    from probe.study import StudyConfig
+    from probe.training import TrainingConfig
+
+    return {"": StudyConfig, "model": DecoderConfig, "training": TrainingConfig}
+
+
+# Set by the study itself, or standing for a whole group.
+_NOT_OPTIONS = {"": ("model", "training"), "model": ("d_vocab", "encoding"), "training": ("seed",)}
+
+
+def _add_study_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    for key, cls in _option_groups().items():
+        group = parser.add_argument_group(key or "study")
+        for field, kind in typing.get_type_hints(cls).items():
+            if field in _NOT_OPTIONS[key] or field in without:
+                continue
+            if isinstance(kind, types.UnionType):  # "int | None": what can be said is the int
+                kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+            flag, destination = "--" + field.replace("_", "-"), f"{key}.{field}"
+            if kind is bool:
+                group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, choices=("true", "false"))
+            else:
+                read, metavar = _READERS[kind]
+                group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, type=read, metavar=metavar)
+
+
+def _study_config(options: argparse.Namespace):
+    """Preset, then file, then flags; each overrides what came before it, key by key."""
+    from probe.study import PRESETS, StudyConfig
+
+    if options.preset not in PRESETS:
+        raise unknown_name("preset", options.preset, PRESETS)
+    values = dataclasses.asdict(PRESETS[options.preset])
+    if options.config is not None:
+        for name, value in read_json_object(Path(options.config)).items():
+            if name == "training" and isinstance(value, dict):
+                value = {**values["training"], **value}
+            values[name] = value
+    flags: dict[str, dict[str, Any]] = {key: {} for key in _option_groups()}
+    for destination, value in vars(options).items():
+        key, dot, name = destination.partition(".")
+        if dot:
+            flags[key][name] = value == "true" if value in ("true", "false") else value
+    if flags[""].get("task", values["task"]) != values["task"] and "task_options" not in flags[""]:
+        values["task_options"] = {}  # another task's options do not carry over
+    for key, given in flags.items():
+        values = {**values, **given} if not key else {**values, key: {**values[key], **given}}
+    return StudyConfig.from_dict(values)
+
+
+def _study(options: argparse.Namespace) -> int:
+    from probe.study import run_study
+
+    folder = Path(options.folder)
+    run_study(_study_config(options), folder, device=options.device, jobs=options.jobs, say=_say)
+    print(folder / "report.html")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from probe.study import train_one
+
+    train_one(_study_config(options), options.encoding, Path(options.folder), device=options.device, say=_say)
+    print(Path(options.folder) / "final")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import constructions
+
+    rows = constructions.verify(options.names or None, lengths=options.lengths, dtypes=options.dtypes)
+    if options.json:
+        print(rows.to_json(orient="records", lines=True), end="")
+    else:
+        shown = rows[["construction", "quantity", "length", "dtype", "largest_error", "tolerance", "holds"]]
+        print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    return 0 if rows["holds"].all() else 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

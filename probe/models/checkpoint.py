@@ -1,0 +1,87 @@
+"""Decoders on disk: a folder with ``config.json`` and ``model.safetensors``. Never pickle."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probe.errors import ProbeError
+from probe.files import read_json_object, write_folder, write_text
+from probe.models.decoder import Decoder, DecoderConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save(decoder: Decoder, folder: str | Path) -> None:
+    """Write a decoder to a folder, whole or not at all; a checkpoint that stands there is replaced."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / CONFIG_FILE).is_file() and any(folder.iterdir()):
+        raise ProbeError(f"{folder}: a new folder or an older checkpoint was wanted, got a folder with other files")
+    write_folder(folder, lambda temporary: write_into(decoder, temporary))
+
+
+def write_into(decoder: Decoder, folder: Path) -> None:
+    """Write a decoder's two files into a folder that is there."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    if decoder.config.tie_embeddings:
+        del state["head.weight"]  # the embedding's own memory
+    save_file(state, folder / WEIGHTS_FILE)
+    write_text(folder / CONFIG_FILE, decoder.config.to_json())
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+    """The decoder in a folder, in the dtype in which it was saved unless another is asked for.
+
+    Raises:
+        ProbeError: naming the file, and the key where there is one: a missing or truncated file, a file that is no
+            safetensors (a pickle, say), an unknown or missing key, a wrong shape.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    try:
+        config = DecoderConfig.from_dict(read_json_object(path))
+    except ProbeError as error:
+        raise error if str(error).startswith(str(path)) else ProbeError(f"{path}: {error}") from None
+    state = read_tensors(folder / WEIGHTS_FILE)
+    decoder = Decoder(config, seed=None)
+    expected = decoder.state_dict()
+    if config.tie_embeddings:
+        del expected["head.weight"]
+    check_tensors(folder / WEIGHTS_FILE, state, expected)
+    kinds = {tensor.dtype for tensor in state.values()}
+    if len(kinds) > 1:
+        raise ProbeError(f"{folder / WEIGHTS_FILE}: one dtype was wanted, got {', '.join(sorted(map(str, kinds)))}")
+    if config.tie_embeddings:
+        state["head.weight"] = state["token_embedding.weight"]
+    decoder.load_state_dict(state, assign=True)
+    if config.tie_embeddings:
+        decoder.head.weight = decoder.token_embedding.weight
+    return decoder.to(device=device, dtype=dtype).eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; an error names the file."""
+    if not path.is_file():
+        raise ProbeError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except SafetensorError as error:
+        raise ProbeError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def check_tensors(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly those expected, by name and shape."""
+    for name, tensor in expected.items():
+        if name not in state:
+            raise ProbeError(f"{path}: key {name!r} is missing")
+        if state[name].shape != tensor.shape:
+            raise ProbeError(f"{path}: {name!r} must have shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}")
+    for name, tensor in state.items():
+        if name not in expected:
+            raise ProbeError(f"{path}: unknown key {name!r}")
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ProbeError(f"{path}: {name!r} must be {expected[name].dtype}, got {tensor.dtype}")

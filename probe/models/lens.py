@@ -1,0 +1,106 @@
+"""TransformerLens at the edge: a decoder as a ``TransformerBridge``.
+
+The bridge is a view: it shares the decoder's parameters and leaves its modules as they are. ``import
+transformer_lens`` takes seconds and hundreds of megabytes, so it happens inside these functions, when they are called.
+"""
+
+import copy
+from typing import TYPE_CHECKING
+
+from probe.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+ARCHITECTURE = "PositionProbeDecoder"
+
+_NORMALIZATION_TYPES = {"layer": "LN", "rms": "RMS", "none": None}
+
+
+def to_bridge(decoder: Decoder) -> "TransformerBridge":
+    """A ``TransformerBridge`` of a decoder: the same logits, hooks at every site, edits that reach the logits.
+
+    The bridge reads the decoder's own parameters (training one trains the other); after moving or casting the decoder,
+    make a new one. Tokens are integers: there is no tokenizer. The pattern that it holds comes from a softmax in
+    float32, whatever the decoder's dtype.
+    """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, _adapter_class())
+    config = decoder.config
+    settings = TransformerBridgeConfig(
+        d_model=config.d_model,
+        d_head=config.d_head,
+        n_layers=config.n_layers,
+        n_ctx=config.n_ctx,
+        n_heads=config.n_heads,
+        n_key_value_heads=config.n_kv_heads if config.n_kv_heads != config.n_heads else None,
+        d_mlp=config.d_mlp,
+        d_vocab=config.d_vocab,
+        d_vocab_out=config.d_vocab,
+        normalization_type=_NORMALIZATION_TYPES[config.normalization],
+        uses_rms_norm=config.normalization == "rms",
+        eps=config.norm_eps,
+        act_fn="silu" if config.activation == "swiglu" else config.activation,
+        gated_mlp=config.activation == "swiglu",
+        # Learned positions are part of ``encoding`` here, not a table of TransformerLens's own.
+        positional_embedding_type="none",
+        default_prepend_bos=False,
+        device=str(decoder.device),
+    )
+    # Wrapping replaces sub-modules in place, so a clone is wrapped that shares every parameter and buffer.
+    shared = {id(t): t for t in [*decoder.parameters(), *decoder.buffers()]}
+    clone = copy.deepcopy(decoder, shared).eval()
+    return build_bridge_from_module(clone, ARCHITECTURE, tl_config=settings, tokenizer=None)
+
+
+def _adapter_class() -> type:
+    from transformer_lens.model_bridge import generalized_components as parts
+    from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    class AttentionBridge(parts.PositionEmbeddingsAttentionBridge):
+        rope_optional = True  # most encodings turn nothing
+
+    class DecoderAdapter(ArchitectureAdapter):
+        supports_kv_cache = False
+
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.weight_processing_conversions = {**self._qkvo_weight_conversions(include_biases=True)}
+            projections = {slot: parts.LinearBridge(name=f"{slot}_proj") for slot in "qkvo"}
+            self.component_mapping = {
+                "embed": parts.EmbeddingBridge(name="token_embedding"),
+                "blocks": parts.BlockBridge(
+                    name="layers",
+                    config=cfg,
+                    submodules={
+                        "ln1": _norm(cfg, "attention_norm"),
+                        "attn": AttentionBridge(name="attention", config=cfg, submodules=projections),
+                        "ln2": _norm(cfg, "mlp_norm"),
+                        "mlp": _mlp(cfg),
+                    },
+                ),
+                "ln_final": _norm(cfg, "final_norm"),
+                "unembed": parts.UnembeddingBridge(name="head", config=cfg),
+            }
+
+    def _norm(cfg, name: str):
+        if cfg.normalization_type is None:
+            return GeneralizedComponent(name=name, config=cfg)
+        kind = parts.RMSNormalizationBridge if cfg.uses_rms_norm else parts.NormalizationBridge
+        return kind(name=name, config=cfg)
+
+    def _mlp(cfg):
+        if cfg.gated_mlp:
+            slots = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
+            kind = parts.GatedMLPBridge
+        else:
+            slots = {"in": "up_proj", "out": "down_proj"}
+            kind = parts.MLPBridge
+        submodules = {slot: parts.LinearBridge(name=name) for slot, name in slots.items()}
+        return kind(name="mlp", config=cfg, submodules=submodules)
+
+    return DecoderAdapter

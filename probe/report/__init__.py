@@ -1,0 +1,22 @@
+"""Rows -> figures -> page."""
+
+from probe.report.figures import (
+    accuracy_by_length,
+    attention_maps,
+    construction_errors,
+    distance_matrix,
+    probe_by_site,
+    template_distances,
+)
+from probe.report.page import Section, render_page
+
+__all__ = [
+    "Section",
+    "accuracy_by_length",
+    "attention_maps",
+    "construction_errors",
+    "distance_matrix",
+    "probe_by_site",
+    "render_page",
+    "template_distances",
+]

@@ -1,0 +1,221 @@
+"""The page of a study: its rows in words, figures and tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from probe.report import figures
+from probe.report.page import Section, render_page
+
+IN_DISTRIBUTION, LONGER = "validation", "test"
+DISTANCE = "jensen_shannon"
+
+
+def study_figures(rows: pd.DataFrame, maps: Mapping[str, pd.DataFrame], train_length: int) -> dict[str, go.Figure]:
+    """All figures of a study by name.
+
+    ``rows`` are those of ``rows.parquet``, ``maps[encoding]`` the attention maps of a model.
+    """
+    found = {
+        "accuracy": figures.accuracy_by_length(_of(rows, "accuracy"), train_length),
+        "probe_r2": figures.probe_by_site(_of(rows, "probe", probe="ridge"), "r2"),
+        "probe_accuracy": figures.probe_by_site(_of(rows, "probe", probe="logistic"), "accuracy"),
+        "template_distances": figures.template_distances(_of(rows, "templates", metric=DISTANCE)),
+    }
+    for encoding, heads in maps.items():
+        found[f"attention_{encoding}"] = figures.attention_maps(_closest_head_of_each_layer(heads))
+    pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
+    if not pairs.empty:
+        found["model_distances"] = figures.distance_matrix(pairs)
+    found["constructions"] = figures.construction_errors(_of(rows, "construction").rename(columns={"value": "largest_error"}))
+    return found
+
+
+def study_page(
+    rows: pd.DataFrame,
+    drawn: Mapping[str, go.Figure],
+    settings: Mapping[str, Any],
+    environment: Mapping[str, str],
+    command: str,
+) -> str:
+    """The report as one HTML file.
+
+    Args:
+        rows: those of ``rows.parquet``.
+        drawn: the figures of ``study_figures``.
+        settings: what was studied, as in ``study.json``.
+        environment: versions and device.
+        command: what makes this report anew.
+    """
+    sections = [
+        Section(
+            "Accuracy by length",
+            [
+                "Exact match: the share of held-out sequences whose greedy completion equals the target, token by "
+                "token and in length. Bands and brackets are 95 % Wilson intervals over sequences; one training seed, "
+                "so they say nothing about other seeds."
+            ],
+            figures=[("Exact match by length.", drawn["accuracy"])],
+            tables=[("In distribution (held-out sequences of trained lengths) and beyond.", accuracy_table(rows))],
+        ),
+        Section(
+            "Position in hidden states",
+            [
+                "Linear probes on held-out sequences, split by sequence. Ridge regression of the position (R²) and "
+                "logistic classification of it (accuracy), beside three controls: the same probe on an untrained model "
+                "of the same shape, on the token embedding alone, and with the positions of each sequence shuffled. "
+                "Only what stands above the untrained model was learned. Bars: 95 % bootstrap over test sequences."
+            ],
+            figures=[
+                ("R² of the regressed position by site.", drawn["probe_r2"]),
+                ("Accuracy of the classified position by site.", drawn["probe_accuracy"]),
+            ],
+        ),
+        Section(
+            "Attention beside its templates",
+            [
+                "For each layer, the head that lies closest to its nearest template: its mean pattern over held-out "
+                "sequences, the template, the difference. Fitted templates were fitted to one half of the sequences "
+                "and every distance measured on the other; the number is the Jensen–Shannon divergence in nats, from 0 "
+                "to ln 2 = 0.693, a mean over sequences and query positions."
+            ],
+            figures=[
+                *((f"Encoding: {name.removeprefix('attention_')}.", figure) for name, figure in drawn.items()
+                  if name.startswith("attention_")),
+                ("Distance of every head from every template (a point a head).", drawn["template_distances"]),
+            ],
+            tables=[("Mean over all heads; the number of fitted parameters a head stands beside it.", template_table(rows))],
+        ),
+    ]
+    if "model_distances" in drawn:
+        sections.append(
+            Section(
+                "Models compared",
+                [
+                    "As in Kazemnejad et al. 2023, section 5.2: at each layer the smallest Jensen–Shannon divergence "
+                    "over all pairs of heads, then the mean over layers. Brackets: 95 % bootstrap over sequences, the "
+                    "minimum taken anew each time. The paper orders models by their distance from NoPE: T5, ALiBi, "
+                    "then rotary and absolute."
+                ],
+                figures=[("Distance between every two models, in nats.", drawn["model_distances"])],
+            )
+        )
+    sections += [
+        Section(
+            "Constructions",
+            [
+                "Weights written by hand into the same decoder, every claim run through its forward pass. An error "
+                "within the tolerance holds; the tests show that the checks fail when a weight is off by 1 % or the "
+                "<bos> is missing."
+            ],
+            figures=[("Largest error by length; tolerances dotted.", drawn["constructions"])],
+            tables=[("Claims.", construction_table(rows))],
+        ),
+        Section(
+            "Settings and versions",
+            [f"Made by: {command}"],
+            tables=[("Settings.", _table_of(_flat(settings))), ("Versions.", _table_of(environment))],
+        ),
+    ]
+    return render_page(f"Position study: {settings['task']}", summary(rows, settings), sections)
+
+
+def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
+    """What was done and found, in words."""
+    encodings = list(settings["encodings"])
+    accuracy = _of(rows, "accuracy")
+    overall = accuracy[accuracy["length"].isna()].set_index(["encoding", "split"])
+    lines = [
+        f"{len(encodings)} decoders ({', '.join(encodings)}) on {settings['task']}, seed {settings['seed']}: "
+        f"{_size(settings)}."
+    ]
+    for split, what in ((IN_DISTRIBUTION, "In distribution"), (LONGER, "On the test set")):
+        said = [f"{e} {_interval(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
+        if said:
+            lines.append(f"{what}, exact match is {', '.join(said)}.")
+    ridge = _of(rows, "probe", probe="ridge", metric="r2")
+    last = ridge[ridge["site"].map(_depth) == ridge["site"].map(_depth).max()].set_index(["encoding", "control"])
+    said = [
+        f"{e} {_interval(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
+        f"{last.loc[(e, 'embedding'), 'value']:.3f})"
+        for e in encodings
+    ]
+    lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
+    pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
+    if "none" in encodings and not pairs.empty:
+        near = pairs[(pairs["model_a"] == "none") | (pairs["model_b"] == "none")].sort_values("value")
+        said = [f"{b if a == 'none' else a} {_interval(r)}" for r in near.to_dict("records")
+                for a, b in [(r["model_a"], r["model_b"])]]
+        lines.append(f"In its attention patterns NoPE is nearest to: {', '.join(said)} (nats; one seed each).")
+    claims = _of(rows, "construction")
+    holds = int(claims["holds"].astype(bool).sum())
+    lines.append(f"Of the hand-built constructions' {len(claims)} checks, {holds} hold.")
+    return lines
+
+
+def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
+    accuracy = _of(rows, "accuracy")
+    overall = accuracy[accuracy["length"].isna()]
+    names = {IN_DISTRIBUTION: "in distribution", LONGER: "test"}
+    return pd.DataFrame({
+        "encoding": overall["encoding"], "sequences": overall["split"].map(names), "exact match": overall["value"],
+        "low": overall["low"], "high": overall["high"], "n": overall["n"].astype(int),
+    })
+
+
+def template_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean distance over heads, a row a template, a column an encoding."""
+    templates = _of(rows, "templates", metric=DISTANCE)
+    table = templates.pivot_table(index=["template", "n_parameters"], columns="encoding", values="value", sort=False)
+    table = table.sort_values(table.columns[0]).reset_index()
+    table["n_parameters"] = table["n_parameters"].astype(int)
+    return table.rename(columns={"n_parameters": "parameters"})
+
+
+def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
+    claims = _of(rows, "construction").rename(columns={"value": "largest error"})
+    table = claims[["construction", "claim", "quantity", "source", "length", "dtype", "largest error", "tolerance", "holds"]]
+    return table.astype({"length": int, "holds": bool})
+
+
+def _of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
+    kept = rows[rows["measurement"] == measurement]
+    for column, value in where.items():
+        kept = kept[kept[column] == value] if column in kept else kept[:0]
+    return kept
+
+
+def _closest_head_of_each_layer(heads: pd.DataFrame) -> pd.DataFrame:
+    one = heads.drop_duplicates(["layer", "head"]).sort_values("distance").drop_duplicates("layer")
+    return heads.merge(one[["layer", "head"]], on=["layer", "head"])
+
+
+def _depth(site: str) -> int:
+    return int(site.split(".")[1]) if site.startswith("blocks.") else -1
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _size(settings: Mapping[str, Any]) -> str:
+    model, training = settings["model"], settings["training"]
+    shape = ", ".join(f"{name} {value}" for name, value in model.items())
+    return (f"{shape}; {training['steps']} steps of {training['batch_size']} sequences, learning rate "
+            f"{training['learning_rate']:g}")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    return flat
+
+
+def _table_of(pairs: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame({"name": list(pairs), "value": [str(v) for v in pairs.values()]})

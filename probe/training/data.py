@@ -1,0 +1,98 @@
+"""Examples as tensors, and the order in which training sees them: a pure function of the seed and the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from probe.errors import ProbeError
+from probe.tasks.base import Example, Vocabulary
+
+# Batches are cut from pools of this many, sorted by length, so that little is padded.
+BATCHES_IN_POOL = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences. ``targets[b, p]`` is the token after ``inputs[b, p]``; ``scored`` is True where that
+    token belongs to the completion, so that only the completion is learned."""
+
+    inputs: Int[Tensor, "batch pos"]
+    targets: Int[Tensor, "batch pos"]
+    scored: Bool[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Whole sequences ``<bos> source <sep> target <eos>`` as ids, right-padded with 0."""
+
+    tokens: Int[Tensor, "example pos"]
+    prompt_lengths: Int[Tensor, "example"]
+    lengths: Int[Tensor, "example"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Int[Tensor, "batch"]) -> Batch:
+        """The batch of these rows, cut to its longest sequence."""
+        lengths = self.lengths[rows]
+        tokens = self.tokens[rows, : int(lengths.max())]
+        position = torch.arange(tokens.shape[1] - 1)
+        scored = (position >= self.prompt_lengths[rows, None] - 1) & (position < lengths[:, None] - 1)
+        return Batch(tokens[:, :-1], tokens[:, 1:], scored)
+
+    def to_length(self, length: int) -> Int[Tensor, "kept length"]:
+        """The first ``length`` tokens of every sequence that has as many: nothing is padded."""
+        return self.tokens[self.lengths >= length, :length]
+
+
+def encode(examples: Sequence[Example], vocabulary: Vocabulary) -> EncodedExamples:
+    """Examples as ids.
+
+    Raises:
+        ProbeError: where there is none.
+    """
+    if not examples:
+        raise ProbeError("at least one example was wanted, got none")
+    prompts = [vocabulary.prompt(e) for e in examples]
+    sequences = [prompt + vocabulary.completion(e) for prompt, e in zip(prompts, examples, strict=True)]
+    lengths = np.array([len(s) for s in sequences])
+    tokens = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.concatenate(sequences)
+    prompt_lengths = torch.tensor([len(p) for p in prompts])
+    return EncodedExamples(torch.from_numpy(tokens), prompt_lengths, torch.from_numpy(lengths))
+
+
+class BatchOrder:
+    """Which examples make up the batch of a step.
+
+    Each epoch is a new permutation; it is cut into pools of ``BATCHES_IN_POOL`` batches, each pool sorted by length
+    and its batches shuffled. Nothing is carried from step to step, so a resumed run sees what an unbroken one sees.
+    """
+
+    def __init__(self, lengths: Int[Tensor, "example"], batch_size: int, seed: int):
+        if batch_size < 1:
+            raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
+        self.lengths, self.seed = lengths.numpy(), seed
+        self.batch_size = min(batch_size, len(lengths))
+        self.batches_per_epoch = len(lengths) // self.batch_size
+        self._epoch, self._order = -1, np.empty(0)
+
+    def rows(self, step: int) -> Int[Tensor, "batch"]:
+        """The rows of the batch of step 0, 1, 2, …"""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        return torch.from_numpy(self._order[index])
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.lengths))[: self.batches_per_epoch * self.batch_size]
+        pool = self.batch_size * BATCHES_IN_POOL
+        pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+        by_length = np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in pools])
+        batches = by_length.reshape(-1, self.batch_size)
+        return batches[rng.permutation(len(batches))]

@@ -1,0 +1,255 @@
+"""Training a decoder, so that a run that is killed and started again ends as if nothing had happened.
+
+Every step is a function of the state before it and of (seed, step, process): its batch, its learning rate and its
+dropout. So weights, optimizer moments and the number of the step are all that a checkpoint has to hold.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from probe.config import check_number, check_size
+from probe.device import find_device
+from probe.errors import ProbeError
+from probe.files import claim_folder, write_folder, write_text
+from probe.models import checkpoint
+from probe.models.decoder import Decoder, DecoderConfig
+from probe.training.data import BatchOrder, EncodedExamples
+
+MIXED_PRECISION = ("no", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a decoder is trained. The defaults are Kazemnejad et al. 2023, table 2 (lr 3e-5, linear decay)."""
+
+    steps: int = 40_000
+    batch_size: int = 64
+    learning_rate: float = 3e-5
+    weight_decay: float = 0.05
+    warmup: float = 0.06  # share of the steps
+    clip_norm: float = 1.0
+    mixed_precision: str = "no"
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            check_size(name, getattr(self, name))
+        check_size("seed", self.seed, least=0)
+        for name in ("learning_rate", "clip_norm"):
+            check_number(name, getattr(self, name))
+        check_number("weight_decay", self.weight_decay, closed=True)
+        check_number("warmup", self.warmup, 0, 1, closed=True)
+        if self.mixed_precision not in MIXED_PRECISION:
+            raise ProbeError(
+                f"mixed_precision must be one of {', '.join(MIXED_PRECISION)}, got {self.mixed_precision!r}"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, …: up to the peak over the warm-up, then linearly to 0."""
+        warm = max(1, round(self.warmup * self.steps))
+        return self.learning_rate * min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm))
+
+
+def train(
+    model: DecoderConfig,
+    data: EncodedExamples,
+    config: TrainingConfig,
+    folder: str | Path | None = None,
+    *,
+    device: str | None = None,
+    on_log: Callable[[dict], None] | None = None,
+) -> Decoder:
+    """Train a decoder on the completions of ``data`` and return it, in eval mode.
+
+    With a ``folder``, the run leaves there ``log.jsonl`` (one object every ``log_every`` steps), the newest checkpoint
+    under ``checkpoints`` and, at the end, the model under ``final`` (``probe.models.checkpoint.load`` reads it). A run
+    that was broken off goes on from its newest checkpoint; one that is finished is loaded. On a CPU the result is the
+    same to the last bit. Several GPUs: start the program with ``accelerate launch``.
+
+    Args:
+        on_log: called with each object that goes into the log.
+
+    Raises:
+        ProbeError: where the folder holds a run of other settings or data, or the loss stops being finite.
+    """
+    torch_device = find_device(device)
+    run = None if folder is None else _RunFolder(Path(folder), model, data, config)
+    if run is not None and (run.folder / "final").is_dir():
+        return checkpoint.load(run.folder / "final", device=torch_device)
+    with torch.random.fork_rng():
+        decoder = _train(model, data, config, run, torch_device, on_log or (lambda entry: None))
+    return decoder.eval()
+
+
+def _train(model, data, config, run, device, on_log) -> Decoder:
+    accelerator = _accelerator(config, device)
+    decoder = Decoder(model, seed=config.seed)
+    start = run.resume(decoder) if run is not None else _Resumed()
+    optimizer = torch.optim.AdamW(_decayed_and_not(decoder, config), lr=config.learning_rate, fused=True)
+    wrapped, optimizer = accelerator.prepare(decoder.to(accelerator.device), optimizer)
+    if start.moments:
+        _load_moments(optimizer, decoder, start.moments)
+    order = BatchOrder(data.lengths, config.batch_size, config.seed)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    log = run.open_log(start.step) if run is not None and accelerator.is_main_process else contextlib.nullcontext()
+    decoder.train()
+    with log as file:
+        mark, tokens = time.perf_counter(), 0
+        for step in range(start.step, config.steps):
+            torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            batch = data.batch(order.rows(step))
+            # Every process knows the whole batch, so the mean is over all of its scored tokens; the gradients are
+            # averaged over processes, hence the factor.
+            scale = accelerator.num_processes / int(batch.scored.sum())
+            scored = batch.scored[share].to(accelerator.device)
+            logits = wrapped(batch.inputs[share].to(accelerator.device))[scored].float()
+            targets = batch.targets[share].to(accelerator.device)[scored]
+            loss = F.cross_entropy(logits, targets, reduction="sum") * scale
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            tokens += batch.inputs.numel()
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                mean = accelerator.reduce(loss.detach(), reduction="mean").item()
+                if not math.isfinite(mean):
+                    raise ProbeError(
+                        f"the loss became {mean} at step {done}: a smaller learning_rate than "
+                        f"{config.learning_rate:g} is wanted"
+                    )
+                now = time.perf_counter()
+                entry = {
+                    "step": done,
+                    "loss": mean,
+                    "learning_rate": config.rate(step),
+                    "gradient_norm": float(norm),
+                    "tokens_per_second": tokens / (now - mark),
+                }
+                mark, tokens = now, 0
+                if file is not None:
+                    file.write(json.dumps(entry) + "\n")
+                    file.flush()
+                if accelerator.is_main_process:
+                    on_log(entry)
+            if run is not None and done % config.checkpoint_every == 0 and done < config.steps:
+                if accelerator.is_main_process:
+                    run.save_checkpoint(decoder, optimizer, done)
+                accelerator.wait_for_everyone()
+    trained = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    if run is not None and accelerator.is_main_process:
+        run.finish(trained)
+    accelerator.wait_for_everyone()
+    return trained
+
+
+def _accelerator(config: TrainingConfig, device: torch.device):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    # accelerate keeps the first device and precision of a process for good; a notebook trains more than once.
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=config.mixed_precision, cpu=device.type == "cpu")
+
+
+def _decayed_and_not(decoder: Decoder, config: TrainingConfig) -> list[dict]:
+    """Weight decay for matrices and tables, none for biases and norms."""
+    parameters = list(decoder.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _step_seed(*parts: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    step: int = 0
+    moments: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+def _moments(optimizer, decoder: Decoder) -> dict[str, Tensor]:
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment]
+        for name, parameter in decoder.named_parameters()
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+    }
+
+
+def _load_moments(optimizer, decoder: Decoder, moments: dict[str, Tensor]) -> None:
+    for name, parameter in decoder.named_parameters():
+        optimizer.state[parameter] = {
+            moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+
+class _RunFolder:
+    """The files of one run."""
+
+    def __init__(self, folder: Path, model: DecoderConfig, data: EncodedExamples, config: TrainingConfig):
+        self.folder = folder
+        digest = hashlib.sha256(data.tokens.numpy().tobytes() + data.prompt_lengths.numpy().tobytes()).hexdigest()
+        identity = {"model": dataclasses.asdict(model), "training": dataclasses.asdict(config), "data": digest}
+        claim_folder(folder, "run.json", identity)
+
+    def resume(self, decoder: Decoder) -> _Resumed:
+        """Load the newest checkpoint into the decoder; say at which step it was and with which moments."""
+        newest = max((self.folder / "checkpoints").glob("step-*"), default=None)
+        if newest is None:
+            return _Resumed()
+        decoder.load_state_dict(checkpoint.load(newest).state_dict())
+        return _Resumed(
+            int(newest.name.removeprefix("step-")), checkpoint.read_tensors(newest / "optimizer.safetensors")
+        )
+
+    def save_checkpoint(self, decoder: Decoder, optimizer, step: int) -> None:
+        def write(folder: Path) -> None:
+            checkpoint.write_into(decoder, folder)
+            moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
+            save_file(moments, folder / "optimizer.safetensors")
+
+        newest = self.folder / "checkpoints" / f"step-{step:09d}"
+        write_folder(newest, write)
+        for older in (self.folder / "checkpoints").glob("step-*"):
+            if older != newest:
+                shutil.rmtree(older)
+
+    def open_log(self, step: int):
+        """The log for appending, without what a broken run wrote after the checkpoint that it goes on from."""
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _logged_step(line) <= step]
+            write_text(path, "".join(f"{line}\n" for line in lines))
+        return open(path, "a", encoding="utf-8")
+
+    def finish(self, decoder: Decoder) -> None:
+        write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf  # the half line that a kill leaves

@@ -1,0 +1,226 @@
+import copy
+import dataclasses
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from probe.errors import ProbeError
+from probe.models.decoder import Decoder, DecoderConfig, KVCache
+from probe.models.encodings import ENCODINGS
+
+SHAPES = {
+    "plain": {},
+    "rms, swiglu, no bias": {"normalization": "rms", "activation": "swiglu", "bias": False},
+    "no norm, relu": {"normalization": "none", "activation": "relu"},
+    "grouped heads, free d_head": {"n_kv_heads": 2, "d_head": 6},
+    "tied head, score scale 1": {"tie_embeddings": True, "score_scale": 1.0, "logit_scale": 0.5},
+}
+
+
+@pytest.fixture(params=ENCODINGS)
+def encoding(request):
+    return request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_fused_and_explicit_attention_agree(encoding, shape, make_decoder, random_tokens):
+    decoder = make_decoder(encoding=encoding, **shape)
+    tokens = random_tokens()
+    explicit, fused = decoder(tokens, attention="explicit"), decoder(tokens, attention="fused")
+    torch.testing.assert_close(explicit, fused, atol=1e-5, rtol=1e-5)
+
+
+def test_every_encoding_is_causal(encoding, make_decoder, random_tokens):
+    decoder = make_decoder(encoding=encoding)
+    tokens = random_tokens()
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 19
+    for path in ("explicit", "fused"):
+        before, after = decoder(tokens, attention=path), decoder(changed, attention=path)
+        torch.testing.assert_close(before[:, :9], after[:, :9], atol=1e-6, rtol=0)
+        assert (before[:, 9:] - after[:, 9:]).abs().min(dim=-1).values.max() > 1e-3
+
+
+def test_relative_encodings_and_nope_do_not_see_a_shift(encoding, make_decoder, random_tokens):
+    decoder = make_decoder(encoding=encoding, n_ctx=200).double()
+    tokens = random_tokens()
+    change = (decoder(tokens) - decoder(tokens, positions=torch.arange(100, 116))).abs().max()
+    if encoding in ("none", "t5", "alibi", "rotary"):
+        assert change < 1e-12
+    else:
+        assert change > 1e-3
+
+
+def test_a_cache_changes_nothing(encoding, make_decoder, random_tokens):
+    decoder = make_decoder(encoding=encoding, n_kv_heads=2)
+    tokens = random_tokens()
+    cache = KVCache()
+    pieces = [decoder(part, cache=cache, attention=path) for part, path in
+              [(tokens[:, :5], "explicit"), (tokens[:, 5:9], "fused"), (tokens[:, 9:10], "fused"),
+               (tokens[:, 10:11], "explicit"), (tokens[:, 11:], "explicit")]]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), atol=1e-5, rtol=1e-5)
+    assert cache.length == 16
+
+
+def test_nope_layer_one_is_blind_to_the_order_of_the_prefix(make_decoder, random_tokens):
+    # Theory: one layer without encoding sees a set, two layers see a sequence.
+    tokens = random_tokens(batch=1)
+    permuted = tokens.clone()
+    permuted[:, 1:-1] = tokens[:, 1:-1].flip(1)
+    one, two = make_decoder(n_layers=1).double(), make_decoder(n_layers=2).double()
+    assert (one(tokens)[:, -1] - one(permuted)[:, -1]).abs().max() < 1e-13
+    assert (two(tokens)[:, -1] - two(permuted)[:, -1]).abs().max() > 1e-4
+
+
+def test_it_is_gpt2_with_gpt2s_weights(make_decoder, random_tokens):
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=19, n_positions=32, n_embd=32, n_layer=2, n_head=4,
+                                        activation_function="gelu")).eval()
+    ours = make_decoder(encoding="learned", tie_embeddings=True)
+    with torch.no_grad():
+        ours.token_embedding.weight.copy_(theirs.transformer.wte.weight)
+        ours.encoding.weight.copy_(theirs.transformer.wpe.weight)
+        for block, their in zip(ours.layers, theirs.transformer.h, strict=True):
+            block.attention_norm.load_state_dict(their.ln_1.state_dict())
+            block.mlp_norm.load_state_dict(their.ln_2.state_dict())
+            weights, biases = their.attn.c_attn.weight.T.split(32), their.attn.c_attn.bias.split(32)
+            for projection, weight, bias in zip("qkv", weights, biases, strict=True):
+                getattr(block.attention, f"{projection}_proj").load_state_dict({"weight": weight, "bias": bias})
+            for mine, other in ((block.attention.o_proj, their.attn.c_proj), (block.mlp.up_proj, their.mlp.c_fc),
+                                (block.mlp.down_proj, their.mlp.c_proj)):
+                mine.load_state_dict({"weight": other.weight.T, "bias": other.bias})
+        ours.final_norm.load_state_dict(theirs.transformer.ln_f.state_dict())
+    tokens = random_tokens()
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_it_is_llama_with_llamas_weights(make_decoder, random_tokens):
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=19, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, rms_norm_eps=1e-5, tie_word_embeddings=False,
+    )).eval()
+    ours = make_decoder(encoding="rotary", normalization="rms", activation="swiglu", bias=False, n_kv_heads=2, d_mlp=48)
+    names = {"model.embed_tokens": "token_embedding", "model.layers": "layers", "self_attn": "attention",
+             "input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm", "model.norm": "final_norm",
+             "lm_head": "head"}
+    state = {}
+    for name, weight in theirs.state_dict().items():
+        for their, mine in names.items():
+            name = name.replace(their, mine)
+        state[name] = weight
+    ours.load_state_dict(state)
+    tokens = random_tokens()
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_softmax_to_the_pattern_and_hide_the_future(encoding, make_decoder, random_tokens):
+    decoder, seen = make_decoder(encoding=encoding), {}
+    sites = ("blocks.1.attn.hook_attn_scores", "blocks.1.attn.hook_pattern")
+    decoder(random_tokens(), hooks={site: lambda value, site=site: seen.update({site: value}) for site in sites})
+    scores, pattern = (seen[site] for site in sites)
+    future = torch.ones(16, 16, dtype=torch.bool).triu(1)
+    assert (scores[..., future] == -math.inf).all()
+    torch.testing.assert_close(pattern, scores.softmax(-1))
+    assert (pattern[..., future] == 0).all()
+
+
+def test_hooks_edit_and_see_every_site(make_decoder, random_tokens):
+    decoder, tokens = make_decoder(), random_tokens()
+    plain = decoder(tokens)
+    for site in decoder.config.sites():
+        torch.testing.assert_close(decoder(tokens, hooks={site: lambda value: None}), plain, atol=1e-5, rtol=1e-5)
+        edited = decoder(tokens, hooks={site: lambda value: value.flip(0)})
+        assert (edited - plain).abs().max() > 1e-4, site
+
+
+def test_hybrid_layers_see_the_encoding_only_where_they_should(make_decoder, random_tokens):
+    tokens = random_tokens()
+    for encoding in ("rotary", "alibi", "t5"):
+        hybrid = make_decoder(encoding=encoding, position_layers=(1,))
+        none = Decoder(dataclasses.replace(hybrid.config, encoding="none", position_layers=None), seed=None).eval()
+        none.load_state_dict({k: v for k, v in hybrid.state_dict().items() if not k.startswith("encoding")})
+        site = "blocks.0.hook_resid_post"
+        seen = []
+        for model in (hybrid, none):
+            model(tokens, hooks={site: seen.append})
+        torch.testing.assert_close(seen[0], seen[1])
+        assert (hybrid(tokens) - none(tokens)).abs().max() > 1e-3
+        fused = hybrid(tokens, attention="fused")
+        torch.testing.assert_close(fused, hybrid(tokens, attention="explicit"), atol=1e-5, rtol=1e-5)
+
+
+def test_the_seed_decides_the_weights(make_decoder):
+    a, b, c = make_decoder(seed=1), make_decoder(seed=1), make_decoder(seed=2)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(a.head.weight, c.head.weight)
+
+
+def test_config_goes_through_json(encoding):
+    config = DecoderConfig(d_vocab=7, n_ctx=9, n_layers=2, d_model=8, n_heads=2, encoding=encoding,
+                           encoding_options={"max_distance": 99} if encoding == "t5" else {},
+                           position_layers=(1,) if encoding in ("rotary", "alibi", "t5") else None)
+    assert DecoderConfig.from_json(config.to_json()) == config
+    assert copy.deepcopy(config) == config
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"n_layers": 0}, "n_layers must be an integer of at least 1, got 0"),
+    ({"d_model": -4}, "d_model must be an integer of at least 1, got -4"),
+    ({"n_heads": 3}, r"d_model \(8\) must be divisible by n_heads \(3\)"),
+    ({"n_heads": 2, "n_kv_heads": 3}, r"n_heads \(2\) must be divisible by n_kv_heads \(3\)"),
+    ({"d_vocab": True}, "d_vocab must be an integer of at least 1, got True"),
+    ({"encoding": "rope"}, "unknown encoding 'rope'; known: alibi"),
+    ({"activation": "tanh"}, "unknown activation 'tanh'; known: gelu, relu, swiglu"),
+    ({"normalization": "batch"}, "unknown normalization 'batch'; known: layer, none, rms"),
+    ({"dropout": 1.0}, "dropout must be a number at least 0 and below 1, got 1.0"),
+    ({"score_scale": 0}, "score_scale must be a number above 0, got 0"),
+    ({"norm_eps": math.nan}, "norm_eps must be a number above 0, got nan"),
+    ({"encoding": "rotary", "position_layers": (2,)}, "position_layers must be layers in 0…1"),
+    ({"encoding": "learned", "position_layers": (1,)}, "wants an encoding that acts in attention, got 'learned'"),
+    ({"bias": 1}, "bias must be true or false, got 1"),
+])
+def test_bad_configs_are_one_clear_line(options, message):
+    with pytest.raises(ProbeError, match=message):
+        DecoderConfig(**({"d_vocab": 7, "n_ctx": 9, "n_layers": 2, "d_model": 8, "n_heads": 2} | options))
+
+
+def test_unknown_and_missing_keys_are_refused():
+    with pytest.raises(ProbeError, match="unknown option of a decoder's config 'heads'"):
+        DecoderConfig.from_dict({"d_vocab": 7, "n_ctx": 9, "n_layers": 2, "d_model": 8, "n_heads": 2, "heads": 1})
+    with pytest.raises(ProbeError, match="wants 'n_heads', which is missing"):
+        DecoderConfig.from_dict({"d_vocab": 7, "n_ctx": 9, "n_layers": 2, "d_model": 8})
+    with pytest.raises(ProbeError, match="must be a JSON object, got list"):
+        DecoderConfig.from_json("[]")
+
+
+def test_bad_tokens_are_one_clear_line(make_decoder, random_tokens):
+    decoder = make_decoder(encoding="learned")
+    with pytest.raises(ProbeError, match="32 positions .* reaches position 39"):
+        decoder(random_tokens(length=40))
+    with pytest.raises(ProbeError, match=r"at least one sequence of one token, got shape \(0, 4\)"):
+        decoder(torch.zeros(0, 4, dtype=torch.long))
+    with pytest.raises(ProbeError, match="0…18, got 3…19"):
+        decoder(torch.tensor([[3, 19]]))
+    with pytest.raises(ProbeError, match="unknown site 'blocks.2.hook_resid_post'"):
+        decoder(random_tokens(), hooks={"blocks.2.hook_resid_post": lambda v: v})
+    with pytest.raises(ProbeError, match="hook them with attention='explicit'"):
+        decoder(random_tokens(), hooks={"blocks.0.attn.hook_pattern": lambda v: v}, attention="fused")
+    with pytest.raises(ProbeError, match="positions must name all 16 positions"):
+        decoder(random_tokens(), positions=torch.arange(3))
+
+
+def test_import_probe_imports_no_transformer_lens():
+    code = "import probe, sys; probe.Decoder, probe.train, probe.to_bridge; print('transformer_lens' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_building_leaves_the_global_generator_alone(make_decoder):
+    state = torch.get_rng_state()
+    make_decoder(), make_decoder(seed=None)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from probe.errors import ProbeError
+from probe.models.encodings import ENCODINGS, alibi_slopes, make_encoding, rotate, t5_bucket
+
+DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64}
+LIKE = torch.zeros((), dtype=torch.float64)
+
+
+@pytest.fixture(params=ENCODINGS)
+def encoding(request):
+    made = make_encoding(request.param, {}, **DIMS).double()
+    made.reset_parameters(torch.Generator().manual_seed(0))
+    return made
+
+
+def test_alibi_slopes_are_those_of_the_paper():
+    assert alibi_slopes(8).tolist() == [2.0**-k for k in range(1, 9)]
+    powers = [-1, -2, -3, -4, -5, -6, -7, -8, -0.5, -1.5, -2.5, -3.5]
+    assert alibi_slopes(12).tolist() == pytest.approx([2.0**p for p in powers], rel=1e-15)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 5, 8, 12, 16, 20])
+def test_alibi_slopes_are_those_of_hugging_face(n_heads):
+    # BLOOM's tensor is slope × key position.
+    bias = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), n_heads, torch.float32)
+    torch.testing.assert_close(alibi_slopes(n_heads).float(), bias[:, 0, 1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (8, 20), (16, 1000)])
+def test_t5_buckets_are_those_of_hugging_face(n_buckets, max_distance):
+    distance = torch.arange(-5, 2000)
+    theirs = T5Attention._relative_position_bucket(
+        -distance, bidirectional=False, num_buckets=n_buckets, max_distance=max_distance
+    )
+    assert torch.equal(t5_bucket(distance, n_buckets, max_distance), theirs)
+
+
+def test_t5_buckets_start_where_the_paper_says():
+    bucket = t5_bucket(torch.arange(300)).tolist()
+    assert bucket[:16] == list(range(16))
+    starts = {16: 16, 17: 19, 18: 21, 19: 24, 20: 27, 21: 31, 24: 46, 31: 113}
+    assert {b: bucket.index(b) for b in starts} == starts
+    assert bucket[-1] == 31
+
+
+def test_sinusoids_are_those_of_vaswani():
+    sinusoidal = make_encoding("sinusoidal", {}, **DIMS)
+    x = torch.zeros(1, 5, 16, dtype=torch.float64)
+    table = sinusoidal.embed(x, torch.arange(5))[0]
+    for p in range(5):
+        for i in range(8):
+            angle = p / 10000 ** (2 * i / 16)
+            assert table[p, 2 * i] == pytest.approx(math.sin(angle), abs=1e-15)
+            assert table[p, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-15)
+
+
+def test_rotation_is_that_of_llama():
+    rotary = make_encoding("rotary", {}, **DIMS)
+    q, k = torch.randn(2, 2, 4, 6, 8, dtype=torch.float64)
+    rotation = rotary.rotation(torch.arange(6), LIKE)
+    frequencies = 1 / 10000 ** (np.arange(0, 8, 2) / 8)
+    angle = torch.from_numpy(np.outer(np.arange(6), np.concatenate([frequencies, frequencies])))[None]
+    theirs_q, theirs_k = apply_rotary_pos_emb(q, k, angle.cos(), angle.sin())
+    torch.testing.assert_close(rotate(q, rotation), theirs_q)
+    torch.testing.assert_close(rotate(k, rotation), theirs_k)
+
+
+def test_alibi_bias_is_a_literal_matrix():
+    bias = make_encoding("alibi", {}, **DIMS).bias(torch.arange(3), torch.arange(3), LIKE)
+    # Four heads: slopes 2^-2, 2^-4, 2^-6, 2^-8; future keys are hidden later, by the causal mask.
+    assert bias[0].tril().tolist() == [[0, 0, 0], [-0.25, 0, 0], [-0.5, -0.25, 0]]
+    assert bias[3].tril().tolist() == [[0, 0, 0], [-1 / 256, 0, 0], [-2 / 256, -1 / 256, 0]]
+
+
+def test_t5_bias_is_the_table_at_the_bucket():
+    t5 = make_encoding("t5", {}, **DIMS).double()
+    t5.reset_parameters(torch.Generator().manual_seed(0))
+    query, key = torch.arange(20, 40), torch.arange(40)
+    bias = t5.bias(query, key, LIKE)
+    for q in (20, 33, 39):
+        for k in (0, 5, 20):
+            bucket = T5Attention._relative_position_bucket(torch.tensor([k - q]), False, 32, 128)
+            torch.testing.assert_close(bias[:, q - 20, k], t5.weight[bucket.item()])
+
+
+@pytest.mark.parametrize("name", ["t5", "alibi"])
+def test_scattered_positions_give_the_rows_and_columns_of_the_whole(name):
+    encoding = make_encoding(name, {}, **DIMS).double()
+    encoding.reset_parameters(torch.Generator().manual_seed(0))
+    everywhere = encoding.bias(torch.arange(50), torch.arange(50), LIKE)
+    query, key = torch.tensor([3, 40, 41, 49]), torch.tensor([0, 2, 39])
+    torch.testing.assert_close(encoding.bias(query, key, LIKE), everywhere[:, query][:, :, key])
+
+
+def test_t5_gradient_counts_each_bucket():
+    t5 = make_encoding("t5", {}, **DIMS)
+    t5.reset_parameters()
+    t5.bias(torch.arange(30), torch.arange(30), t5.weight).sum().backward()
+    distance = torch.arange(30)[:, None] - torch.arange(30)
+    counts = torch.bincount(t5_bucket(distance).flatten(), minlength=32)
+    assert torch.equal(t5.weight.grad, counts[:, None].expand(-1, 4).float())
+
+
+def test_every_encoding_answers_in_the_dtype_that_is_asked(encoding):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        like = torch.zeros((), dtype=dtype)
+        encoding.to(dtype)
+        assert encoding.embed(torch.zeros(1, 4, 16, dtype=dtype), torch.arange(4)).dtype == dtype
+        for value in (encoding.bias(torch.arange(4), torch.arange(4), like), encoding.rotation(torch.arange(4), like)):
+            for tensor in value if isinstance(value, tuple) else (value,):
+                assert tensor is None or tensor.dtype == dtype
+
+
+def test_bad_input_is_one_clear_line():
+    with pytest.raises(ProbeError, match="unknown encoding 'fire'; known: alibi, learned, none"):
+        make_encoding("fire", {}, **DIMS)
+    with pytest.raises(ProbeError, match="'t5' has no option 'buckets'; it has: n_buckets, max_distance"):
+        make_encoding("t5", {"buckets": 3}, **DIMS)
+    with pytest.raises(ProbeError, match="'alibi' has no option 'base'; it has: none"):
+        make_encoding("alibi", {"base": 3}, **DIMS)
+    with pytest.raises(ProbeError, match="n_heads must be at least 1, got 0"):
+        alibi_slopes(0)
+    with pytest.raises(ProbeError, match="got 32 and 16"):
+        t5_bucket(torch.arange(3), 32, 16)
+    with pytest.raises(ProbeError, match="even d_head, got 7"):
+        make_encoding("rotary", {}, **(DIMS | {"d_head": 7}))
+    with pytest.raises(ProbeError, match="even d_model, got 15"):
+        make_encoding("sinusoidal", {}, **(DIMS | {"d_model": 15}))
