@@ -5,14 +5,35 @@ any other. To add a construction: write its class (``Construction``), add it to 
 a new file's to those below.
 """
 
-from constructions import absolute, relative
-from constructions.absolute import AbsolutePosition
+from constructions import absolute, chords, newton, odometer, relative
+from constructions.absolute import AbsolutePosition, ClosedForm
+from constructions.chords import Chords, ExactPosition
 from constructions.construction import Construction
+from constructions.newton import Newton
+from constructions.odometer import Odometer
 from constructions.relative import RelativePosition
 from constructions.weights import perturbed
 
-CONSTRUCTIONS: dict[str, Construction] = {**absolute.CONSTRUCTIONS, **relative.CONSTRUCTIONS}
+CONSTRUCTIONS: dict[str, Construction] = {
+    **absolute.CONSTRUCTIONS,
+    **chords.CONSTRUCTIONS,
+    **newton.CONSTRUCTIONS,
+    **odometer.CONSTRUCTIONS,
+    **relative.CONSTRUCTIONS,
+}
 
 from constructions.verification import verify  # noqa: E402  (it ranges over CONSTRUCTIONS)
 
-__all__ = ["CONSTRUCTIONS", "AbsolutePosition", "Construction", "RelativePosition", "perturbed", "verify"]
+__all__ = [
+    "CONSTRUCTIONS",
+    "AbsolutePosition",
+    "Chords",
+    "ClosedForm",
+    "Construction",
+    "ExactPosition",
+    "Newton",
+    "Odometer",
+    "RelativePosition",
+    "perturbed",
+    "verify",
+]

@@ -1,7 +1,7 @@
 """A construction: weights that a theorem promises, what they are claimed to do, and the check that they do it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import pandas as pd
@@ -9,49 +9,51 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from constructions.layout import BOS, D_VOCAB, Layout
+from constructions.observing import observe
 from constructions.weights import zero_weights
 from probe.errors import ProbeError
-from probe.models.decoder import Decoder, DecoderConfig, Hook
-
-# The residual stream of every construction begins with three rows, as in Kazemnejad et al. 2023, appendix C (whose
-# rows 1, 2, 3 these are); behind them stands the content, N_CONTENT numbers that are the token's and arbitrary.
-ONE, IS_BOS, POSITION = 0, 1, 2
-CONTENT = slice(3, None)
-N_CONTENT = 13
-D_MODEL = 3 + N_CONTENT
-
-BOS = 0
-D_VOCAB = 32
+from probe.models.decoder import Decoder, DecoderConfig
 
 
 class Construction(ABC):
     """Hand-built weights for a ``Decoder``, claimed up to a length and a tolerance that depend on the dtype.
 
-    To add one: subclass it, say what is claimed in the class attributes, write ``config``, ``write_weights`` and
-    ``errors``, and add it to the ``CONSTRUCTIONS`` at the foot of its file.
+    To add one: subclass it (or ``StreamConstruction``, ``HeadConstruction``), say what is claimed in the class
+    attributes, write ``config``, ``write_weights`` and ``errors``, and add it to the ``CONSTRUCTIONS`` at the foot of
+    its file.
     """
 
-    name: ClassVar[str]
-    claim: ClassVar[str]  # one sentence
-    source: ClassVar[str]  # paper and theorem
-    layers: ClassVar[int]
-    max_length: ClassVar[Mapping[torch.dtype, int]]  # tokens, <bos> among them
-    tolerance: ClassVar[Mapping[torch.dtype, Mapping[str, float]]]  # by dtype, then by the quantity that is measured
+    name: str
+    claim: str  # one sentence
+    source: str  # paper and theorem
+    # A layer without attention is a block whose W_V is 0, one without MLP a block whose W_out is 0: they are not
+    # counted in the second and third number.
+    layers: int
+    attention_layers: int
+    mlp_layers: int
+    max_length: Mapping[torch.dtype, int]  # tokens, <bos> among them
+    tolerance: Mapping[torch.dtype, Mapping[str, float]]  # by dtype, then by the quantity that is measured
     attention_paths: ClassVar[tuple[str, ...]] = ("explicit", "fused")  # those on which the claim can be looked at
+    # Whether a weight is chosen for the dtype (the constant of a rounding unit), and not only rounded to it.
+    dtype_specific: ClassVar[bool] = False
 
     @abstractmethod
     def config(self, length: int) -> DecoderConfig:
         """The shape of the decoder for sequences of up to ``length`` tokens."""
 
     @abstractmethod
-    def write_weights(self, decoder: Decoder, length: int) -> None:
-        """Write the weights into a float64 decoder in which everything is 0."""
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
+        """Write the weights into a float64 decoder in which everything is 0; it will run in ``dtype``."""
 
     @abstractmethod
-    def errors(self, decoder: Decoder, tokens: Int[Tensor, "batch pos"], attention: str) -> dict[str, float]:
-        """How far ``decoder`` is from the claim on these tokens: the largest error of each quantity in ``tolerance``.
+    def errors(
+        self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
+    ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
+        """How far ``decoder`` is from the claim on these tokens: the positions that were looked at (t = 1 at ``<bos>``),
+        and for each quantity in ``tolerance`` the error at each of them, float64.
 
-        Every number comes from ``Decoder.forward`` (``observe``); what it is compared with does not.
+        Every number comes from ``Decoder.forward``; what it is compared with does not.
         """
 
     def build(self, length: int, dtype: torch.dtype = torch.float64) -> Decoder:
@@ -63,10 +65,19 @@ class Construction(ABC):
             ProbeError: for a dtype it was not made for, or a length outside 1…max_length[dtype].
         """
         self._require(length, dtype)
+        return self.build_unclaimed(length, dtype)
+
+    @torch.no_grad()
+    def build_unclaimed(self, length: int, dtype: torch.dtype) -> Decoder:
+        """``build`` for any length and dtype, claimed or not: for the search for the first length that fails."""
         decoder = Decoder(self.config(length), seed=None).double()
         zero_weights(decoder)
-        self.write_weights(decoder, length)
+        self.write_weights(decoder, length, dtype)
         return decoder.to(dtype).eval()
+
+    def claims(self, length: int, dtype: torch.dtype) -> bool:
+        """Whether anything is claimed at that length in that dtype."""
+        return dtype in self.max_length and 1 <= length <= self.max_length[dtype]
 
     def tokens(self, length: int, seed: int = 0) -> Int[Tensor, "1 length"]:
         """A sequence on which the construction is claimed: ``<bos>`` first and only there, then random content."""
@@ -79,7 +90,7 @@ class Construction(ABC):
         length: int,
         dtype: torch.dtype = torch.float64,
         decoder: Decoder | None = None,
-        tokens: Int[Tensor, "batch pos"] | None = None,
+        tokens: Int[Tensor, "1 pos"] | None = None,
         attention: str = "explicit",
     ) -> pd.DataFrame:
         """Run the decoder and compare: one row for each quantity of the claim.
@@ -92,9 +103,10 @@ class Construction(ABC):
             attention: the path taken by ``Decoder.forward``.
 
         Returns:
-            Columns construction, claim, quantity, source, length, dtype, attention, largest_error, tolerance, holds.
+            Columns construction, claim, quantity, source, length, dtype, attention, largest_error, tolerance, holds,
+            attention_layers, mlp_layers, width (units of the widest MLP), first_failure and positions_checked.
             ``largest_error`` is in the unit of the quantity; ``holds`` says that it is within ``tolerance`` (NaN is
-            not).
+            not); ``first_failure`` is the first position, 1 at ``<bos>``, where it is not, or missing.
 
         Raises:
             ProbeError: for a dtype it was not made for, a length outside 1…max_length[dtype], or a decoder or tokens
@@ -104,70 +116,105 @@ class Construction(ABC):
         decoder = self.build(length, dtype) if decoder is None else decoder
         tokens = self.tokens(length) if tokens is None else tokens
         if decoder.dtype != dtype:
-            raise ProbeError(f"the check wants a decoder in {_short(dtype)}, got one in {_short(decoder.dtype)}")
+            raise ProbeError(f"the check wants a decoder in {short(dtype)}, got one in {short(decoder.dtype)}")
         if tokens.shape[-1] != length:
             raise ProbeError(f"the check wants sequences of {length} tokens, got {tokens.shape[-1]}")
-        errors = self.errors(decoder, tokens, attention)
-        rows = [
-            {
-                "construction": self.name,
-                "claim": self.claim,
-                "quantity": quantity,
-                "source": self.source,
-                "length": length,
-                "dtype": _short(dtype),
-                "attention": attention,
-                "largest_error": errors[quantity],
-                "tolerance": tolerance,
-                "holds": errors[quantity] <= tolerance,
-            }
-            for quantity, tolerance in self.tolerance[dtype].items()
-        ]
-        return pd.DataFrame(rows)
+        t, errors = self.errors(decoder, tokens, attention)
+        return pd.DataFrame(self.rows(t, errors, length, dtype, attention, decoder.config.d_mlp))
+
+    def rows(
+        self,
+        t: Int[Tensor, "looked_at"],
+        errors: Mapping[str, Float[Tensor, "looked_at"]],
+        length: int,
+        dtype: torch.dtype,
+        attention: str,
+        width: int,
+    ) -> list[dict]:
+        """The rows of ``check``, out of the errors at the positions t."""
+        rows = []
+        for quantity, tolerance in self.tolerance[dtype].items():
+            error = errors[quantity].nan_to_num(nan=torch.inf)
+            failures = t[error > tolerance]
+            rows.append(
+                {
+                    "construction": self.name,
+                    "claim": self.claim,
+                    "quantity": quantity,
+                    "source": self.source,
+                    "length": length,
+                    "dtype": short(dtype),
+                    "attention": attention,
+                    "largest_error": error.max().item(),
+                    "tolerance": tolerance,
+                    "holds": len(failures) == 0,
+                    "attention_layers": self.attention_layers,
+                    "mlp_layers": self.mlp_layers,
+                    "width": width if self.mlp_layers else 0,
+                    "first_failure": failures.min().item() if len(failures) else None,
+                    "positions_checked": len(t),
+                }
+            )
+        return rows
 
     def _require(self, length: int, dtype: torch.dtype) -> None:
         if dtype not in self.max_length:
-            made_for = ", ".join(_short(known) for known in self.max_length)
-            raise ProbeError(f"{self.name} is made for {made_for}; got {_short(dtype)}")
-        if not 1 <= length <= self.max_length[dtype]:
+            made_for = ", ".join(short(known) for known in self.max_length)
+            raise ProbeError(f"{self.name} is made for {made_for}; got {short(dtype)}")
+        if not self.claims(length, dtype):
             raise ProbeError(
-                f"{self.name} is claimed for lengths 1…{self.max_length[dtype]} in {_short(dtype)}, got {length}"
+                f"{self.name} is claimed for lengths 1…{self.max_length[dtype]} in {short(dtype)}, got {length}"
             )
 
 
-def write_embeddings(decoder: Decoder, seed: int = 0) -> None:
-    """Row ONE = 1, row IS_BOS = 1 for ``<bos>`` and 0 for the others, row POSITION = 0; content ~ N(0, 1)."""
-    embedding = decoder.token_embedding.weight.detach()
-    embedding[:, ONE] = 1
-    embedding[BOS, IS_BOS] = 1
-    content = embedding[:, CONTENT]
-    content.copy_(
-        torch.randn(content.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(content)
-    )
+class StreamConstruction(Construction):
+    """A construction that leaves something in named rows of the residual stream after its last layer."""
+
+    activation: ClassVar[str] = "relu"
+
+    @abstractmethod
+    def layout(self, length: int) -> Layout:
+        """The rows of the stream."""
+
+    @abstractmethod
+    def width(self, length: int) -> int:
+        """Units of the widest MLP."""
+
+    def d_head(self, length: int) -> int:
+        return 4
+
+    def config(self, length: int) -> DecoderConfig:
+        return DecoderConfig(
+            d_vocab=D_VOCAB,
+            n_ctx=length,
+            n_layers=self.layers,
+            d_model=self.layout(length).d_model,
+            n_heads=1,
+            d_head=self.d_head(length),
+            d_mlp=self.width(length),
+            activation=self.activation,
+            normalization="none",
+            encoding="none",
+            bias=True,
+        )
+
+    @abstractmethod
+    def stream_errors(
+        self,
+        embedded: Float[Tensor, "pos d_model"],
+        stream: Float[Tensor, "pos d_model"],
+        t: Int[Tensor, "pos"],
+        length: int,
+    ) -> dict[str, Float[Tensor, "pos"]]:
+        """The errors at positions t (1 at ``<bos>``) of the stream after the last layer, ``embedded`` before the
+        first, in a decoder that was built for ``length``."""
+
+    def errors(self, decoder, tokens, attention):
+        last = f"blocks.{self.layers - 1}.hook_resid_post"
+        seen = observe(decoder, tokens, ("hook_embed", last), attention=attention)
+        t = torch.arange(1, tokens.shape[1] + 1)
+        return t, self.stream_errors(seen["hook_embed"][0], seen[last][0], t, decoder.config.n_ctx)
 
 
-@torch.no_grad()
-def observe(
-    decoder: Decoder,
-    tokens: Int[Tensor, "batch pos"],
-    sites: Sequence[str],
-    *,
-    attention: str = "explicit",
-    edits: Mapping[str, Hook] | None = None,
-) -> dict[str, Float[Tensor, "..."]]:
-    """The values at ``sites`` in one forward pass, float64, on the CPU, with ``edits`` made at other sites.
-
-    ``probe.trace`` does this for measurements; a check must also choose the attention path and edit on the way.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def keep(site: str) -> Hook:
-        return lambda value: seen.update({site: value.cpu().double()})
-
-    hooks = {**(edits or {}), **{site: keep(site) for site in sites}}
-    decoder(tokens.to(decoder.device), hooks=hooks, attention=attention)
-    return seen
-
-
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -4,21 +4,13 @@ import math
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from constructions.absolute import write_absolute_position
-from constructions.construction import (
-    CONTENT,
-    D_MODEL,
-    D_VOCAB,
-    N_CONTENT,
-    ONE,
-    POSITION,
-    Construction,
-    observe,
-    write_embeddings,
-)
+from constructions.construction import Construction
+from constructions.layout import CONTENT, D_MODEL, D_VOCAB, N_CONTENT, ONE, POSITION, write_embeddings
+from constructions.observing import observe
 from constructions.weights import head_weights, write_head
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
@@ -67,7 +59,7 @@ class RelativePosition(Construction):
     name = "relative_position"
     claim = "the scores of layer 1 are those of the content alone minus m (t - i), m the slope of the head"
     source = "Kazemnejad et al. 2023, Theorem 2"
-    layers = 2
+    layers, attention_layers, mlp_layers = 2, 2, 1
     # Measured with slopes up to 1: scores 4e-10 and pattern 8e-11 in float64 at 2048, 2e-2 and 2e-3 in float32 at 1024.
     # It is the position's own error, times the slope; those of small t in the keys are the largest.
     max_length: ClassVar = {torch.float64: 2048, torch.float32: 1024}
@@ -104,7 +96,7 @@ class RelativePosition(Construction):
             bias=True,
         )
 
-    def write_weights(self, decoder: Decoder, length: int) -> None:
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         write_embeddings(decoder)
         write_absolute_position(decoder, layer=0, length=length)
         generator = torch.Generator().manual_seed(1)
@@ -116,7 +108,7 @@ class RelativePosition(Construction):
                 content /= math.sqrt(N_CONTENT)
             write_relative_bias(decoder, layer=1, head=head, slope=slope)
 
-    def errors(self, decoder: Decoder, tokens: Int[Tensor, "batch pos"], attention: str) -> dict[str, float]:
+    def errors(self, decoder, tokens, attention):
         scores_site, pattern_site = "blocks.1.attn.hook_attn_scores", "blocks.1.attn.hook_pattern"
 
         def content_alone(resid: Tensor) -> Tensor:
@@ -135,10 +127,10 @@ class RelativePosition(Construction):
         for head, slope in enumerate(self.slopes.tolist()):
             wanted = content[scores_site][:, head] - slope * distance
             error = (seen[scores_site][:, head] - wanted).masked_fill(future, 0)
-            largest["scores"].append(error.abs().max())
+            largest["scores"].append(error.abs().amax(dim=(0, -1)))
             error = seen[pattern_site][:, head] - wanted.masked_fill(future, -math.inf).softmax(dim=-1)
-            largest["pattern"].append(error.abs().sum(-1).max() / 2)
-        return {quantity: torch.stack(values).max().item() for quantity, values in largest.items()}
+            largest["pattern"].append(error.abs().sum(-1).amax(0) / 2)
+        return t.long() + 1, {quantity: torch.stack(values).amax(0) for quantity, values in largest.items()}
 
 
 CONSTRUCTIONS: dict[str, Construction] = {"relative_position": RelativePosition()}

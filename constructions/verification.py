@@ -6,46 +6,79 @@ import pandas as pd
 import torch
 
 from constructions import CONSTRUCTIONS
-from constructions.construction import Construction
+from constructions.construction import Construction, short
 from probe.errors import ProbeError, unknown_name
+
+DTYPES = (torch.float64, torch.float32)
+
+# What each level runs: (lengths, dtypes, attention paths). A length beyond a claim, or a dtype it is not made for, is
+# left out; "full" adds every construction's longest claim in every dtype, through the fused kernel.
+LEVELS: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...], tuple[str, ...]]] = {
+    "quick": ((64, 256), (*DTYPES, torch.bfloat16), ("explicit", "fused")),
+    "default": ((64, 256, 1024), DTYPES, ("explicit",)),
+    "full": ((64, 256, 1024), (*DTYPES, torch.bfloat16), ("explicit", "fused")),
+}
 
 
 def verify(
     constructions: Iterable[str | Construction] | None = None,
-    lengths: Sequence[int] = (64, 256, 1024),
-    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
-    attention: Sequence[str] = ("explicit",),
+    lengths: Sequence[int] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+    attention: Sequence[str] | None = None,
+    level: str = "default",
 ) -> pd.DataFrame:
     """The rows of ``Construction.check`` for each construction, dtype, length and attention path.
 
+    A construction is checked where it claims something: at lengths up to its limit, in dtypes that it is made for, on
+    paths that hold what it claims.
+
     Args:
         constructions: names in ``CONSTRUCTIONS``, or constructions; all of them by default.
-        lengths: tokens in the sequence, ``<bos>`` among them.
-        dtypes: of weights and activations.
-        attention: the paths of ``Decoder.forward``. A claim about scores or patterns has no row for a path that holds
-            none (``Construction.attention_paths``).
+        lengths: tokens in the sequence, ``<bos>`` among them; those of the level by default.
+        dtypes: of weights and activations; those of the level by default.
+        attention: the paths of ``Decoder.forward``; those of the level by default. A claim about scores or patterns
+            has no row for a path that holds none (``Construction.attention_paths``).
+        level: "quick" (seconds), "default", or "full", which adds the longest length of each claim (minutes).
 
     Raises:
-        ProbeError: for an unknown name, a dtype or a length for which a construction is not claimed, or if no row
-            would come out.
+        ProbeError: for an unknown name or level, or if no row would come out.
     """
+    if level not in LEVELS:
+        raise unknown_name("level", level, LEVELS)
+    usual_lengths, usual_dtypes, usual_paths = LEVELS[level]
+    lengths, dtypes = lengths or usual_lengths, dtypes or usual_dtypes
+    attention = attention or usual_paths
     wanted = CONSTRUCTIONS if constructions is None else constructions
     chosen = [_named(each) if isinstance(each, str) else each for each in wanted]
-    tables = [
-        construction.check(length, dtype, attention=path)
+    runs = [
+        (construction, length, dtype, path)
         for construction in chosen
         for dtype in dtypes
         for length in lengths
         for path in attention
-        if path in construction.attention_paths
+        if construction.claims(length, dtype) and path in construction.attention_paths
     ]
-    if not tables:
+    if level == "full":
+        runs += [
+            (construction, longest, dtype, "fused" if "fused" in construction.attention_paths else "explicit")
+            for construction in chosen
+            for dtype, longest in construction.max_length.items()
+            if longest not in lengths
+        ]
+    if not runs:
         paths = sorted({path for construction in chosen for path in construction.attention_paths})
-        raise ProbeError(
-            f"verify wants at least one construction, length, dtype and attention path (of: {', '.join(paths)}), got "
-            f"{len(chosen)}, {list(lengths)}, {list(dtypes)} and {list(attention)}"
+        limits = "; ".join(
+            f"{each.name}: " + ", ".join(f"{short(dtype)} to {longest}" for dtype, longest in each.max_length.items())
+            for each in chosen
         )
-    return pd.concat(tables, ignore_index=True)
+        raise ProbeError(
+            f"verify wants at least one construction with a claim at these lengths ({list(lengths)}), dtypes "
+            f"({[short(dtype) for dtype in dtypes]}) and attention paths ({list(attention)}, of {paths}); claimed: "
+            f"{limits or 'nothing'}"
+        )
+    tables = [construction.check(length, dtype, attention=path) for construction, length, dtype, path in runs]
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.astype({"first_failure": "Int64"})
 
 
 def _named(name: str) -> Construction:

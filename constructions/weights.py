@@ -6,7 +6,7 @@ multiplies from the left: q = x W_Q, k = x W_K, v = x W_V, and z W_O is added to
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,27 +85,60 @@ def write_mlp_units(
     bias: Float[Tensor, "unit"],
     write: Mapping[int, Float[Tensor, "unit"]],
     output_bias: Mapping[int, float] | None = None,
+    gate: Mapping[int, Float[Tensor, "unit"]] | None = None,
+    gate_bias: Float[Tensor, "unit"] | None = None,
     first: int = 0,
 ) -> None:
     """Write hidden units ``first``, ``first + 1``, … of a layer's MLP; what is not named stays as it is.
 
     Unit j computes h_j = act(Σ_row read[row][j] · x[row] + bias[j]), and the MLP adds
-    Σ_j write[row][j] · h_j + output_bias[row] to each row of the stream.
+    Σ_j write[row][j] · h_j + output_bias[row] to each row of the stream. In a swiglu MLP h_j is
+    silu(Σ_row gate[row][j] · x[row] + gate_bias[j]) · (Σ_row read[row][j] · x[row] + bias[j]).
 
     Raises:
-        ProbeError: for more units than the MLP has left, or a layer that the decoder does not have.
+        ProbeError: for more units than the MLP has left, a layer that the decoder does not have, or a gate where the
+            MLP has none (and the reverse).
     """
     mlp = decoder.layers[_within("layer", layer, decoder.config.n_layers)].mlp
     units = slice(first, first + len(bias))
     if not 0 <= units.start <= units.stop <= decoder.config.d_mlp:
         raise ProbeError(f"d_mlp is {decoder.config.d_mlp}, got units {units.start}…{units.stop - 1}")
+    gated = decoder.config.activation == "swiglu"
+    if gated != (gate is not None):
+        raise ProbeError(f"a gate is for swiglu and swiglu wants one, got activation {decoder.config.activation!r}")
     mlp.up_proj.bias.detach()[units] = bias.to(decoder.dtype)
     for row, weights in read.items():
         mlp.up_proj.weight.detach()[units, row] = weights.to(decoder.dtype)
+    if gate is not None:
+        mlp.gate_proj.bias.detach()[units] = 0 if gate_bias is None else gate_bias.to(decoder.dtype)
+        for row, weights in gate.items():
+            mlp.gate_proj.weight.detach()[units, row] = weights.to(decoder.dtype)
     for row, weights in write.items():
         mlp.down_proj.weight.detach()[row, units] = weights.to(decoder.dtype)
     for row, weight in (output_bias or {}).items():
         mlp.down_proj.bias.detach()[row] = weight
+
+
+def write_units(
+    decoder: Decoder,
+    layer: int,
+    units: Sequence[tuple[Mapping[int, float], float, Mapping[int, float]]],
+    output_bias: Mapping[int, float] | None = None,
+    first: int = 0,
+) -> int:
+    """Write ReLU units one by one, each as ({row read: weight}, bias, {row written: weight}); the next free unit.
+
+    For units that read many rows; ``write_mlp_units`` is shorter where all read the same few.
+    """
+    read: dict[int, Tensor] = {}
+    write: dict[int, Tensor] = {}
+    for j, (reads, _, writes) in enumerate(units):
+        for table, entries in ((read, reads), (write, writes)):
+            for row, weight in entries.items():
+                table.setdefault(row, torch.zeros(len(units), dtype=torch.float64))[j] = weight
+    bias = torch.tensor([bias for _, bias, _ in units], dtype=torch.float64)
+    write_mlp_units(decoder, layer, read=read, bias=bias, write=write, output_bias=output_bias, first=first)
+    return first + len(units)
 
 
 def perturbed(decoder: Decoder, weight: str, index: tuple[int, ...], factor: float = 1.01) -> Decoder:

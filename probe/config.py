@@ -28,9 +28,7 @@ def check_size(name: str, value: object, least: int = 1) -> None:
         raise ProbeError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
-def check_number(
-    name: str, value: object, low: int | float = 0, high: int | float = math.inf, *, closed: bool = False
-) -> None:
+def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *, closed: bool = False) -> None:
     """Refuse anything but a finite number in (low, high), or in [low, high) where ``closed``."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not (low <= value if closed else low < value) or not value < high:

@@ -311,7 +311,11 @@ def _write_report(config: StudyConfig, folder: Path, rows: pd.DataFrame, device:
         write_text(folder / "figures" / f"{name}.html", figure.to_html(include_plotlyjs="directory", full_html=True))
     write_text(folder / "figures" / "plotly.min.js", get_plotlyjs())
     page = study_page(
-        rows, drawn, dataclasses.asdict(config), environment(device), "probe study --config study.json (beside this page)"
+        rows,
+        drawn,
+        dataclasses.asdict(config),
+        environment(device),
+        "probe study --config study.json (beside this page)",
     )
     write_text(folder / "report.html", page)
 

@@ -118,6 +118,8 @@ def _derivatives(theta: Tensor, observed: DistanceMass, features: Tensor) -> tup
     mean = ((bias[:, None] + features.T.log()).logcumsumexp(-1) - log_z[:, None]).exp()  # "head feature query"
     second = torch.einsum("df,hd,dg->hfg", features, expected, features)
     covariance = second - torch.einsum("hfq,q,hgq->hfg", mean, observed.rows, mean)
-    # For a saturated head this difference is 0 but for its rounding, which must not outweigh the ridge.
-    floor = RIDGE + 8 * _EPS * second.diagonal(dim1=-2, dim2=-1).amax(-1)
+    # For a saturated head this difference is 0 but for its rounding, which must not make the Hessian negative. An
+    # exponential's relative error is the absolute one of its exponent, so it grows with the biases.
+    rounding = _EPS * (8 + bias.abs().amax(-1)) * second.diagonal(dim1=-2, dim2=-1).amax(-1)
+    floor = RIDGE + rounding
     return gradient, covariance + floor[:, None, None] * torch.eye(features.shape[1], dtype=second.dtype)

@@ -406,7 +406,7 @@ class Decoder(nn.Module):
         self,
         tokens: Int[Tensor, "batch pos"],
         *,
-        positions: Int[Tensor, "pos"] | None = None,
+        positions: Int[Tensor, "all_positions"] | None = None,
         cache: KVCache | None = None,
         hooks: Mapping[str, Hook] | None = None,
         attention: str = "auto",

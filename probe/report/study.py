@@ -29,7 +29,9 @@ def study_figures(rows: pd.DataFrame, maps: Mapping[str, pd.DataFrame], train_le
     pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
     if not pairs.empty:
         found["model_distances"] = figures.distance_matrix(pairs)
-    found["constructions"] = figures.construction_errors(_of(rows, "construction").rename(columns={"value": "largest_error"}))
+    found["constructions"] = figures.construction_errors(
+        _of(rows, "construction").rename(columns={"value": "largest_error"})
+    )
     return found
 
 
@@ -82,11 +84,16 @@ def study_page(
                 "to ln 2 = 0.693, a mean over sequences and query positions."
             ],
             figures=[
-                *((f"Encoding: {name.removeprefix('attention_')}.", figure) for name, figure in drawn.items()
-                  if name.startswith("attention_")),
+                *(
+                    (f"Encoding: {name.removeprefix('attention_')}.", figure)
+                    for name, figure in drawn.items()
+                    if name.startswith("attention_")
+                ),
                 ("Distance of every head from every template (a point a head).", drawn["template_distances"]),
             ],
-            tables=[("Mean over all heads; the number of fitted parameters a head stands beside it.", template_table(rows))],
+            tables=[
+                ("Mean over all heads; the number of fitted parameters a head stands beside it.", template_table(rows))
+            ],
         ),
     ]
     if "model_distances" in drawn:
@@ -146,8 +153,11 @@ def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
     pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
     if "none" in encodings and not pairs.empty:
         near = pairs[(pairs["model_a"] == "none") | (pairs["model_b"] == "none")].sort_values("value")
-        said = [f"{b if a == 'none' else a} {_interval(r)}" for r in near.to_dict("records")
-                for a, b in [(r["model_a"], r["model_b"])]]
+        said = [
+            f"{b if a == 'none' else a} {_interval(r)}"
+            for r in near.to_dict("records")
+            for a, b in [(r["model_a"], r["model_b"])]
+        ]
         lines.append(f"In its attention patterns NoPE is nearest to: {', '.join(said)} (nats; one seed each).")
     claims = _of(rows, "construction")
     holds = int(claims["holds"].astype(bool).sum())
@@ -159,10 +169,16 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     accuracy = _of(rows, "accuracy")
     overall = accuracy[accuracy["length"].isna()]
     names = {IN_DISTRIBUTION: "in distribution", LONGER: "test"}
-    return pd.DataFrame({
-        "encoding": overall["encoding"], "sequences": overall["split"].map(names), "exact match": overall["value"],
-        "low": overall["low"], "high": overall["high"], "n": overall["n"].astype(int),
-    })
+    return pd.DataFrame(
+        {
+            "encoding": overall["encoding"],
+            "sequences": overall["split"].map(names),
+            "exact match": overall["value"],
+            "low": overall["low"],
+            "high": overall["high"],
+            "n": overall["n"].astype(int),
+        }
+    )
 
 
 def template_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -176,7 +192,9 @@ def template_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
     claims = _of(rows, "construction").rename(columns={"value": "largest error"})
-    table = claims[["construction", "claim", "quantity", "source", "length", "dtype", "largest error", "tolerance", "holds"]]
+    table = claims[
+        ["construction", "claim", "quantity", "source", "length", "dtype", "largest error", "tolerance", "holds"]
+    ]
     return table.astype({"length": int, "holds": bool})
 
 
@@ -203,8 +221,10 @@ def _interval(row: Mapping[str, Any]) -> str:
 def _size(settings: Mapping[str, Any]) -> str:
     model, training = settings["model"], settings["training"]
     shape = ", ".join(f"{name} {value}" for name, value in model.items())
-    return (f"{shape}; {training['steps']} steps of {training['batch_size']} sequences, learning rate "
-            f"{training['learning_rate']:g}")
+    return (
+        f"{shape}; {training['steps']} steps of {training['batch_size']} sequences, learning rate "
+        f"{training['learning_rate']:g}"
+    )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -213,7 +233,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+            flat[prefix + name] = (
+                ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+            )
     return flat
 
 

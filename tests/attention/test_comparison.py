@@ -144,6 +144,13 @@ def test_rows_are_tidy_and_reproducible():
     assert torch.equal(observed.pattern(0), before)
 
 
+def test_fits_respect_the_lengths():
+    observed = make_trace(random_pattern(5, 2, 9, 1), lengths=[9, 3, 5, 9, 9])
+    rows = compare_templates(with_garbage(observed), ["alibi_fitted"], n_bootstrap=5)
+    want = TEMPLATES["alibi_fitted"](observed.pattern(0)[:2], observed.lengths[:2]).parameters["slope"]
+    np.testing.assert_allclose(rows["slope"], want, atol=1e-9)
+
+
 def test_infinite_distances_stay_infinite():
     rows = compare_templates(make_trace(random_pattern(6, 1, 8)), ["diagonal"], ["symmetric_kl"], n_bootstrap=10)
     assert rows[["value", "low", "high"]].to_numpy().tolist() == [[math.inf] * 3]
@@ -163,6 +170,9 @@ def test_low_precision_patterns_are_brought_to_sum_1():
     exact = compare_templates(make_trace(pattern), ["uniform", "alibi"], ["wasserstein"], n_bootstrap=10)
     rounded = compare_templates(make_trace(pattern.bfloat16()), ["uniform", "alibi"], ["wasserstein"], n_bootstrap=10)
     np.testing.assert_allclose(rounded["value"], exact["value"], atol=0.02)
+    scaled = make_trace(pattern.float() * 1.0002)
+    scaled = compare_templates(scaled, ["uniform", "alibi"], ["wasserstein"], n_bootstrap=10)
+    np.testing.assert_allclose(scaled["value"], exact["value"], atol=1e-5)
 
 
 def test_nearest_template_keeps_other_keys_apart():
@@ -196,7 +206,7 @@ def test_compare_templates_refuses_bad_traces():
         compare_templates(make_trace(random_pattern(1, 2, 6)))
     with pytest.raises(ProbeError, match=r"layer 1: a pattern wants rows that sum to 1 .* row 0 sums to 2"):
         compare_templates(make_trace(random_pattern(2, 2, 6), 2 * random_pattern(2, 2, 6)))
-    with pytest.raises(ProbeError, match="the trace holds no 'blocks.0.attn.hook_pattern'"):
+    with pytest.raises(ProbeError, match=r"the trace holds no 'blocks\.0\.attn\.hook_pattern'"):
         compare_templates(dataclasses.replace(make_trace(random_pattern(2, 2, 6)), values={}))
 
 
@@ -311,6 +321,13 @@ def test_bootstrap_covers_the_mean_of_a_normal_sample():
     half = 1.96 * values.std(0, correction=0) / math.sqrt(40)
     torch.testing.assert_close(low, values.mean(0) - half, atol=0.03, rtol=0)
     torch.testing.assert_close(high, values.mean(0) + half, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("confidence, low, high", [(0.85, 1, 19), (0.89, 1, 19), (0.91, 0, 20), (0.1, 9, 11)])
+def test_interval_of_literal_draws_is_rounded_outward(confidence, low, high):
+    draws = torch.arange(21.0, dtype=torch.float64)[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
+    got = Bootstrap(torch.ones(1, 1, dtype=torch.float64), confidence).interval(draws)
+    assert (got[0].item(), got[1].item()) == (low, high)
 
 
 def test_bootstrap_draws_are_whole_numbers_of_sequences():

@@ -51,7 +51,7 @@ def causal(batch, head, n, seed=0, dtype=torch.float64):
 def test_equals_scipy(name, zeros):
     p, q = random_rows(40, 7, zeros, 1), random_rows(40, 7, zeros, 2)
     got = DISTANCES[name](p, q)
-    want = torch.tensor([ORACLES[name](a, b) for a, b in zip(p.numpy(), q.numpy(), strict=True)])
+    want = torch.tensor([ORACLES[name](a, b) for a, b in zip(p.numpy(), q.numpy(), strict=True)], dtype=torch.float64)
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
@@ -80,9 +80,18 @@ def test_jensen_shannon_of_finite_literals():
     assert float(got) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-15)
 
 
-def test_wasserstein_counts_tokens():
+def test_wasserstein_counts_tokens_and_not_what_a_sum_lacks():
     p, q = torch.eye(6)[0], torch.eye(6)
     assert DISTANCES["wasserstein"](p, q).tolist() == [0, 1, 2, 3, 4, 5]
+    assert DISTANCES["wasserstein"](q[5], 0.5 * q[5]).item() == 0
+
+
+@pytest.mark.parametrize("change", [1e-15, 1e-9])
+def test_jensen_shannon_of_nearly_equal_rows_is_not_negative(change):
+    p, noise = random_rows(500, 20, True, 9), random_rows(500, 20, False, 10) - 1 / 20
+    q = p * (1 + change * noise)
+    got = DISTANCES["jensen_shannon"](p, q / q.sum(-1, keepdim=True))
+    assert (got >= 0).all() and (got < 1e-14).all()
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -90,8 +99,15 @@ def test_tiny_weights_are_not_zero_weights(name):
     p = torch.tensor([1.0, 1e-20, 0.0], dtype=torch.float64)
     q = torch.tensor([1e-20, 1.0, 0.0], dtype=torch.float64)
     got = DISTANCES[name](p, q)
-    want = {"symmetric_kl": 2 * 20 * math.log(10), "mcgill_compat": 10 * math.log(10) - math.log(2)}
-    assert float(got) == pytest.approx(want.get(name, HIGHEST.get(name) if name != "wasserstein" else 1.0), rel=1e-12)
+    want = {
+        "jensen_shannon": math.log(2),
+        "symmetric_kl": 40 * math.log(10),
+        "total_variation": 1,
+        "hellinger": 1 - 1e-10,
+        "wasserstein": 1,
+        "mcgill_compat": 10 * math.log(10) - math.log(2),
+    }
+    assert float(got) == pytest.approx(want[name], rel=1e-12)
 
 
 def test_mcgill_is_what_torch_computes_with_the_arguments_swapped():
@@ -105,8 +121,8 @@ def test_jensen_shannon_follows_from_the_two_published_numbers():
     p, q = random_rows(50, 9, False, 5), random_rows(50, 9, False, 6)
     got = DISTANCES["symmetric_kl"](p, q) / 4 - DISTANCES["mcgill_compat"](p, q)
     torch.testing.assert_close(got, DISTANCES["jensen_shannon"](p, q), rtol=1e-10, atol=1e-12)
-    # A published pair; both are means, and the identity is linear.
-    assert 4.311374 / 4 - 0.843930 == pytest.approx(0.2339, abs=5e-5)
+    published_kl, published_jsd = 4.311374, 0.843930  # means over rows: the identity is linear, it holds for them too
+    assert published_kl / 4 - published_jsd == pytest.approx(0.2339, abs=5e-5)
 
 
 def test_released_distance_is_unbounded():

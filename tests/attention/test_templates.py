@@ -8,9 +8,9 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from probe.attention import TEMPLATES, FittedTemplate, TemplateContext, available_templates, check_pattern
-from probe.attention.distance_family import RIDGE, DistanceMass, by_distance, fit, pattern_from_bias
+from probe.attention.distance_family import RIDGE, DistanceMass, _derivatives, by_distance, fit, pattern_from_bias
 from probe.errors import ProbeError
-from probe.models.encodings import Alibi, T5
+from probe.models.encodings import T5, Alibi
 
 N_HEADS = 3
 
@@ -114,7 +114,7 @@ def test_t5_is_that_of_hugging_face(n_buckets, max_distance):
     assert template.n_parameters == 0
 
 
-@pytest.mark.parametrize("n, reach", [(10, 10), (17, 17), (60, 26), (140, 32)])
+@pytest.mark.parametrize("n, reach", [(10, 10), (17, 17), (60, 27), (140, 32)])
 def test_biases_of_hugging_face_are_recovered(n, reach):
     table = random_table(N_HEADS, 2)
     pattern = hugging_face_t5(table, n)[None]
@@ -237,6 +237,8 @@ def test_float32_patterns_give_the_same_fit():
     for name in ("alibi_fitted", "t5_fitted"):
         single, double = TEMPLATES[name](pattern.float()), TEMPLATES[name](pattern)
         torch.testing.assert_close(single.pattern, double.pattern, atol=1e-6, rtol=0)
+        for parameter, values in double.parameters.items():
+            torch.testing.assert_close(single.parameters[parameter], values, atol=1e-4, rtol=0)
 
 
 def test_by_distance_of_a_literal_and_its_inverse():
@@ -251,6 +253,18 @@ def test_distance_mass_of_a_literal():
     observed = DistanceMass.of(pattern, torch.tensor([2, 1]))
     torch.testing.assert_close(observed.mass, torch.tensor([[2.75 / 3, 0.25 / 3]], dtype=torch.float64))
     torch.testing.assert_close(observed.rows, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [300, 3000, 20_000])
+def test_a_saturated_head_at_length(n):
+    """All attention on the furthest key: the variance of the distance is 0, but the rounding of its parts is not."""
+    rows, distance = torch.full((n,), 1 / n, dtype=torch.float64), torch.arange(n, dtype=torch.float64)[:, None]
+    observed = DistanceMass(rows[None], rows)
+    slope = -fit(observed, distance)
+    assert slope.isfinite().all() and slope.item() < -7
+    for theta in torch.linspace(0, 20, 30, dtype=torch.float64):
+        _, hessian = _derivatives(theta.view(1, 1), observed, distance)
+        assert hessian.item() > 0
 
 
 def test_the_fit_holds_at_length_and_for_any_sharpness():

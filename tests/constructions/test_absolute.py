@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from constructions import AbsolutePosition, perturbed
-from constructions.construction import CONTENT, IS_BOS, ONE, POSITION, observe
+from constructions.layout import CONTENT, IS_BOS, ONE, POSITION
+from constructions.observing import observe
 from probe.errors import ProbeError
 
 CONSTRUCTION = AbsolutePosition()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from constructions import RelativePosition
-from constructions.construction import observe
+from constructions.observing import observe
 from probe.models.decoder import Decoder, DecoderConfig
 
 RESID = "blocks.{}.hook_resid_post"

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from constructions import RelativePosition, perturbed
-from constructions.construction import IS_BOS, ONE, POSITION, observe
+from constructions.layout import IS_BOS, ONE, POSITION
+from constructions.observing import observe
 from constructions.relative import D_HEAD, HERE, THERE
 from constructions.weights import head_weights, zero_weights
 from probe.errors import ProbeError

@@ -59,9 +59,16 @@ def test_a_cache_changes_nothing(encoding, make_decoder, random_tokens):
     decoder = make_decoder(encoding=encoding, n_kv_heads=2)
     tokens = random_tokens()
     cache = KVCache()
-    pieces = [decoder(part, cache=cache, attention=path) for part, path in
-              [(tokens[:, :5], "explicit"), (tokens[:, 5:9], "fused"), (tokens[:, 9:10], "fused"),
-               (tokens[:, 10:11], "explicit"), (tokens[:, 11:], "explicit")]]
+    pieces = [
+        decoder(part, cache=cache, attention=path)
+        for part, path in [
+            (tokens[:, :5], "explicit"),
+            (tokens[:, 5:9], "fused"),
+            (tokens[:, 9:10], "fused"),
+            (tokens[:, 10:11], "explicit"),
+            (tokens[:, 11:], "explicit"),
+        ]
+    ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), atol=1e-5, rtol=1e-5)
     assert cache.length == 16
 
@@ -78,8 +85,9 @@ def test_nope_layer_one_is_blind_to_the_order_of_the_prefix(make_decoder, random
 
 def test_it_is_gpt2_with_gpt2s_weights(make_decoder, random_tokens):
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=19, n_positions=32, n_embd=32, n_layer=2, n_head=4,
-                                        activation_function="gelu")).eval()
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=19, n_positions=32, n_embd=32, n_layer=2, n_head=4, activation_function="gelu")
+    ).eval()
     ours = make_decoder(encoding="learned", tie_embeddings=True)
     with torch.no_grad():
         ours.token_embedding.weight.copy_(theirs.transformer.wte.weight)
@@ -90,8 +98,11 @@ def test_it_is_gpt2_with_gpt2s_weights(make_decoder, random_tokens):
             weights, biases = their.attn.c_attn.weight.T.split(32), their.attn.c_attn.bias.split(32)
             for projection, weight, bias in zip("qkv", weights, biases, strict=True):
                 getattr(block.attention, f"{projection}_proj").load_state_dict({"weight": weight, "bias": bias})
-            for mine, other in ((block.attention.o_proj, their.attn.c_proj), (block.mlp.up_proj, their.mlp.c_fc),
-                                (block.mlp.down_proj, their.mlp.c_proj)):
+            for mine, other in (
+                (block.attention.o_proj, their.attn.c_proj),
+                (block.mlp.up_proj, their.mlp.c_fc),
+                (block.mlp.down_proj, their.mlp.c_proj),
+            ):
                 mine.load_state_dict({"weight": other.weight.T, "bias": other.bias})
         ours.final_norm.load_state_dict(theirs.transformer.ln_f.state_dict())
     tokens = random_tokens()
@@ -100,14 +111,29 @@ def test_it_is_gpt2_with_gpt2s_weights(make_decoder, random_tokens):
 
 def test_it_is_llama_with_llamas_weights(make_decoder, random_tokens):
     torch.manual_seed(0)
-    theirs = LlamaForCausalLM(LlamaConfig(
-        vocab_size=19, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, rms_norm_eps=1e-5, tie_word_embeddings=False,
-    )).eval()
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=19,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+        )
+    ).eval()
     ours = make_decoder(encoding="rotary", normalization="rms", activation="swiglu", bias=False, n_kv_heads=2, d_mlp=48)
-    names = {"model.embed_tokens": "token_embedding", "model.layers": "layers", "self_attn": "attention",
-             "input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm", "model.norm": "final_norm",
-             "lm_head": "head"}
+    names = {
+        "model.embed_tokens": "token_embedding",
+        "model.layers": "layers",
+        "self_attn": "attention",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "mlp_norm",
+        "model.norm": "final_norm",
+        "lm_head": "head",
+    }
     state = {}
     for name, weight in theirs.state_dict().items():
         for their, mine in names.items():
@@ -161,29 +187,38 @@ def test_the_seed_decides_the_weights(make_decoder):
 
 
 def test_config_goes_through_json(encoding):
-    config = DecoderConfig(d_vocab=7, n_ctx=9, n_layers=2, d_model=8, n_heads=2, encoding=encoding,
-                           encoding_options={"max_distance": 99} if encoding == "t5" else {},
-                           position_layers=(1,) if encoding in ("rotary", "alibi", "t5") else None)
+    config = DecoderConfig(
+        d_vocab=7,
+        n_ctx=9,
+        n_layers=2,
+        d_model=8,
+        n_heads=2,
+        encoding=encoding,
+        encoding_options={"max_distance": 99} if encoding == "t5" else {},
+        position_layers=(1,) if encoding in ("rotary", "alibi", "t5") else None,
+    )
     assert DecoderConfig.from_json(config.to_json()) == config
     assert copy.deepcopy(config) == config
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"n_layers": 0}, "n_layers must be an integer of at least 1, got 0"),
-    ({"d_model": -4}, "d_model must be an integer of at least 1, got -4"),
-    ({"n_heads": 3}, r"d_model \(8\) must be divisible by n_heads \(3\)"),
-    ({"n_heads": 2, "n_kv_heads": 3}, r"n_heads \(2\) must be divisible by n_kv_heads \(3\)"),
-    ({"d_vocab": True}, "d_vocab must be an integer of at least 1, got True"),
-    ({"encoding": "rope"}, "unknown encoding 'rope'; known: alibi"),
-    ({"activation": "tanh"}, "unknown activation 'tanh'; known: gelu, relu, swiglu"),
-    ({"normalization": "batch"}, "unknown normalization 'batch'; known: layer, none, rms"),
-    ({"dropout": 1.0}, "dropout must be a number at least 0 and below 1, got 1.0"),
-    ({"score_scale": 0}, "score_scale must be a number above 0, got 0"),
-    ({"norm_eps": math.nan}, "norm_eps must be a number above 0, got nan"),
-    ({"encoding": "rotary", "position_layers": (2,)}, "position_layers must be layers in 0…1"),
-    ({"encoding": "learned", "position_layers": (1,)}, "wants an encoding that acts in attention, got 'learned'"),
-    ({"bias": 1}, "bias must be true or false, got 1"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_layers": 0}, "n_layers must be an integer of at least 1, got 0"),
+        ({"d_model": -4}, "d_model must be an integer of at least 1, got -4"),
+        ({"n_heads": 3}, r"d_model \(8\) must be divisible by n_heads \(3\)"),
+        ({"n_heads": 2, "n_kv_heads": 3}, r"n_heads \(2\) must be divisible by n_kv_heads \(3\)"),
+        ({"d_vocab": True}, "d_vocab must be an integer of at least 1, got True"),
+        ({"encoding": "rope"}, "unknown encoding 'rope'; known: alibi"),
+        ({"activation": "tanh"}, "unknown activation 'tanh'; known: gelu, relu, swiglu"),
+        ({"normalization": "batch"}, "unknown normalization 'batch'; known: layer, none, rms"),
+        ({"dropout": 1.0}, "dropout must be a number at least 0 and below 1, got 1.0"),
+        ({"score_scale": 0}, "score_scale must be a number above 0, got 0"),
+        ({"norm_eps": math.nan}, "norm_eps must be a number above 0, got nan"),
+        ({"encoding": "rotary", "position_layers": (2,)}, "position_layers must be layers in 0…1"),
+        ({"encoding": "learned", "position_layers": (1,)}, "wants an encoding that acts in attention, got 'learned'"),
+    ],
+)
 def test_bad_configs_are_one_clear_line(options, message):
     with pytest.raises(ProbeError, match=message):
         DecoderConfig(**({"d_vocab": 7, "n_ctx": 9, "n_layers": 2, "d_model": 8, "n_heads": 2} | options))

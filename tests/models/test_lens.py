@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from probe.models.encodings import ENCODINGS
+from probe.models.lens import to_bridge
+from probe.tracing import trace
+
+SHAPES = {
+    "plain": {},
+    "llama-like": {"normalization": "rms", "activation": "swiglu", "bias": False, "n_kv_heads": 2, "d_head": 6},
+    "no norm, tied": {"normalization": "none", "activation": "relu", "tie_embeddings": True, "score_scale": 1.0},
+}
+
+
+@pytest.fixture(params=ENCODINGS)
+def encoding(request):
+    return request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits_agree_and_every_site_is_the_same(encoding, shape, make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding=encoding, **shape), random_tokens()
+    bridge = to_bridge(decoder)
+    torch.testing.assert_close(bridge(tokens), decoder(tokens), atol=1e-5, rtol=1e-5)
+    sites = decoder.config.sites()
+    ours, theirs = trace(decoder, tokens, sites), trace(bridge, tokens, sites)
+    for site in sites:
+        # -inf at future keys is equal to -inf; the true scores before the softmax are compared by this, too.
+        torch.testing.assert_close(ours[site], theirs[site], atol=1e-5, rtol=1e-5)
+
+
+def test_hybrid_layers(make_decoder, random_tokens):
+    for kind in ("rotary", "alibi", "t5"):
+        decoder = make_decoder(encoding=kind, position_layers=(1,))
+        torch.testing.assert_close(to_bridge(decoder)(random_tokens()), decoder(random_tokens()), atol=1e-5, rtol=1e-5)
+
+
+def test_an_edited_pattern_and_edited_scores_change_the_logits(encoding, make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding=encoding), random_tokens()
+    bridge = to_bridge(decoder)
+    plain = bridge(tokens)
+
+    def uniform(pattern, hook):
+        return torch.ones_like(pattern).tril() / torch.arange(1, 17)[:, None]
+
+    def no_scores(scores, hook):
+        return torch.zeros_like(scores).masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), -torch.inf)
+
+    site = "blocks.0.attn.hook_pattern"
+    edited = bridge.run_with_hooks(tokens, fwd_hooks=[(site, uniform)])
+    assert (edited - plain).abs().max() > 1e-3
+    # The decoder's own hooks do the same edit, and equal scores are a uniform pattern.
+    ours = decoder(tokens, hooks={site: lambda pattern: uniform(pattern, None)})
+    torch.testing.assert_close(edited, ours, atol=1e-5, rtol=1e-5)
+    by_scores = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_attn_scores", no_scores)])
+    torch.testing.assert_close(by_scores, edited, atol=1e-5, rtol=1e-5)
+
+
+def test_the_decoder_is_left_untouched_and_its_parameters_are_shared(make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding="t5"), random_tokens()
+    before, keys = decoder(tokens), list(decoder.state_dict())
+    modules = [(name, id(module)) for name, module in decoder.named_modules()]
+    bridge = to_bridge(decoder)
+    bridge.run_with_cache(tokens)
+    assert list(decoder.state_dict()) == keys
+    assert [(name, id(module)) for name, module in decoder.named_modules()] == modules
+    assert torch.equal(decoder(tokens), before)
+    with torch.no_grad():
+        decoder.head.weight.mul_(2)
+    torch.testing.assert_close(bridge(tokens), 2 * before, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_and_logit_lens_are_there(make_decoder, random_tokens):
+    decoder, tokens = make_decoder(), random_tokens()
+    bridge = to_bridge(decoder)
+    W_Q = decoder.layers[1].attention.q_proj.weight.view(4, 8, 32).transpose(1, 2)
+    torch.testing.assert_close(bridge.W_Q[1], W_Q)
+    assert bridge.W_U.shape == (32, 19)
+    _, cache = bridge.run_with_cache(tokens)
+    residual = cache.accumulated_resid(layer=-1, incl_mid=False, apply_ln=True)[-1]
+    torch.testing.assert_close(residual @ bridge.W_U, decoder(tokens), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,179 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from probe.errors import ProbeError
+from probe.models import checkpoint
+from probe.models.decoder import Decoder
+from probe.models.encodings import ENCODINGS
+from probe.training import TrainingConfig, encode, exact_match, predict, train
+
+# What a user's script does; the slow log makes it likely that the kill falls between two checkpoints.
+SCRIPT = """
+import sys, time, torch
+from probe.models.decoder import DecoderConfig
+from probe.tasks import make_task
+from probe.training import TrainingConfig, encode, train
+torch.set_num_threads(1)
+task = make_task("copy", {"train_length": 5, "test_length": 10, "n_symbols": 6})
+data = encode(task.splits(n_train=2000, n_validation=100, n_test=200).train, task.vocabulary)
+small = DecoderConfig.from_json(sys.argv[2])
+quick = TrainingConfig(steps=30, batch_size=16, learning_rate=3e-3, log_every=5, checkpoint_every=10)
+train(small, data, quick, sys.argv[1], device="cpu", on_log=lambda entry: time.sleep(float(sys.argv[3])))
+"""
+
+
+def same_weights(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.fixture(scope="session")
+def unbroken(small, data, quick):
+    return train(small, data, quick, device="cpu")
+
+
+def test_a_run_killed_and_started_again_is_bit_identical(small, data, quick, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", SCRIPT, str(folder), small.to_json()]
+    run = subprocess.Popen([*command, "0.3"])
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-000000020").is_dir():
+        assert run.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not (folder / "final").exists()
+    subprocess.run([*command, "0"], check=True)
+    assert same_weights(checkpoint.load(folder / "final"), unbroken)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [5, 10, 15, 20, 25, 30]
+    assert set(log[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"}
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_run_broken_off_by_an_error_goes_on(small, data, quick, unbroken, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_at_25(entry):
+        if entry["step"] == 25:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(small, data, quick, tmp_path, device="cpu", on_log=stop_at_25)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000000020"]
+    steps = []
+    resumed = train(small, data, quick, tmp_path, device="cpu", on_log=lambda entry: steps.append(entry["step"]))
+    assert steps == [25, 30]
+    assert same_weights(resumed, unbroken)
+
+
+def test_a_finished_run_is_loaded_and_another_one_refused(small, data, quick, unbroken, tmp_path):
+    train(small, data, quick, tmp_path, device="cpu")
+    again = train(small, data, quick, tmp_path, device="cpu", on_log=lambda entry: pytest.fail("it trained again"))
+    assert same_weights(again, unbroken)
+    assert not again.training
+    with pytest.raises(ProbeError, match=r"holds other work: training\.steps is 30 there, and 31 was wanted"):
+        train(small, data, dataclasses.replace(quick, steps=31), tmp_path, device="cpu")
+    with pytest.raises(ProbeError, match=r"holds other work: data is "):
+        train(small, dataclasses.replace(data, tokens=data.tokens.flip(0)), quick, tmp_path, device="cpu")
+
+
+def test_a_truncated_checkpoint_is_named(small, data, quick, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(small, data, quick, tmp_path, device="cpu", on_log=interrupt_at_25)
+    path = tmp_path / "checkpoints" / "step-000000020" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ProbeError, match=r"optimizer\.safetensors: not a whole safetensors file"):
+        train(small, data, quick, tmp_path, device="cpu")
+
+
+def interrupt_at_25(entry):
+    if entry["step"] == 25:
+        raise KeyboardInterrupt
+
+
+def test_the_seed_decides_everything_and_the_global_generator_is_left_alone(small, data, quick, unbroken):
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert same_weights(train(small, data, quick, device="cpu"), unbroken)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not same_weights(train(small, data, dataclasses.replace(quick, seed=1), device="cpu"), unbroken)
+
+
+def test_one_step_is_what_torchs_own_adamw_and_autograd_make_of_it(small, data):
+    config = TrainingConfig(steps=1, batch_size=8, learning_rate=0.01, weight_decay=0.1, clip_norm=0.5, warmup=0.0)
+    model = dataclasses.replace(small, dropout=0.0)
+    trained = train(model, data, config, device="cpu")
+    from probe.training.data import BatchOrder
+
+    ours = Decoder(model, seed=0)
+    batch = data.batch(BatchOrder(data.lengths, 8, seed=0).rows(0))
+    logits = ours(batch.inputs)
+    loss = torch.nn.functional.cross_entropy(logits[batch.scored], batch.targets[batch.scored])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(ours.parameters(), 0.5)
+    groups = [
+        {"params": [p for p in ours.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in ours.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    torch.optim.AdamW(groups, lr=0.01).step()
+    for (name, mine), theirs in zip(trained.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    config = TrainingConfig(steps=100, learning_rate=1.0, warmup=0.1)
+    rates = [config.rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[9:] == pytest.approx([min(1.0, (100 - s) / 90) for s in range(9, 100)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_learns(encoding, task, splits, data, small):
+    model = dataclasses.replace(small, encoding=encoding, dropout=0.0, n_ctx=32)
+    # Copying five of six symbols is learned; NoPE, which must build its own positions, is the slowest.
+    config = TrainingConfig(steps=500, batch_size=64, learning_rate=4e-3, weight_decay=0.01)
+    decoder = train(model, data, config, device="cpu")
+    rows = exact_match(predict(decoder, splits.validation, task.vocabulary))
+    assert rows["value"][0] > (0.6 if encoding == "none" else 0.9)
+
+
+def test_mixed_precision_trains(small, data, quick):
+    decoder = train(small, data, dataclasses.replace(quick, mixed_precision="bf16", steps=3), device="cpu")
+    assert decoder.dtype == torch.float32
+    assert all(p.isfinite().all() for p in decoder.parameters())
+    assert decoder(data.tokens[:2, :-1]).dtype == torch.float32
+
+
+def test_a_loss_that_is_not_finite_is_said(small, data, quick):
+    with pytest.raises(ProbeError, match="the loss became (nan|inf) at step 30: a smaller learning_rate than 1e"):
+        train(small, data, dataclasses.replace(quick, learning_rate=1e30, log_every=30), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number above 0, got -1.0"),
+        ({"warmup": 1.5}, "warmup must be a number at least 0 and below 1, got 1.5"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, got 'fp8'"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+    ],
+)
+def test_bad_configs_are_one_clear_line(options, message):
+    with pytest.raises(ProbeError, match=message):
+        TrainingConfig(**options)
+
+
+def test_examples_must_be_there(task):
+    with pytest.raises(ProbeError, match="at least one example was wanted"):
+        encode([], task.vocabulary)
