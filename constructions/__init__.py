@@ -5,12 +5,16 @@ any other. To add a construction: write its class (``Construction``), add it to 
 a new file's to those below.
 """
 
-from constructions import absolute, chords, newton, odometer, relative
+from constructions import absolute, bias, chords, heads, newton, normalised, odometer, relative
 from constructions.absolute import AbsolutePosition, ClosedForm
+from constructions.bias import ExactAlibi, FourierBias, RotaryKernel
 from constructions.chords import Chords, ExactPosition
 from constructions.construction import Construction
+from constructions.heads import HeadsFromChords, HeadsFromOdometer
 from constructions.newton import Newton
+from constructions.normalised import ThroughNorm
 from constructions.odometer import Odometer
+from constructions.propositions import PROPOSITIONS, Proposition
 from constructions.relative import RelativePosition
 from constructions.weights import perturbed
 
@@ -20,20 +24,31 @@ CONSTRUCTIONS: dict[str, Construction] = {
     **newton.CONSTRUCTIONS,
     **odometer.CONSTRUCTIONS,
     **relative.CONSTRUCTIONS,
+    **bias.CONSTRUCTIONS,
+    **heads.CONSTRUCTIONS,
+    **normalised.CONSTRUCTIONS,
 }
 
 from constructions.verification import verify  # noqa: E402  (it ranges over CONSTRUCTIONS)
 
 __all__ = [
     "CONSTRUCTIONS",
+    "PROPOSITIONS",
     "AbsolutePosition",
     "Chords",
     "ClosedForm",
     "Construction",
+    "ExactAlibi",
     "ExactPosition",
+    "FourierBias",
+    "HeadsFromChords",
+    "HeadsFromOdometer",
     "Newton",
     "Odometer",
+    "Proposition",
     "RelativePosition",
+    "RotaryKernel",
+    "ThroughNorm",
     "perturbed",
     "verify",
 ]

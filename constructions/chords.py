@@ -45,11 +45,11 @@ class Chords(PositionInARow):
 
     name = "chords"
     source = "square-root width for Kazemnejad et al. 2023, Theorem 1"
-    # 1/4 is reached at every knot that is an integer. Rounding adds 1e-2 in float32 at 131,072.
+    # 1/4 is reached at every knot that is an integer. Rounding adds .09 in float32 at 131,072.
     max_length: ClassVar = {torch.float64: 131072, torch.float32: 131072}
     tolerance: ClassVar = {
         torch.float64: {"position": 0.25 + 1e-8, "content": 0.0},
-        torch.float32: {"position": 0.3, "content": 0.0},
+        torch.float32: {"position": 0.4, "content": 0.0},
     }
 
     def layout(self, length):
@@ -82,17 +82,19 @@ def write_integers(
         length: the positions t = 1…length that are wanted.
         dtype: the one that the decoder will run in: float32 or float64.
         x: the row that holds 1/t.
-        scratch: n_bits + 1 rows for each entry of ``bits``, in their order, which hold 0.
-        bits: for each shift k the rows for the bits of t + k, the lowest first. For t + k < 0 they are those of
-            2^n_bits + t + k.
+        scratch: as many rows as ``bits`` has, one after the other and at least one for each shift, which hold 0.
+        bits: for each shift k the rows for the bits of t + k, the lowest first, so many that t + k < 2^(their number);
+            none if only ``position`` is wanted. What they hold where t + k < 0 is not claimed.
         position: the row for t itself, the shift 0 being one of ``bits``.
     """
     # First MLP. t̂ = the chords minus 1/4 is within 1/2 of t, rounding included. Row j of the scratch gets
     #     y_j = (t̂ + k)/2ʲ - 1/2 + 2^-(j+1).
     # With t + k = 2ʲ m + r, 0 <= r < 2ʲ, and t̂ = t:  y_j - m = r/2ʲ - 1/2 + 2^-(j+1), which lies within
     # ±(1/2 - 2^-(j+1)). So an error of t̂ below 1/2, which y_j holds divided by 2ʲ, leaves |y_j - m| < 1/2.
-    count = n_bits(length) + 1
-    rows = {k: scratch[i * count : (i + 1) * count] for i, k in enumerate(bits)}
+    rows, first = {}, 0
+    for k, targets in bits.items():
+        rows[k] = scratch[first : first + max(1, len(targets))]
+        first += len(rows[k])
     outputs = {
         row: (2.0**-j, (k - TOLERANCE) * 2.0**-j - 0.5 + 2.0 ** -(j + 1))
         for k in bits
@@ -102,21 +104,23 @@ def write_integers(
 
     # Second MLP. Unit j computes ReLU(y_j + M) and stores it rounded to an integer: M + m_j, m_j = ⌊(t + k)/2ʲ⌋. It
     # must have this one non-zero input: y_j is exact in the product with 1, and the sum with the bias M is rounded once.
-    # Then bit j is m_j - 2 m_{j+1} = (M + m_j) - 2 (M + m_{j+1}) + M, and t = (M + m_0) - M for k = 0. All partial
-    # sums are integers below 2²⁴ (2⁵³ in float64) and so exact, if j+1 is summed before j, or after, but not M + M
-    # first: the units stand in the order of falling j.
+    # Then bit j is m_j - 2 m_{j+1} = (M + m_j) - 2 (M + m_{j+1}) + M, the highest m_j - 0 = (M + m_j) - M, and
+    # t = (M + m_0) - M for k = 0. All partial sums are integers below 2²⁴ (2⁵³ in float64) and so exact, if j+1 is summed
+    # before j, or the bias M last, but not M + (M + m_j) first: the units stand in the order of falling j.
     M = ROUNDING[dtype]
     units, output_bias = [], {}
     for k, targets in bits.items():
-        for j in reversed(range(count)):
-            writes = {} if j == count - 1 else {targets[j]: 1.0}
-            if j > 0:
+        for j in reversed(range(len(rows[k]))):
+            writes = {}
+            if j < len(targets):
+                writes[targets[j]] = 1.0
+                output_bias[targets[j]] = M if j + 1 < len(targets) else -M
+            if 0 < j:
                 writes[targets[j - 1]] = -2.0
             if j == 0 and k == 0 and position is not None:
                 writes[position] = 1.0
                 output_bias[position] = -M
             units.append(({rows[k][j]: 1.0}, M, writes))
-        output_bias |= {row: M for row in targets}
     write_units(decoder, layer + 1, units, output_bias)
 
 
@@ -140,10 +144,10 @@ class ExactPosition(StreamConstruction):
     }
 
     def layout(self, length):
-        return Layout(reciprocal=1, scratch=n_bits(length) + 1, bits=n_bits(length))
+        return Layout(reciprocal=1, scratch=n_bits(length), bits=n_bits(length))
 
     def width(self, length):
-        return max(len(chord_knots(length)) - 1, n_bits(length) + 1)
+        return max(len(chord_knots(length)) - 1, n_bits(length))
 
     def write_weights(self, decoder, length, dtype):
         layout = self.layout(length)

@@ -67,13 +67,17 @@ class Construction(ABC):
         self._require(length, dtype)
         return self.build_unclaimed(length, dtype)
 
-    @torch.no_grad()
     def build_unclaimed(self, length: int, dtype: torch.dtype) -> Decoder:
         """``build`` for any length and dtype, claimed or not: for the search for the first length that fails."""
+        return self.written(length, dtype).to(dtype).eval()
+
+    @torch.no_grad()
+    def written(self, length: int, dtype: torch.dtype) -> Decoder:
+        """The decoder with its weights in float64, as they are before they are rounded to ``dtype``."""
         decoder = Decoder(self.config(length), seed=None).double()
         zero_weights(decoder)
         self.write_weights(decoder, length, dtype)
-        return decoder.to(dtype).eval()
+        return decoder
 
     def claims(self, length: int, dtype: torch.dtype) -> bool:
         """Whether anything is claimed at that length in that dtype."""
@@ -120,7 +124,8 @@ class Construction(ABC):
         if tokens.shape[-1] != length:
             raise ProbeError(f"the check wants sequences of {length} tokens, got {tokens.shape[-1]}")
         t, errors = self.errors(decoder, tokens, attention)
-        return pd.DataFrame(self.rows(t, errors, length, dtype, attention, decoder.config.d_mlp))
+        rows = self.rows(t, errors, length, dtype, attention, decoder.config.d_mlp)
+        return pd.DataFrame(rows).astype({"first_failure": "Int64"})
 
     def rows(
         self,
@@ -130,10 +135,11 @@ class Construction(ABC):
         dtype: torch.dtype,
         attention: str,
         width: int,
+        tolerances: Mapping[str, float] | None = None,
     ) -> list[dict]:
-        """The rows of ``check``, out of the errors at the positions t."""
+        """The rows of ``check``, out of the errors at the positions t; other tolerances than those claimed may be had."""
         rows = []
-        for quantity, tolerance in self.tolerance[dtype].items():
+        for quantity, tolerance in (self.tolerance[dtype] if tolerances is None else tolerances).items():
             error = errors[quantity].nan_to_num(nan=torch.inf)
             failures = t[error > tolerance]
             rows.append(

@@ -1,6 +1,6 @@
 """Looking into a decoder for a check: whole sequences, long ones in pieces, or single windows of a long one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -45,3 +45,31 @@ def _forward(decoder, tokens, sites, attention, edits, cache):
     hooks = {**(edits or {}), **{site: keep(site) for site in sites}}
     decoder(tokens.to(decoder.device), hooks=hooks, attention=attention, cache=cache)
     return seen
+
+
+@torch.no_grad()
+def query_windows(
+    decoder: Decoder,
+    tokens: Int[Tensor, "1 pos"],
+    sites: Sequence[str],
+    attention: str,
+    *,
+    whole: int = 512,
+    windows: int = 32,
+    width: int = 8,
+) -> Iterator[tuple[Int[Tensor, "query"], dict[str, Float[Tensor, "..."]]]]:
+    """The 0-based positions of some queries, and the values at ``sites`` for them; scores and patterns among them.
+
+    Up to ``whole`` tokens these are all queries at once. Of longer sequences no matrix of scores could be held: their
+    keys and values are computed in one pass by ``attention``, and windows of queries, spread evenly with one at the end,
+    are then run again on what the cache holds of the tokens before them.
+    """
+    length = tokens.shape[1]
+    if length <= whole:
+        yield torch.arange(length), observe(decoder, tokens, sites)
+        return
+    cache = KVCache()
+    decoder(tokens.to(decoder.device), attention=attention, cache=cache)
+    for start in torch.linspace(0, length - width, windows).long().tolist():
+        part = tokens[:, start : start + width]
+        yield torch.arange(start, start + width), observe(decoder, part, sites, cache=cache.first(start))

@@ -48,11 +48,15 @@ class Odometer(StreamConstruction):
         self.max_length = {dtype: self.span for dtype in (torch.float64, torch.float32, torch.bfloat16)}
         self.tolerance = {dtype: {"position": 0.0, "digits": 0.0, "content": 0.0} for dtype in self.max_length}
 
-    def layout(self, length):
+    def sizes(self) -> dict[str, int]:
+        """The groups of rows that ``write`` needs."""
         sizes = {"not_bos": 1}
         for level, (_, J) in enumerate(self.levels):
             sizes |= {f"crossing {level}": J, f"reciprocal {level}": 1, f"until {level}": J, f"after {level}": J}
-        return Layout(**sizes, **{"reciprocal low": 1, "digits": len(self.levels), "near low": 1, "low": 1})
+        return sizes | {"reciprocal low": 1, "digits": len(self.levels), "near low": 1, "low": 1}
+
+    def layout(self, length):
+        return Layout(**self.sizes())
 
     def width(self, length):
         return max(2 * max(J for _, J in self.levels), sum(J for _, J in self.levels) + self.levels[-1][0] + 1)
@@ -63,12 +67,16 @@ class Odometer(StreamConstruction):
     def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
-        for level in range(len(self.levels)):
-            self._write_match(decoder, level)
-            self._write_thresholds(decoder, level)
-        self._write_low(decoder, dtype)
+        self.write(decoder, layout, dtype)
 
-    def _write_match(self, decoder: Decoder, level: int) -> None:
+    def write(self, decoder: Decoder, layout: Layout, dtype: torch.dtype) -> None:
+        """Weights of the layers 0…layers-1, in head 0 and in the rows of ``sizes``."""
+        for level in range(len(self.levels)):
+            self._write_match(decoder, layout, level)
+            self._write_thresholds(decoder, layout, level)
+        self._write_low(decoder, layout, dtype)
+
+    def _write_match(self, decoder: Decoder, layout: Layout, level: int) -> None:
         """The head of layer ``level`` attends uniformly to <bos> and, of the visible keys, to those whose digits above
         ``level`` are the query's."""
         # A level above has, at each token and for each threshold A_j, a number u_j > 0 iff n <= A_j, n > 0 (else 0) and
@@ -82,15 +90,15 @@ class Odometer(StreamConstruction):
         # outer levels are compared first: with equal outer blocks the inner numbers count from the same start; with
         # different ones a term of the outer level is already there, and others only add to it.)
         # At level 0 there is nothing to match, W_Q = W_K = 0, and the head is uniform over all visible keys.
-        layout = self.layout(decoder.config.n_ctx)
-        dimension = 0
-        for above in range(level):
-            for after, until in zip(layout[f"after {above}"], layout[f"until {above}"], strict=True):
-                at = (0, dimension)
-                write_head(decoder, level, 0, query={(after, at[1]): MATCH}, key={(until, at[1]): -MATCH})
-                dimension += 1
+        rows = [
+            pair
+            for above in range(level)
+            for pair in zip(layout[f"after {above}"], layout[f"until {above}"], strict=True)
+        ]
+        for j, (after, until) in enumerate(rows):
+            write_head(decoder, level, 0, query={(after, j): MATCH}, key={(until, j): -MATCH})
 
-    def _write_thresholds(self, decoder: Decoder, level: int) -> None:
+    def _write_thresholds(self, decoder: Decoder, layout: Layout, level: int) -> None:
         # The head attends to <bos> and the n tokens of the block up to the query, n = 0 at <bos>, each with weight
         # 1/(n+1). Channel j of its value is A_j on <bos> and -1 elsewhere, so
         #     z_j = (A_j - n)/(n + 1),
@@ -98,7 +106,6 @@ class Odometer(StreamConstruction):
         # below 2⁸, so a bfloat16; the sum A_j - n is formed in float32 from integers, the quotient rounded once: it is
         # 0 exactly at n = A_j and has the right sign elsewhere. One more channel, 1 on <bos>, gives x = 1/(n+1).
         A, J = self.levels[level]
-        layout = self.layout(decoder.config.n_ctx)
         not_bos, crossing, x = layout.row("not_bos"), layout[f"crossing {level}"], layout.row(f"reciprocal {level}")
         for j in range(J):
             write_head(
@@ -123,10 +130,9 @@ class Odometer(StreamConstruction):
             units += [({z: G, x: G / 2, IS_BOS: -CLOSED}, 0.0, {until: 1.0}), ({z: -G, x: -G / 2}, 0.0, {after: 1.0})]
         write_units(decoder, level, units)
 
-    def _write_low(self, decoder: Decoder, dtype: torch.dtype) -> None:
+    def _write_low(self, decoder: Decoder, layout: Layout, dtype: torch.dtype) -> None:
         layer = len(self.levels)
-        self._write_match(decoder, layer)
-        layout = self.layout(decoder.config.n_ctx)
+        self._write_match(decoder, layout, layer)
         x, near, low = layout.row("reciprocal low"), layout.row("near low"), layout.row("low")
         # The head attends to <bos> and the l + 1 tokens of the smallest block up to the query, and its value is 1 on
         # <bos>: x = 1/(l + 2), 1 at <bos>. The closed form 1 + 2 Σ_{k=1}^A ReLU(1 - k x) turns it into l + 2 <= A + 1,

@@ -44,6 +44,17 @@ def write_relative_bias(decoder: Decoder, layer: int, head: int, slope: float) -
     )
 
 
+def write_random_content(decoder: Decoder, layer: int, content: slice, dimensions: slice, seed: int = 1) -> None:
+    """W_Q and W_K ~ N(0, 1/N_CONTENT) from the content rows to those dimensions of every head of a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    for head in range(decoder.config.n_heads):
+        W = head_weights(decoder, layer, head)
+        for matrix in (W.W_Q, W.W_K):
+            weights = matrix[content, dimensions]
+            weights.copy_(torch.randn(weights.shape, generator=generator, dtype=torch.float64))
+            weights /= math.sqrt(N_CONTENT)
+
+
 class RelativePosition(Construction):
     """Kazemnejad et al. 2023, Theorem 2: the heads of the second layer have the bias -m (t - i), head h the slope m_h.
 
@@ -99,13 +110,8 @@ class RelativePosition(Construction):
     def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         write_embeddings(decoder)
         write_absolute_position(decoder, layer=0, length=length)
-        generator = torch.Generator().manual_seed(1)
+        write_random_content(decoder, 1, CONTENT, slice(0, HERE))
         for head, slope in enumerate(self.slopes.tolist()):
-            W = head_weights(decoder, 1, head)
-            for matrix in (W.W_Q, W.W_K):
-                content = matrix[CONTENT, :HERE]
-                content.copy_(torch.randn(content.shape, generator=generator, dtype=torch.float64))
-                content /= math.sqrt(N_CONTENT)
             write_relative_bias(decoder, layer=1, head=head, slope=slope)
 
     def errors(self, decoder, tokens, attention):

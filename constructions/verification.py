@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 import torch
 
-from constructions import CONSTRUCTIONS
+from constructions import CONSTRUCTIONS, PROPOSITIONS
 from constructions.construction import Construction, short
+from constructions.propositions import Proposition
 from probe.errors import ProbeError, unknown_name
 
 DTYPES = (torch.float64, torch.float32)
@@ -21,19 +22,20 @@ LEVELS: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...], tuple[str, ...
 
 
 def verify(
-    constructions: Iterable[str | Construction] | None = None,
+    constructions: Iterable[str | Construction | Proposition] | None = None,
     lengths: Sequence[int] | None = None,
     dtypes: Sequence[torch.dtype] | None = None,
     attention: Sequence[str] | None = None,
     level: str = "default",
 ) -> pd.DataFrame:
-    """The rows of ``Construction.check`` for each construction, dtype, length and attention path.
+    """The rows of ``Construction.check`` for each construction, dtype, length and attention path, and of each
+    proposition.
 
     A construction is checked where it claims something: at lengths up to its limit, in dtypes that it is made for, on
     paths that hold what it claims.
 
     Args:
-        constructions: names in ``CONSTRUCTIONS``, or constructions; all of them by default.
+        constructions: names in ``CONSTRUCTIONS`` and ``PROPOSITIONS``, or what they stand for; all of them by default.
         lengths: tokens in the sequence, ``<bos>`` among them; those of the level by default.
         dtypes: of weights and activations; those of the level by default.
         attention: the paths of ``Decoder.forward``; those of the level by default. A claim about scores or patterns
@@ -48,8 +50,10 @@ def verify(
     usual_lengths, usual_dtypes, usual_paths = LEVELS[level]
     lengths, dtypes = lengths or usual_lengths, dtypes or usual_dtypes
     attention = attention or usual_paths
-    wanted = CONSTRUCTIONS if constructions is None else constructions
-    chosen = [_named(each) if isinstance(each, str) else each for each in wanted]
+    wanted = {**CONSTRUCTIONS, **PROPOSITIONS} if constructions is None else constructions
+    named = [_named(each) if isinstance(each, str) else each for each in wanted]
+    chosen = [each for each in named if isinstance(each, Construction)]
+    propositions = [each for each in named if isinstance(each, Proposition)]
     runs = [
         (construction, length, dtype, path)
         for construction in chosen
@@ -65,7 +69,7 @@ def verify(
             for dtype, longest in construction.max_length.items()
             if longest not in lengths
         ]
-    if not runs:
+    if not runs and not propositions:
         paths = sorted({path for construction in chosen for path in construction.attention_paths})
         limits = "; ".join(
             f"{each.name}: " + ", ".join(f"{short(dtype)} to {longest}" for dtype, longest in each.max_length.items())
@@ -77,11 +81,12 @@ def verify(
             f"{limits or 'nothing'}"
         )
     tables = [construction.check(length, dtype, attention=path) for construction, length, dtype, path in runs]
-    rows = pd.concat(tables, ignore_index=True)
-    return rows.astype({"first_failure": "Int64"})
+    tables += [proposition.check() for proposition in propositions]
+    return pd.concat(tables, ignore_index=True)
 
 
-def _named(name: str) -> Construction:
-    if name not in CONSTRUCTIONS:
-        raise unknown_name("construction", name, CONSTRUCTIONS)
-    return CONSTRUCTIONS[name]
+def _named(name: str) -> Construction | Proposition:
+    known = {**CONSTRUCTIONS, **PROPOSITIONS}
+    if name not in known:
+        raise unknown_name("construction", name, known)
+    return known[name]

@@ -49,8 +49,13 @@ def head_weights(decoder: Decoder, layer: int, head: int) -> HeadWeights:
 
 
 def zero_weights(decoder: Decoder) -> None:
-    """Set every embedding, linear map and bias to 0: such a decoder hands its (zero) residual stream on untouched."""
+    """Set every embedding, linear map and bias to 0: such a decoder hands its (zero) residual stream on untouched.
+
+    Norms get their gain of 1 (and bias of 0).
+    """
     for module in decoder.modules():
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            module.reset_parameters()
         if isinstance(module, (nn.Linear, nn.Embedding)):
             for parameter in module.parameters(recurse=False):
                 parameter.detach().zero_()

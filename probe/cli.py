@@ -1,12 +1,14 @@
 """The command line: parses, calls, writes; nothing else. Options are made from the configs' dataclasses."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +160,9 @@ def _study_config(options: argparse.Namespace):
 def _study(options: argparse.Namespace) -> int:
     from probe.study import run_study
 
-    folder = Path(options.folder)
-    run_study(_study_config(options), folder, device=options.device, jobs=options.jobs, say=_say)
+    config, folder = _study_config(options), Path(options.folder)
+    with _bars(config.training.steps) as (say, on_log):
+        run_study(config, folder, device=options.device, jobs=options.jobs, say=say, on_log=on_log)
     print(folder / "report.html")
     return 0
 
@@ -167,22 +170,51 @@ def _study(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from probe.study import train_one
 
-    train_one(_study_config(options), options.encoding, Path(options.folder), device=options.device, say=_say)
-    print(Path(options.folder) / "final")
+    config, folder = _study_config(options), Path(options.folder)
+    with _bars(config.training.steps) as (_, on_log):
+        watch = functools.partial(on_log, options.encoding)
+        train_one(config, options.encoding, folder, device=options.device, on_log=watch)
+    print(folder / "final")
     return 0
 
 
+@contextlib.contextmanager
+def _bars(steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[str, dict], None]]]:
+    """A way to say a line, and one to show a training's progress: bars in a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda line: print(line, file=sys.stderr, flush=True), lambda name, entry: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("loss {task.fields[loss]:.4f}"))  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(name: str, entry: dict) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=steps, loss=entry["loss"])
+            progress.update(bars[name], completed=entry["step"], loss=entry["loss"])
+
+        yield lambda line: progress.console.print(line, markup=False), show
+
+
 def _verify(options: argparse.Namespace) -> int:
+    import torch
+
     import constructions
 
-    rows = constructions.verify(options.names or None, lengths=options.lengths, dtypes=options.dtypes)
+    known = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+    for name in options.dtypes:
+        if name not in known:
+            raise unknown_name("dtype", name, known)
+    dtypes = [known[name] for name in options.dtypes]
+    rows = constructions.verify(options.names or None, lengths=options.lengths, dtypes=dtypes)
     if options.json:
         print(rows.to_json(orient="records", lines=True), end="")
     else:
         shown = rows[["construction", "quantity", "length", "dtype", "largest_error", "tolerance", "holds"]]
         print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     return 0 if rows["holds"].all() else 1
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

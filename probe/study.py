@@ -11,29 +11,37 @@ name, and is not done again when the study is run again; what was half done is d
 """
 
 import dataclasses
+import functools
+import importlib.metadata
 import multiprocessing
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from plotly.offline import get_plotlyjs
+from threadpoolctl import threadpool_limits
 
+from probe.attention import attention_maps, compare_models, compare_templates
 from probe.config import check_size, from_mapping
 from probe.device import find_device
 from probe.errors import ProbeError, unknown_name
-from probe.files import claim_folder, write_file
+from probe.files import claim_folder, write_file, write_text
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.encodings import ENCODINGS, T5
 from probe.position import fit_position_probe
 from probe.report.study import study_figures, study_page
 from probe.tasks import Splits, Task, make_task
-from probe.training import EncodedExamples, TrainingConfig, encode, train
+from probe.tracing import PATTERN, Trace, trace
+from probe.training import EncodedExamples, TrainingConfig, encode, exact_match, predict, train
+from probe.training.train import newest_log_entry
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,15 @@ class StudyConfig:
         options = {"n_ctx": n_ctx, **self.model, "d_vocab": len(task.vocabulary), "encoding": encoding}
         return DecoderConfig.from_dict(options)
 
+    def training_of(self, encoding: str) -> TrainingConfig:
+        """How the model with that encoding is trained.
+
+        Each model has a seed of its own: models that start from the same weights resemble each other for that reason
+        alone, head by head, which a comparison of their attention would take for a finding.
+        """
+        seed = self.seed * len(ENCODINGS) + list(ENCODINGS).index(encoding)
+        return dataclasses.replace(self.training, seed=seed)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "StudyConfig":
         values = dict(values)
@@ -119,14 +136,7 @@ class _Data:
             n_train=config.n_train, n_validation=config.n_validation, n_test=config.n_test, seed=config.seed
         )
         held_out = encode([*splits.validation, *splits.test], task.vocabulary)
-        data = cls(task, splits, encode(splits.train, task.vocabulary), held_out)
-        available = len(held_out.to_length(config.trace_length))
-        if available < 4:
-            raise ProbeError(
-                f"trace_length ({config.trace_length}) must be short enough for at least 4 held-out "
-                f"sequences, got {available}"
-            )
-        return data
+        return cls(task, splits, encode(splits.train, task.vocabulary), held_out)
 
     @property
     def n_ctx(self) -> int:
@@ -135,6 +145,11 @@ class _Data:
     def traced_tokens(self, config: StudyConfig) -> torch.Tensor:
         """Held-out sequences, mixed and cut to one length: real text of the task, without padding."""
         tokens = self.held_out.to_length(config.trace_length)
+        if len(tokens) < 4:
+            raise ProbeError(
+                f"trace_length ({config.trace_length}) must be short enough for at least 4 held-out sequences, "
+                f"got {len(tokens)}"
+            )
         order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
         return tokens[order[: config.trace_sequences]]
 
@@ -146,13 +161,15 @@ def run_study(
     device: str | None = None,
     jobs: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_log: Callable[[str, dict], None] = lambda encoding, entry: None,
 ) -> pd.DataFrame:
     """Run a study in a folder, or what is left of it, and return its rows.
 
     Args:
         device: "cuda", "mps" or "cpu"; found by itself where None.
         jobs: models worked on at once; by default one a core on a CPU, one on an accelerator.
-        say: called with a line whenever a stage is finished.
+        say: called with a line whenever a model, or another stage, is finished.
+        on_log: called with an encoding and the newest entry of its training's log, now and then.
 
     Raises:
         ProbeError: where the folder holds a study of other settings.
@@ -163,18 +180,16 @@ def run_study(
     if jobs is None:
         jobs = min(cores, len(config.encodings)) if torch_device.type == "cpu" else 1
     check_size("jobs", jobs)
-    claim_folder(folder, "study.json", {"format": 1, **dataclasses.asdict(config)})
     data = _Data.of(config)
-    threads = max(1, cores // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        work: dict[str, Future] = {
-            encoding: pool.submit(_study_model, config, folder, encoding, str(torch_device), threads)
-            for encoding in config.encodings
-        }
-        work["constructions"] = pool.submit(_study_constructions, config, folder, threads)
-        for name, future in work.items():
-            say(f"{name}: {future.result()}")
+    data.traced_tokens(config)  # refuses what cannot work before the folder is touched
+    claim_folder(folder, "study.json", {"format": 1, **dataclasses.asdict(config)})
+    if jobs == 1:
+        for encoding in config.encodings:
+            watch = functools.partial(on_log, encoding)
+            say(f"{encoding}: {_study_model(config, folder, encoding, str(torch_device), on_log=watch)}")
+        say(f"constructions: {_study_constructions(config, folder)}")
+    else:
+        _study_models_side_by_side(config, folder, str(torch_device), jobs, max(1, cores // jobs), say, on_log)
     started = time.perf_counter()
     _study_model_pairs(config, folder, data)
     rows = collect_rows(config, folder)
@@ -184,9 +199,39 @@ def run_study(
     return rows
 
 
-def _study_model(config: StudyConfig, folder: Path, encoding: str, device: str, threads: int) -> str:
-    """Train or load one decoder and measure it. Runs in a process of its own; says how long each stage took."""
-    torch.set_num_threads(threads)
+def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_log) -> None:
+    """The models and the constructions in processes of their own, one core or a few each."""
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_use_threads, initargs=(threads,)
+    ) as pool:
+        names = {pool.submit(_study_model, config, folder, e, device): e for e in config.encodings}
+        names[pool.submit(_study_constructions, config, folder)] = "constructions"
+        waiting = set(names)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=list(names).index):
+                    say(f"{names[future]}: {future.result()}")
+                for encoding in config.encodings:
+                    entry = newest_log_entry(folder / "models" / encoding)
+                    if entry is not None:
+                        on_log(encoding, entry)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _use_threads(n: int) -> None:
+    """Torch, and the BLAS of numpy, scipy and scikit-learn, each at most n: processes that share cores else wait for
+    one another's threads."""
+    torch.set_num_threads(n)
+    threadpool_limits(n)
+
+
+def _study_model(
+    config: StudyConfig, folder: Path, encoding: str, device: str, on_log: Callable[[dict], None] | None = None
+) -> str:
+    """Train or load one decoder and measure it; says how long each stage took."""
     data = _Data.of(config)
     said = []
 
@@ -196,7 +241,7 @@ def _study_model(config: StudyConfig, folder: Path, encoding: str, device: str, 
             said.append(f"{name} {time.perf_counter() - started:.0f} s")
 
     started = time.perf_counter()
-    decoder = _decoder(config, folder, encoding, data, device)
+    decoder = _decoder(config, folder, encoding, data, device, on_log)
     said.append(f"model {time.perf_counter() - started:.0f} s")
     stage("accuracy", lambda d: _accuracy(d, data), decoder)
     tokens = data.traced_tokens(config)
@@ -206,7 +251,9 @@ def _study_model(config: StudyConfig, folder: Path, encoding: str, device: str, 
     return ", ".join(said)
 
 
-def _decoder(config: StudyConfig, folder: Path, encoding: str, data: _Data, device: str) -> Decoder:
+def _decoder(
+    config: StudyConfig, folder: Path, encoding: str, data: _Data, device: str, on_log: Callable[[dict], None] | None
+) -> Decoder:
     model = config.decoder(data.task, encoding, data.n_ctx)
     if encoding in config.load:
         decoder = checkpoint.load(config.load[encoding], device=device)
@@ -216,8 +263,8 @@ def _decoder(config: StudyConfig, folder: Path, encoding: str, data: _Data, devi
                 f"was wanted, got {decoder.config.encoding!r} and {decoder.config.d_vocab}"
             )
         return decoder
-    training = dataclasses.replace(config.training, seed=config.seed)
-    return train(model, data.train, training, folder / "models" / encoding, device=device)
+    run = folder / "models" / encoding
+    return train(model, data.train, config.training_of(encoding), run, device=device, on_log=on_log)
 
 
 def _accuracy(decoder: Decoder, data: _Data) -> pd.DataFrame:
@@ -231,9 +278,18 @@ def _accuracy(decoder: Decoder, data: _Data) -> pd.DataFrame:
 
 
 def _templates(decoder: Decoder, tokens: torch.Tensor, config: StudyConfig) -> pd.DataFrame:
-    traced = trace(decoder, tokens, [PATTERN])
-    rows = compare_templates(traced, t5_table=_t5_table(decoder), seed=config.seed)
-    return rows.rename(columns={"distance": "metric"})
+    parts = []
+    for control, model in {"none": decoder, "untrained": _untrained(decoder, config)}.items():
+        traced = trace(model, tokens, [PATTERN])
+        rows = compare_templates(traced, t5_table=_t5_table(model), seed=config.seed)
+        parts.append(rows.rename(columns={"distance": "metric"}).assign(control=control))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _untrained(decoder: Decoder, config: StudyConfig) -> Decoder:
+    """The control of what training did: the same shape with the weights that its training started from."""
+    seed = config.training_of(decoder.config.encoding).seed
+    return Decoder(decoder.config, seed=seed).to(decoder.device, decoder.dtype).eval()
 
 
 def _t5_table(decoder: Decoder) -> torch.Tensor | None:
@@ -247,19 +303,20 @@ def _study_model_pairs(config: StudyConfig, folder: Path, data: _Data) -> None:
 
     def measure() -> pd.DataFrame:
         tokens = data.traced_tokens(config)
-        traces: dict[str, Trace] = {}
+        traces: dict[str, dict[str, Trace]] = {"none": {}, "untrained": {}}
         for encoding in config.encodings:
-            where = config.load.get(encoding, folder / "models" / encoding / "final")
-            traces[encoding] = trace(checkpoint.load(where), tokens, [PATTERN])
-        return compare_models(traces, seed=config.seed).rename(columns={"distance": "metric"})
+            decoder = checkpoint.load(config.load.get(encoding, folder / "models" / encoding / "final"))
+            traces["none"][encoding] = trace(decoder, tokens, [PATTERN])
+            traces["untrained"][encoding] = trace(_untrained(decoder, config), tokens, [PATTERN])
+        parts = [compare_models(of, seed=config.seed).assign(control=control) for control, of in traces.items()]
+        return pd.concat(parts, ignore_index=True).rename(columns={"distance": "metric"})
 
     _write_stage(folder, "model_distance", measure)
 
 
-def _study_constructions(config: StudyConfig, folder: Path, threads: int) -> str:
+def _study_constructions(config: StudyConfig, folder: Path) -> str:
     import constructions
 
-    torch.set_num_threads(threads)
     started = time.perf_counter()
     _write_stage(folder, "constructions", lambda: constructions.verify(lengths=config.verify_lengths))
     return f"verified in {time.perf_counter() - started:.0f} s"
@@ -297,7 +354,7 @@ def collect_rows(config: StudyConfig, folder: Path) -> pd.DataFrame:
         parts.append(read_stage(folder, "model_distance").assign(measurement="model_distance"))
     rows = pd.concat(parts, ignore_index=True).assign(task=config.task, seed=config.seed)
     claims = read_stage(folder, "constructions").rename(columns={"largest_error": "value"})
-    claims = claims.assign(measurement="construction", metric="largest_error")
+    claims = claims.assign(measurement="construction", metric="largest_error").astype({"holds": "boolean"})
     rows = pd.concat([rows, claims], ignore_index=True)
     keys = ["measurement", "task", "encoding", "seed"]
     return rows[[*keys, *(c for c in rows.columns if c not in keys)]]
@@ -333,19 +390,16 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def train_one(
-    config: StudyConfig, encoding: str, folder: Path, *, device: str | None = None, say: Callable[[str], None]
+    config: StudyConfig,
+    encoding: str,
+    folder: Path,
+    *,
+    device: str | None = None,
+    on_log: Callable[[dict], None] | None = None,
 ) -> Decoder:
     """Train the decoder with one encoding, as a study would, into a folder of its own."""
     if encoding not in ENCODINGS:
         raise unknown_name("encoding", encoding, ENCODINGS)
     data = _Data.of(config)
     model = config.decoder(data.task, encoding, data.n_ctx)
-    training = dataclasses.replace(config.training, seed=config.seed)
-    return train(
-        model,
-        data.train,
-        training,
-        folder,
-        device=device,
-        on_log=lambda entry: say(f"step {entry['step']}/{training.steps}: loss {entry['loss']:.4f}"),
-    )
+    return train(model, data.train, config.training_of(encoding), folder, device=device, on_log=on_log)

@@ -12,6 +12,7 @@ from probe.attention.distances import (
     total_variation,
     wasserstein,
 )
+from probe.attention.maps import attention_maps
 from probe.attention.templates import TEMPLATES, FittedTemplate, Template, TemplateContext, available_templates
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "FittedTemplate",
     "Template",
     "TemplateContext",
+    "attention_maps",
     "available_templates",
     "check_pattern",
     "compare_models",

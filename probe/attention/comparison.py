@@ -56,15 +56,12 @@ def compare_templates(
     templates = available_templates(context) if templates is None else templates
     _check_names("template", templates, TEMPLATES)
     _check_names("distance", distances, DISTANCES)
-    n = len(trace.tokens)
-    if n < 2:
-        raise ProbeError(f"templates want at least 2 sequences, one to fit on and one to measure, got {n}")
-    fitted_on, measured_on = slice(0, n // 2), slice(n // 2, n)
+    fitted_on, measured_on = halves(trace)
     lengths = trace.lengths[measured_on]
     bootstrap = Bootstrap.draw(len(lengths), n_bootstrap, confidence, seed)
     rows = []
     for layer in range(trace.n_layers):
-        pattern = _pattern(trace, layer, f"layer {layer}")
+        pattern = checked_pattern(trace, layer)
         for name in templates:
             template = TEMPLATES[name](pattern[fitted_on], trace.lengths[fitted_on], context)
             for distance in distances:
@@ -149,8 +146,8 @@ def compare_models(
         pair = {"model_a": name_a, "model_b": name_b}
         values, draws = [], []
         for layer in range(a.n_layers):
-            pattern_a = _pattern(a, layer, f"model {name_a!r}, layer {layer}")
-            pattern_b = _pattern(b, layer, f"model {name_b!r}, layer {layer}")
+            pattern_a = checked_pattern(a, layer, f"model {name_a!r}, ")
+            pattern_b = checked_pattern(b, layer, f"model {name_b!r}, ")
             each = _head_pairs(pattern_a, pattern_b, distance, lengths)
             mean = each.mean(0)
             head_a, head_b = divmod(int(mean.argmin()), mean.shape[1])
@@ -180,13 +177,21 @@ def _measured(value: Tensor, draws: Tensor, bootstrap: Bootstrap) -> dict[str, f
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def _pattern(trace: Trace, layer: int, of: str) -> Float64[Tensor, "batch head query key"]:
+def halves(trace: Trace) -> tuple[slice, slice]:
+    """The sequences on which templates are fitted (the first n // 2), and those on which they are measured."""
+    n = len(trace.tokens)
+    if n < 2:
+        raise ProbeError(f"templates want at least 2 sequences, one to fit on and one to measure, got {n}")
+    return slice(0, n // 2), slice(n // 2, n)
+
+
+def checked_pattern(trace: Trace, layer: int, of: str = "") -> Float64[Tensor, "batch head query key"]:
     """A layer's pattern, checked, in float64, its rows divided by their sum, with zeros in the rows of the padding."""
     pattern = trace.pattern(layer)
     try:
         check_pattern(pattern, trace.lengths)
     except ProbeError as error:
-        raise ProbeError(f"{of}: {error}") from None
+        raise ProbeError(f"{of}layer {layer}: {error}") from None
     valid = valid_rows(trace.lengths, pattern.shape[-1])[:, None, :, None]
     pattern = pattern.double().where(valid, 0.0)
     return pattern / pattern.sum(-1, keepdim=True).where(valid, 1.0)

@@ -1,7 +1,7 @@
 """Attention patterns that depend on the distance alone, and the one fit of all of them.
 
 Row t of such a pattern is softmax over the keys i ≤ t of a bias b(t - i). With b(d) = θ·φ(d) for given features φ this
-is an exponential family: ALiBi has the single feature -d, T5 one indicator for each bucket of distances.
+is an exponential family: ALiBi has the single feature d, with θ = -slope; T5 one indicator for each bucket of them.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 from probe.attention.distances import valid_rows
 
 # Where no finite θ is best (a head that never attends some distance wants a bias of -∞ there) or the best one is not
-# unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by about RIDGE.
+# unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by RIDGE θ / Var φ.
 RIDGE = 1e-9
 
 _MAX_STEPS = 200
@@ -79,6 +79,8 @@ def fit(observed: DistanceMass, features: Float64[Tensor, "distance feature"]) -
         gradient, hessian = _derivatives(theta, observed, features)
         step = torch.linalg.solve(hessian, gradient)
         decrement = (gradient * step).sum(-1)  # twice what a full step is going to gain, in nats
+        # The covariance of a saturated head is 0, and what rounding makes of it may be negative: such a head stays.
+        step = step.where(decrement[:, None] > 0, 0.0)
         length = torch.ones_like(decrement)
         while True:
             candidate = theta - length[:, None] * step
@@ -118,8 +120,4 @@ def _derivatives(theta: Tensor, observed: DistanceMass, features: Tensor) -> tup
     mean = ((bias[:, None] + features.T.log()).logcumsumexp(-1) - log_z[:, None]).exp()  # "head feature query"
     second = torch.einsum("df,hd,dg->hfg", features, expected, features)
     covariance = second - torch.einsum("hfq,q,hgq->hfg", mean, observed.rows, mean)
-    # For a saturated head this difference is 0 but for its rounding, which must not make the Hessian negative. An
-    # exponential's relative error is the absolute one of its exponent, so it grows with the biases.
-    rounding = _EPS * (8 + bias.abs().amax(-1)) * second.diagonal(dim1=-2, dim2=-1).amax(-1)
-    floor = RIDGE + rounding
-    return gradient, covariance + floor[:, None, None] * torch.eye(features.shape[1], dtype=second.dtype)
+    return gradient, covariance + RIDGE * torch.eye(features.shape[1], dtype=second.dtype)

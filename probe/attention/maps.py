@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.attention.comparison import compare_templates, measured_patterns, nearest_template
+from probe.attention.comparison import checked_pattern, compare_templates, halves, nearest_template
+from probe.attention.distances import valid_rows
 from probe.attention.templates import TEMPLATES, TemplateContext
 from probe.tracing import Trace
 
@@ -33,15 +34,15 @@ def attention_maps(
     """
     rows = compare_templates(trace, templates, t5_table=t5_table, t5_max_distance=t5_max_distance, n_bootstrap=1)
     context = TemplateContext(t5_table, t5_max_distance)
+    fitted_on, measured_on = halves(trace)
+    # How many of the measured sequences reach each row; padding rows are zero and add nothing to the sums.
+    reached = valid_rows(trace.lengths[measured_on], trace.tokens.shape[1]).sum(0)
+    longest = int((reached > 0).sum())
     parts = []
     for best in nearest_template(rows).itertuples():
-        fitted_on, measured_on = measured_patterns(trace, best.layer)
-        template = TEMPLATES[best.template](fitted_on.pattern, fitted_on.lengths, context)
-        counts = torch.arange(measured_on.pattern.shape[-1]) < measured_on.lengths[:, None]
-        total = counts.sum(0)
-        longest = int((total > 0).sum())
-        # Padding rows are zero, so the sum over sequences is the sum over those that reach the row.
-        mean = measured_on.pattern[:, best.head].sum(0)[:longest] / total[:longest, None]
+        pattern = checked_pattern(trace, best.layer)
+        template = TEMPLATES[best.template](pattern[fitted_on], trace.lengths[fitted_on], context)
+        mean = pattern[measured_on, best.head].sum(0)[:longest] / reached[:longest, None]
         query, key = torch.tril_indices(longest, longest)
         parts.append(
             pd.DataFrame(

@@ -172,6 +172,13 @@ class KVCache:
         self._layers[layer] = (key, value)
         return key, value
 
+    def first(self, n: int) -> "KVCache":
+        """A cache of the first n positions; it shares their memory and can be extended on its own."""
+        shorter = KVCache()
+        shorter.length = n
+        shorter._layers = {layer: (key[:, :, :n], value[:, :, :n]) for layer, (key, value) in self._layers.items()}
+        return shorter
+
     def keep(self, rows: Tensor) -> None:
         """Keep only those sequences of the batch (a mask or indices)."""
         self._layers = {layer: (key[rows], value[rows]) for layer, (key, value) in self._layers.items()}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sequential
 from plotly.subplots import make_subplots
 
 from probe.errors import ProbeError
@@ -26,6 +27,8 @@ CONTROL_LABELS = {
     "embedding": "token embedding alone",
     "shuffled": "shuffled positions",
 }
+# Most attention weights are small: the colours are spread by the square root, so that 0.05 can be told from 0.
+_ATTENTION_SCALE = [[(i / (len(sequential.Blues) - 1)) ** 2, shade] for i, shade in enumerate(sequential.Blues)]
 _LAYOUT = {
     "template": "simple_white",
     "font": {"family": "Helvetica, Arial, sans-serif", "size": 13},
@@ -116,8 +119,9 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
                     "arrayminus": (line["value"] - line["low"]).tolist(),
                 },
             )
+    figure.update_xaxes(tickangle=-35)
     figure.update_yaxes(title=metric.replace("_", " "), col=1)
-    return figure.update_layout(**_LAYOUT, height=400, legend={"orientation": "h", "y": -0.28})
+    return figure.update_layout(**_LAYOUT, height=430, legend={"orientation": "h", "y": -0.35})
 
 
 def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
@@ -141,7 +145,7 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
         cols=3,
         subplot_titles=titles,
         horizontal_spacing=0.04,
-        vertical_spacing=min(0.09, 0.3 / len(heads)),
+        vertical_spacing=min(0.11, 0.33 / len(heads)),
     )
     for row, (_, part) in enumerate(heads, start=1):
         pattern, template = _matrix(part, "pattern"), _matrix(part, "template_pattern")
@@ -161,11 +165,12 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
         figure.update_yaxes(title="query", row=row, col=1)
     for column in (1, 2, 3):
         figure.update_xaxes(title="key", row=len(heads), col=column)
+    largest = float((rows["pattern"] - rows["template_pattern"]).abs().max()) or 1.0
     return figure.update_layout(
         **_LAYOUT,
-        height=90 + 265 * len(heads),
+        height=90 + 275 * len(heads),
         coloraxis={
-            "colorscale": "Blues",
+            "colorscale": _ATTENTION_SCALE,
             "cmin": 0,
             "cmax": 1,
             "colorbar": {"title": "attention", "len": 0.45, "y": 0.78},
@@ -173,40 +178,52 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
         coloraxis2={
             "colorscale": "RdBu",
             "reversescale": True,
-            "cmin": -1,
-            "cmax": 1,
+            "cmin": -largest,
+            "cmax": largest,
             "colorbar": {"title": "difference", "len": 0.45, "y": 0.25},
         },
     )
 
 
 def template_distances(rows: pd.DataFrame) -> go.Figure:
-    """How far each head lies from each template: a point a head, a panel an encoding.
+    """How far each head lies from each template: a point a head, a panel an encoding, untrained models in grey.
 
-    Rows: encoding, layer, head, template, value, low, high.
+    Rows: encoding, control, layer, head, template, value, low, high.
     """
     rows = _some(rows, "template distances")
     encodings = list(dict.fromkeys(rows["encoding"]))
     figure = make_subplots(
-        cols=len(encodings), shared_yaxes=True, subplot_titles=[_plain(e) for e in encodings], horizontal_spacing=0.015
+        cols=len(encodings),
+        shared_yaxes=True,
+        subplot_titles=[_plain(e) for e in encodings],
+        horizontal_spacing=0.015,
     )
     for column, encoding in enumerate(encodings, start=1):
-        part = rows[rows["encoding"] == encoding]
-        figure.add_scatter(
-            x=part["value"].tolist(),
-            y=part["template"].map(_plain).tolist(),
-            mode="markers",
-            showlegend=False,
-            row=1,
-            col=column,
-            marker={"color": colour(encoding), "size": 7, "opacity": 0.5},
-            text=[
-                f"layer {r.layer}, head {r.head}: {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in part.itertuples()
-            ],
-            hovertemplate="%{text}<extra></extra>",
-        )
+        for control, part in rows[rows["encoding"] == encoding].groupby("control", sort=False):
+            trained = control == "none"
+            figure.add_scatter(
+                x=part["value"].tolist(),
+                y=part["template"].map(_plain).tolist(),
+                mode="markers",
+                name=CONTROL_LABELS.get(control, control),
+                legendgroup=control,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+                marker={
+                    "color": colour(encoding) if trained else "#999999",
+                    "symbol": "circle" if trained else "line-ns-open",
+                    "size": 7 if trained else 9,
+                    "opacity": 0.6,
+                },
+                text=[
+                    f"layer {r.layer}, head {r.head}: {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]"
+                    for r in part.itertuples()
+                ],
+                hovertemplate="%{text}<extra>" + _plain(CONTROL_LABELS.get(control, control)) + "</extra>",
+            )
     figure.update_xaxes(rangemode="tozero")
-    return figure.update_layout(**_LAYOUT, height=400)
+    return figure.update_layout(**_LAYOUT, height=430, legend={"orientation": "h", "y": -0.15})
 
 
 def distance_matrix(rows: pd.DataFrame) -> go.Figure:

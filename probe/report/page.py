@@ -93,13 +93,23 @@ def _cell(value: object) -> str:
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 Helvetica, Arial, sans-serif; color: #1a1a1a; margin: 0 auto; max-width: 1180px; padding: 0 16px 48px; }
-h1 { font-size: 1.7em; margin: 1em 0 .4em; } h2 { font-size: 1.25em; margin: 2em 0 .4em; border-top: 1px solid #ddd; padding-top: 1em; }
-p, li { max-width: 50em; } nav ol { columns: 2; } figure { margin: 1em 0 2em; } figcaption, caption { text-align: left; color: #444; margin: .3em 0; max-width: 60em; caption-side: top; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88em; margin: .5em 0 1em; }
+body {
+  font: 16px/1.5 Helvetica, Arial, sans-serif; color: #1a1a1a;
+  margin: 0 auto; max-width: 1180px; padding: 0 16px 48px;
+}
+h1 { font-size: 1.7em; margin: 1em 0 .4em; }
+h2 { font-size: 1.25em; margin: 2em 0 .4em; border-top: 1px solid #ddd; padding-top: 1em; }
+p, li { max-width: 50em; }
+nav ol { columns: 2; }
+figure { margin: 1em 0 2em; overflow-x: auto; }
+figcaption { color: #444; margin: .3em 0; max-width: 60em; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88em; margin: .5em 0 1em; }
 th, td { border-bottom: 1px solid #e4e4e4; padding: 4px 10px 4px 0; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #999; } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-a { color: #00509d; } @media (max-width: 640px) { nav ol { columns: 1; } figure { overflow-x: auto; } }
+th { border-bottom: 2px solid #999; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+a { color: #00509d; }
+@media (max-width: 640px) { nav ol { columns: 1; } }
 """
 
 _PAGE = """<!doctype html>

@@ -28,7 +28,8 @@ def study_figures(rows: pd.DataFrame, maps: Mapping[str, pd.DataFrame], train_le
         found[f"attention_{encoding}"] = figures.attention_maps(_closest_head_of_each_layer(heads))
     pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
     if not pairs.empty:
-        found["model_distances"] = figures.distance_matrix(pairs)
+        found["model_distances"] = figures.distance_matrix(pairs[pairs["control"] == "none"])
+        found["model_distances_untrained"] = figures.distance_matrix(pairs[pairs["control"] == "untrained"])
     found["constructions"] = figures.construction_errors(
         _of(rows, "construction").rename(columns={"value": "largest_error"})
     )
@@ -92,7 +93,10 @@ def study_page(
                 ("Distance of every head from every template (a point a head).", drawn["template_distances"]),
             ],
             tables=[
-                ("Mean over all heads; the number of fitted parameters a head stands beside it.", template_table(rows))
+                (
+                    "Mean over all heads, in parentheses before training; beside it the fitted parameters of a head.",
+                    template_table(rows),
+                )
             ],
         ),
     ]
@@ -104,9 +108,12 @@ def study_page(
                     "As in Kazemnejad et al. 2023, section 5.2: at each layer the smallest Jensen–Shannon divergence "
                     "over all pairs of heads, then the mean over layers. Brackets: 95 % bootstrap over sequences, the "
                     "minimum taken anew each time. The paper orders models by their distance from NoPE: T5, ALiBi, "
-                    "then rotary and absolute."
+                    "then rotary and absolute. The second matrix is the control: the same models before training."
                 ],
-                figures=[("Distance between every two models, in nats.", drawn["model_distances"])],
+                figures=[
+                    ("Distance between every two trained models, in nats.", drawn["model_distances"]),
+                    ("The same before training.", drawn["model_distances_untrained"]),
+                ],
             )
         )
     sections += [
@@ -150,19 +157,25 @@ def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
         for e in encodings
     ]
     lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
-    pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
-    if "none" in encodings and not pairs.empty:
-        near = pairs[(pairs["model_a"] == "none") | (pairs["model_b"] == "none")].sort_values("value")
-        said = [
-            f"{b if a == 'none' else a} {_interval(r)}"
-            for r in near.to_dict("records")
-            for a, b in [(r["model_a"], r["model_b"])]
-        ]
-        lines.append(f"In its attention patterns NoPE is nearest to: {', '.join(said)} (nats; one seed each).")
+    if "none" in encodings and len(encodings) > 1:
+        lines.append(f"In its attention patterns NoPE is nearest to: {_nearest_to_nope(rows)} (nats; one seed each).")
     claims = _of(rows, "construction")
     holds = int(claims["holds"].astype(bool).sum())
     lines.append(f"Of the hand-built constructions' {len(claims)} checks, {holds} hold.")
     return lines
+
+
+def _nearest_to_nope(rows: pd.DataFrame) -> str:
+    pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
+    pairs = pairs[(pairs["model_a"] == "none") | (pairs["model_b"] == "none")].sort_values("value")
+    other = pairs["model_a"].where(pairs["model_a"] != "none", pairs["model_b"])
+    untrained = pairs[pairs["control"] == "untrained"].set_index(other[pairs["control"] == "untrained"])["value"]
+    said = [
+        f"{name} {_interval(pair)} (untrained {untrained[name]:.3f})"
+        for name, pair in zip(other, pairs.to_dict("records"), strict=True)
+        if pair["control"] == "none"
+    ]
+    return ", ".join(said)
 
 
 def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -182,12 +195,25 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def template_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean distance over heads, a row a template, a column an encoding."""
+    """Mean distance over heads, a row a template, a column an encoding; the untrained model's in parentheses."""
     templates = _of(rows, "templates", metric=DISTANCE)
-    table = templates.pivot_table(index=["template", "n_parameters"], columns="encoding", values="value", sort=False)
-    table = table.sort_values(table.columns[0]).reset_index()
-    table["n_parameters"] = table["n_parameters"].astype(int)
-    return table.rename(columns={"n_parameters": "parameters"})
+    mean = templates.pivot_table(
+        index=["template", "n_parameters"], columns=["encoding", "control"], values="value", sort=False
+    )
+    mean = mean.sort_values(mean.columns[0])
+    table = pd.DataFrame(
+        {
+            encoding: [
+                ""
+                if pd.isna(row[encoding, "none"])
+                else f"{row[encoding, 'none']:.3f} ({row[encoding, 'untrained']:.3f})"
+                for _, row in mean.iterrows()
+            ]
+            for encoding in mean.columns.get_level_values(0).unique()
+        }
+    )
+    names = mean.index.to_frame(index=False).astype({"n_parameters": int})
+    return pd.concat([names.rename(columns={"n_parameters": "parameters"}), table], axis=1)
 
 
 def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -214,7 +240,7 @@ def _depth(site: str) -> int:
     return int(site.split(".")[1]) if site.startswith("blocks.") else -1
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(row: Mapping[str, Any] | pd.Series) -> str:
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

@@ -248,6 +248,15 @@ class _RunFolder:
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
+def newest_log_entry(folder: Path) -> dict | None:
+    """The last whole entry in a run's log, while it is being written, too; None before the first."""
+    path = folder / "log.jsonl"
+    if not path.exists():
+        return None
+    whole = [line for line in path.read_text().split("\n")[:-1] if line]
+    return json.loads(whole[-1]) if whole else None
+
+
 def _logged_step(line: str) -> float:
     try:
         return json.loads(line)["step"]

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from probe.errors import ProbeError
+from probe.report import figures
+
+
+def test_accuracy_is_drawn_as_it_is(accuracy_rows):
+    figure = figures.accuracy_by_length(accuracy_rows, train_length=5)
+    line = next(t for t in figure.data if t.name == "none")
+    assert list(line.x) == list(range(1, 9))
+    assert list(line.y) == accuracy_rows["value"][:8].tolist()
+    band = next(t for t in figure.data if t.legendgroup == "none" and t.fill == "toself")
+    assert list(band.y) == accuracy_rows["high"][:8].tolist() + accuracy_rows["low"][:8].tolist()[::-1]
+    assert figure.layout.shapes[0].x0 == 5.5
+
+
+def test_an_encoding_has_one_colour_everywhere(accuracy_rows, probe_rows):
+    for encoding in ("none", "t5", "my own"):
+        assert figures.colour(encoding) == figures.colour(encoding)
+    a = next(t for t in figures.accuracy_by_length(accuracy_rows).data if t.name == "none")
+    b = figures.probe_by_site(probe_rows, "r2").data[0]
+    assert a.line.color == b.line.color == figures.colour("none")
+
+
+def test_probe_scores_stand_beside_their_controls(probe_rows):
+    figure = figures.probe_by_site(probe_rows, "r2")
+    assert len(figure.data) == 8
+    assert [t.name for t in figure.data if t.showlegend] == [
+        "trained model",
+        "untrained model",
+        "token embedding alone",
+        "shuffled positions",
+    ]
+    first = figure.data[0]
+    assert list(first.y) == [0.9, 0.9]
+    assert first.error_y.array == pytest.approx((0.05, 0.05))
+    assert first.error_y.arrayminus == pytest.approx((0.1, 0.1))
+    assert list(first.x) == ["embed", "0.resid_post"]
+
+
+def test_attention_maps_hold_pattern_template_and_difference(map_rows, traces):
+    figure = figures.attention_maps(map_rows)
+    assert len(figure.data) == 2 * 2 * 3
+    pattern, template, difference = (np.asarray(figure.data[i].z, dtype=float) for i in range(3))
+    wanted = traces["none"].pattern(0)[6:, 0].mean(0).numpy()
+    future = np.triu(np.ones((10, 10), dtype=bool), 1)
+    np.testing.assert_allclose(pattern[~future], wanted[~future], atol=1e-6)
+    assert np.isnan(pattern[future]).all()
+    np.testing.assert_allclose(np.nansum(template, axis=1), 1)
+    np.testing.assert_allclose(difference[~future], (pattern - template)[~future])
+    assert figure.layout.coloraxis2.cmax == -figure.layout.coloraxis2.cmin > 0
+
+
+def test_a_distance_matrix_is_symmetric_with_zero_diagonal(pair_rows):
+    figure = figures.distance_matrix(pair_rows)
+    z = np.asarray(figure.data[0].z, dtype=float)
+    np.testing.assert_array_equal(z, z.T)
+    np.testing.assert_array_equal(np.diag(z), 0)
+    assert z[0, 1] == pair_rows["value"].iloc[0]
+
+
+def test_template_distances_have_a_point_a_head(template_rows):
+    figure = figures.template_distances(template_rows)
+    assert sum(len(t.x) for t in figure.data) == len(template_rows)
+
+
+def test_exact_zeros_have_a_place_on_a_logarithmic_axis(construction_rows):
+    figure = figures.construction_errors(construction_rows)
+    assert min(min(t.y) for t in figure.data) == 1e-18
+
+
+def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, template_rows, pair_rows, construction_rows):
+    drawn = [
+        figures.accuracy_by_length(accuracy_rows),
+        figures.probe_by_site(probe_rows, "r2"),
+        figures.template_distances(template_rows),
+        figures.distance_matrix(pair_rows),
+        figures.construction_errors(construction_rows),
+    ]
+    for figure in drawn:
+        assert "<script>document" not in figure.to_html(include_plotlyjs=False)
+
+
+def test_no_rows_are_one_clear_line(accuracy_rows):
+    for draw in (
+        figures.accuracy_by_length,
+        figures.distance_matrix,
+        figures.construction_errors,
+        figures.template_distances,
+        figures.attention_maps,
+    ):
+        with pytest.raises(ProbeError, match="wants at least one row, got none"):
+            draw(accuracy_rows[:0])

@@ -1,0 +1,175 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from probe.cli import main
+
+TINY = [
+    "--task",
+    "copy",
+    "--task-options",
+    "train_length=4,test_length=8,n_symbols=5",
+    "--n-train",
+    "200",
+    "--n-validation",
+    "40",
+    "--n-test",
+    "40",
+    "--n-layers",
+    "1",
+    "--d-model",
+    "16",
+    "--n-heads",
+    "2",
+    "--steps",
+    "5",
+    "--trace-sequences",
+    "12",
+    "--trace-length",
+    "7",
+    "--verify-lengths",
+    "16",
+    "--device",
+    "cpu",
+]
+
+
+def run(*arguments):
+    """The installed command, as a user runs it."""
+    return subprocess.run([sys.executable, "-m", "probe", *arguments], capture_output=True, text=True)
+
+
+def test_study_from_flags(tmp_path):
+    done = run("study", "--folder", str(tmp_path / "s"), "--encodings", "none,rotary", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "s" / "report.html")
+    settings = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert settings["encodings"] == ["none", "rotary"]
+    assert settings["model"] == {"n_layers": 1, "d_model": 16, "n_heads": 2}
+    assert settings["training"]["steps"] == 5
+
+
+def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("probe.study.run_study", lambda config, folder, **options: seen.update(config=config))
+    (tmp_path / "c.json").write_text(json.dumps({"seed": 3, "training": {"steps": 7, "batch_size": 9}}))
+    assert main(["study", "--config", str(tmp_path / "c.json"), "--steps", "8", "--dropout", "0.1"]) == 0
+    config = seen["config"]
+    assert (config.seed, config.training.steps, config.training.batch_size) == (3, 8, 9)
+    assert config.training.learning_rate == 1e-3
+    assert config.model == {"n_layers": 3, "d_model": 128, "n_heads": 4, "dropout": 0.1}
+    main(["study", "--preset", "paper", "--bias", "false", "--task", "copy"])
+    assert seen["config"].model["n_layers"] == 12
+    assert seen["config"].model["bias"] is False
+    assert seen["config"].task_options == {}
+
+
+def test_verify_prints_every_claim_and_says_whether_it_holds(capsys):
+    assert main(["verify", "absolute_position", "--lengths", "16,64", "--dtypes", "float64"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("absolute_position") == 4
+    assert main(["verify", "--lengths", "16", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["dtype"] for row in rows} == {"float64", "float32"}
+    assert all(row["holds"] for row in rows)
+
+
+def test_a_claim_that_does_not_hold_is_status_1(monkeypatch, capsys):
+    import constructions
+
+    rows = constructions.verify(["absolute_position"], lengths=(16,))
+    monkeypatch.setattr("constructions.verify", lambda *a, **k: rows.assign(holds=False))
+    assert main(["verify"]) == 1
+
+
+def test_train_trains_one_decoder(tmp_path):
+    done = run(
+        "train",
+        "--folder",
+        str(tmp_path / "run"),
+        "--encoding",
+        "t5",
+        *[
+            a
+            for i, a in enumerate(TINY)
+            if not {TINY[i], TINY[i - 1]} & {"--trace-sequences", "--trace-length", "--verify-lengths"}
+        ],
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, learned, none"),
+        (["study", "--task", "sort"], "unknown task 'sort'; known: copy, reverse, scan"),
+        (["study", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
+        (["study", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["study", "--n-layers", "-2"], "n_layers must be an integer of at least 1, got -2"),
+        (["study", "--task-options", "train_length"], "NAME=VALUE was wanted, got 'train_length'"),
+        (["study", "--preset", "huge"], "unknown preset 'huge'; known: default, paper"),
+        (["study", "--config", "nowhere.json"], "nowhere.json: no such file"),
+        (["study", "--device", "tpu"], "device must be one of cuda, mps, cpu, got 'tpu'"),
+        (["study", "--jobs", "0"], "jobs must be an integer of at least 1, got 0"),
+        (["verify", "theorem_9"], "unknown construction 'theorem_9'"),
+        (["verify", "--dtypes", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32, float64"),
+        (["verify", "--lengths", "99999999"], "99999999"),
+        (["dance"], "invalid choice: 'dance'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("probe: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "must be a JSON object, got list"),
+        ('{"speed": 1}', "unknown option of a study 'speed'"),
+        ('{"training": {"speed": 1}}', "unknown option of a study's training 'speed'"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_status_2(text, message, capsys, tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    assert main(["study", "--config", str(path), "--folder", str(tmp_path / "s")]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_wrong_type_in_a_file_is_one_line_too(tmp_path):
+    # In a process of its own: in this one the tests' type checker would see it first.
+    path = tmp_path / "c.json"
+    path.write_text('{"model": {"bias": 1, "n_layers": 1, "d_model": 8, "n_heads": 2}}')
+    done = run("study", "--config", str(path), "--folder", str(tmp_path / "s"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "bias must be true or false, got 1" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("study", "--folder", str(tmp_path / "file" / "s"), *TINY)
+    assert done.returncode == 2
+    assert done.stderr.startswith("probe: ") and done.stderr.count("\n") == 1
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["study", "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--encodings", "--n-layers", "--position-layers", "--learning-rate", "--mixed-precision", "--preset"):
+        assert flag in text

@@ -1,0 +1,180 @@
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from probe.errors import ProbeError
+from probe.models import checkpoint
+from probe.study import PRESETS, StudyConfig, run_study
+from probe.training import TrainingConfig
+
+SMALL = StudyConfig(
+    encodings=("none", "t5", "alibi"),
+    task="copy",
+    task_options={"train_length": 5, "test_length": 10, "n_symbols": 6},
+    n_train=600,
+    n_validation=60,
+    n_test=80,
+    model={"n_layers": 2, "d_model": 32, "n_heads": 2},
+    training=TrainingConfig(steps=40, batch_size=32, learning_rate=3e-3, checkpoint_every=20),
+    trace_sequences=30,
+    trace_length=9,
+    verify_lengths=(16, 64),
+)
+
+
+def test_side_by_side_is_one_after_the_other(study, tmp_path):
+    # In processes of their own, one thread each; the folder's fixture ran in this process, with one thread, too.
+    _, rows, _ = study
+    said, seen = [], []
+    side_by_side = run_study(
+        SMALL, tmp_path / "s", device="cpu", jobs=3, say=said.append, on_log=lambda e, entry: seen.append((e, entry))
+    )
+    pd.testing.assert_frame_equal(side_by_side, rows)
+    assert sorted(line.split(":")[0] for line in said[:4]) == ["alibi", "constructions", "none", "t5"]
+    assert {e for e, _ in seen} == set(SMALL.encodings) and all(entry["step"] == 40 for _, entry in seen[-3:])
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "run"
+    said = []
+    rows = run_study(SMALL, folder, device="cpu", jobs=1, say=said.append)
+    return folder, rows, said
+
+
+def test_the_folder_holds_what_is_promised(study):
+    folder, _, said = study
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    for encoding in SMALL.encodings:
+        assert {f"models/{encoding}/final/model.safetensors", f"rows/probe-{encoding}.parquet"} <= there
+    assert {"rows.parquet", "report.html", "study.json", "figures/accuracy.html", "figures/plotly.min.js"} <= there
+    assert not [name for name in there if name.endswith(".tmp")]
+    assert [line.split(":")[0] for line in said][:4] == ["none", "t5", "alibi", "constructions"]
+
+
+def test_every_row_carries_its_keys(study):
+    folder, rows, _ = study
+    pd.testing.assert_frame_equal(rows, pd.read_parquet(folder / "rows.parquet"))
+    assert set(rows["measurement"]) == {"accuracy", "probe", "templates", "model_distance", "construction"}
+    of_models = rows[rows["measurement"].isin(["accuracy", "probe", "templates"])]
+    assert of_models["encoding"].isin(SMALL.encodings).all()
+    assert of_models[["task", "seed", "metric", "value", "low", "high"]].notna().all().all()
+    assert set(rows[rows["measurement"] == "probe"]["control"]) == {"none", "untrained", "embedding", "shuffled"}
+    pairs = rows[(rows["measurement"] == "model_distance") & (rows["scope"] == "mean")]
+    assert len(pairs) == 2 * 3  # three pairs, trained and untrained
+    finite = rows[rows["measurement"] != "construction"]
+    assert np.isfinite(finite["value"].astype(float)).all()
+    assert rows[rows["measurement"] == "construction"]["holds"].all()
+
+
+def test_a_trained_t5_is_compared_with_its_own_table(study):
+    _, rows, _ = study
+    of_t5 = rows[(rows["measurement"] == "templates") & (rows["template"] == "t5")]
+    assert set(of_t5["encoding"]) == {"t5"}
+
+
+def test_models_start_from_weights_of_their_own(study):
+    seeds = {SMALL.training_of(encoding).seed for encoding in SMALL.encodings}
+    assert len(seeds) == 3
+    folder, _, _ = study
+    a, b = (checkpoint.load(folder / "models" / e / "final") for e in ("none", "alibi"))
+    # 40 steps move weights little: were the starts the same, these would correlate almost perfectly.
+    x, y = (m.layers[0].attention.q_proj.weight.detach().flatten() for m in (a, b))
+    assert abs(float(torch.corrcoef(torch.stack([x, y]))[0, 1])) < 0.2
+
+
+def test_running_again_does_nothing_again_and_gives_the_same(study):
+    folder, rows, _ = study
+    kept = {p: p.stat().st_mtime_ns for p in (folder / "rows").iterdir()}
+    (folder / "report.html").unlink()
+    again = run_study(SMALL, folder, device="cpu", jobs=1)
+    pd.testing.assert_frame_equal(again, rows)
+    assert {p: p.stat().st_mtime_ns for p in (folder / "rows").iterdir()} == kept
+    assert (folder / "report.html").exists()
+
+
+def test_a_lost_stage_is_done_anew_and_comes_out_the_same(study):
+    folder, rows, _ = study
+    (folder / "rows" / "probe-t5.parquet").unlink()
+    (folder / "rows" / "model_distance.parquet").unlink()
+    pd.testing.assert_frame_equal(run_study(SMALL, folder, device="cpu", jobs=1), rows)
+
+
+def test_another_study_in_the_folder_is_refused(study):
+    folder, _, _ = study
+    with pytest.raises(ProbeError, match=r"holds other work: training\.steps is 40 there, and 41 was wanted"):
+        run_study(dataclasses.replace(SMALL, training=dataclasses.replace(SMALL.training, steps=41)), folder)
+
+
+def test_the_report_says_what_was_found(study):
+    folder, rows, _ = study
+    page = (folder / "report.html").read_text()
+    text = re.sub(r"<script[^>]*>.*?</script>|<[^>]+>", " ", page, flags=re.DOTALL)
+    for words in (
+        "In distribution, exact match is",
+        "NoPE is nearest to",
+        "Position is read from the last layer",
+        "constructions",
+        "torch",
+        "learning_rate",
+    ):
+        assert words in text
+    accuracy = rows[(rows["measurement"] == "accuracy") & rows["length"].isna() & (rows["split"] == "validation")]
+    for value in accuracy["value"]:
+        assert f"{value:.3f}" in text
+    assert len(page) < 6_000_000
+
+
+def test_decoders_can_be_loaded_instead_of_trained(study, tmp_path):
+    folder, rows, _ = study
+    load = {e: str(folder / "models" / e / "final") for e in ("none", "t5")}
+    config = dataclasses.replace(SMALL, encodings=("none", "t5"), load=load)
+    loaded = run_study(config, tmp_path / "loaded", device="cpu", jobs=1)
+    assert not (tmp_path / "loaded" / "models").exists()
+
+    def accuracy(r):
+        kept = r[(r["measurement"] == "accuracy") & r["encoding"].isin(["none", "t5"])]
+        return kept[["encoding", "length", "value"]].reset_index(drop=True)
+
+    pd.testing.assert_frame_equal(accuracy(loaded), accuracy(rows))
+    with pytest.raises(ProbeError, match="a decoder with encoding 'alibi' and 10 tokens was wanted, got 't5' and 10"):
+        run_study(dataclasses.replace(SMALL, encodings=("alibi",), load={"alibi": load["t5"]}), tmp_path / "x", jobs=1)
+
+
+def test_configs_go_through_json():
+    for config in PRESETS.values():
+        assert StudyConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    paper = PRESETS["paper"]
+    assert (paper.model["n_layers"], paper.model["d_model"], paper.training.steps) == (12, 768, 40_000)
+    assert (paper.training.learning_rate, paper.training.batch_size, paper.training.weight_decay) == (3e-5, 64, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encodings": ("none", "rope")}, "unknown encoding 'rope'"),
+        ({"encodings": ()}, "encodings must name at least one"),
+        ({"encodings": ("none", "none")}, "each once"),
+        ({"task": "sort"}, "unknown task 'sort'"),
+        ({"model": {"heads": 3}}, "unknown option of a decoder's config 'heads'"),
+        ({"model": {"n_layers": 2, "d_model": 32, "n_heads": 5}}, r"d_model \(32\) must be divisible by n_heads \(5\)"),
+        ({"model": {"encoding": "t5"}}, "model must leave 'encoding' out"),
+        ({"load": {"rotary": "x"}}, "load names 'rotary', which is not among the encodings"),
+        ({"trace_length": 1}, "trace_length must be an integer of at least 2, got 1"),
+        ({"n_test": -1}, "n_test must be an integer of at least 1, got -1"),
+    ],
+)
+def test_bad_configs_are_one_clear_line(options, message):
+    with pytest.raises(ProbeError, match=message):
+        dataclasses.replace(SMALL, **options)
+
+
+def test_too_long_a_trace_is_said_before_anything_runs(tmp_path):
+    with pytest.raises(ProbeError, match=r"trace_length \(99\) must be short enough for at least 4"):
+        run_study(dataclasses.replace(SMALL, trace_length=99), tmp_path / "x", device="cpu")
+    assert not (tmp_path / "x").exists()
