@@ -147,6 +147,26 @@ def test_every_encoding_learns(encoding, task, splits, data, small):
     assert rows["value"][0] > (0.6 if encoding == "none" else 0.9)
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    # The launcher that several GPUs are started with, on two CPU processes.
+    options = ["--task", "copy", "--task-options", "train_length=4,test_length=8,n_symbols=5", "--n-train", "200",
+               "--n-validation", "40", "--n-test", "40", "--n-layers", "1", "--d-model", "16", "--n-heads", "2",
+               "--steps", "20", "--log-every", "1", "--checkpoint-every", "10", "--device", "cpu"]  # fmt: skip
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    logs = []
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, "-m", "probe", "train", "--folder", str(tmp_path / name), *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        logs.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
+    one, two = logs
+    assert [entry["step"] for entry in two] == list(range(1, 21))
+    for key in ("loss", "gradient_norm"):
+        assert [e[key] for e in two] == pytest.approx([e[key] for e in one], rel=1e-3)
+
+
 def test_mixed_precision_trains(small, data, quick):
     decoder = train(small, data, dataclasses.replace(quick, mixed_precision="bf16", steps=3), device="cpu")
     assert decoder.dtype == torch.float32

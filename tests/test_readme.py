@@ -1,0 +1,18 @@
+import re
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_code_in_the_readme_runs(monkeypatch):
+    shown = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(block, names)  # the README's own code
+    assert len(shown) == 1
+    assert names["decoder"].config.encoding == "none"
