@@ -5,12 +5,13 @@ any other. To add a construction: write its class (``Construction``), add it to 
 a new file's to those below.
 """
 
-from constructions import absolute, bias, chords, heads, newton, normalised, odometer, relative
+from constructions import absolute, bias, chords, heads, kernels, newton, normalised, odometer, relative
 from constructions.absolute import AbsolutePosition, ClosedForm
-from constructions.bias import ExactAlibi, FourierBias, RotaryKernel
+from constructions.bias import ExactAlibi
 from constructions.chords import Chords, ExactPosition
 from constructions.construction import Construction
 from constructions.heads import HeadsFromChords, HeadsFromOdometer
+from constructions.kernels import FourierBias, RotaryKernel
 from constructions.newton import Newton
 from constructions.normalised import ThroughNorm
 from constructions.odometer import Odometer
@@ -25,6 +26,7 @@ CONSTRUCTIONS: dict[str, Construction] = {
     **odometer.CONSTRUCTIONS,
     **relative.CONSTRUCTIONS,
     **bias.CONSTRUCTIONS,
+    **kernels.CONSTRUCTIONS,
     **heads.CONSTRUCTIONS,
     **normalised.CONSTRUCTIONS,
 }

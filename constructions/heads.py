@@ -41,6 +41,7 @@ class PositionalHeads(Construction, ABC):
         window: an upper bound of 1 - (mass on the last n = min(WINDOW, t) keys): the channels that are 0 in the whole
             window, among the key's residue modulo 2 WINDOW (one of 2 WINDOW channels is 1), and the bits of its block of
             2 WINDOW and their complements. A key outside the window has another residue or another block.
+        values: the largest |bit + complement - 1| over the pairs of channels: that there are values to be read at all.
         evenness: the largest |z_r - 1/n| over the residues in the window: how unevenly it is looked at.
     Previous and back are claimed where there is such a key, t > 1 and t > BACK.
     """
@@ -175,6 +176,9 @@ class PositionalHeads(Construction, ABC):
         for head, (quantity, target) in enumerate(targets.items()):
             errors[quantity] = _wrong_bits(z[:, head], target, count).where(target >= 1, 0)
         errors["window"], errors["evenness"] = _window_errors(z[:, LOCAL], t, count)
+        pairs = [z[:, :LOCAL, : 2 * count].flatten(1), z[:, LOCAL, 2 * WINDOW : 2 * WINDOW + 4 * (count - WINDOW_BITS - 1)]]
+        sums = torch.cat(pairs, dim=-1).unflatten(-1, (-1, 2)).sum(-1)
+        errors["values"] = (sums - 1).abs().amax(-1)
         return t, errors
 
 
@@ -220,7 +224,7 @@ class HeadsFromChords(PositionalHeads):
     dtype_specific = True
     max_length: ClassVar = {torch.float64: 65535, torch.float32: 65535}
     tolerance: ClassVar = {
-        dtype: {**dict.fromkeys(PositionalHeads.quantities, most), "evenness": most}
+        dtype: {**dict.fromkeys(PositionalHeads.quantities, most), "evenness": most, "values": most}
         for dtype, most in ((torch.float64, 1e-7), (torch.float32, 1e-5))
     }
 
@@ -251,10 +255,10 @@ class HeadsFromOdometer(PositionalHeads):
     dtype_specific = True
     odometer = Odometer("digits", levels=[(64, 127)])
     max_length: ClassVar = {dtype: 8193 for dtype in (torch.float64, torch.float32, torch.bfloat16)}
-    # 1/3 is not a bfloat16: the evenness is as fine as the dtype.
+    # 1/3 is not a bfloat16: evenness is as fine as the dtype.
     tolerance: ClassVar = {
-        dtype: {**dict.fromkeys(PositionalHeads.quantities, 1e-6), "evenness": 1e-3 if dtype.itemsize == 2 else 1e-6}
-        for dtype in max_length
+        dtype: {**dict.fromkeys(PositionalHeads.quantities, 1e-6), "evenness": most, "values": most}
+        for dtype, most in ((torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 1e-2))
     }
 
     def sizes(self, length):

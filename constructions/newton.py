@@ -85,19 +85,14 @@ class Newton(PositionInARow):
         )
 
         # A step. silu(a) - silu(-a) = a σ(a) + a σ(-a) = a, so the units silu(a) b and -silu(-a) b add up to a b:
-        #     units 0, 1: y e into row y;   units 2, 3: e (e - 1) into row e.
+        #     units 0, 1: y e into row y;   units 2, 3: e (e - 1) into row e, which the last step leaves out.
         # They cost no accuracy: σ(a) and σ(-a) add up to 1 within an epsilon.
         signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
-        both, neither = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        both = torch.ones(2, dtype=torch.float64)
         for layer in range(1, 1 + self.steps):
-            write_mlp_units(
-                decoder,
-                layer,
-                gate={y: torch.cat((signs, neither)), e: torch.cat((neither, signs))},
-                read={e: torch.cat((both, both))},
-                bias=torch.cat((neither, -both)),
-                write={y: torch.cat((signs, neither)), e: torch.cat((neither, signs))},
-            )
+            write_mlp_units(decoder, layer, gate={y: signs}, read={e: both}, bias=0 * both, write={y: signs})
+            if layer < self.steps:
+                write_mlp_units(decoder, layer, gate={e: signs}, read={e: both}, bias=-both, write={e: signs}, first=2)
 
 
 CONSTRUCTIONS: dict[str, Construction] = {"newton": Newton()}

@@ -267,7 +267,7 @@ def weights_depend_on_length(seed: int) -> Found:
 def dimensions_of_a_bias(seed: int) -> Found:
     """A bias that is constant beyond a distance D, and another at a largest δ < D, wants d_head >= ⌊T/D⌋ - 1.
 
-    The proof is at ``constructions.bias.FourierBias``. Here T5's buckets with a random table (constant from D = 113 on):
+    The proof is at ``constructions.kernels.FourierBias``. Here T5's buckets with a random table (constant from D = 113 on):
     the rank of the scores between the queries and keys of the proof, the future filled with random numbers, less a
     random g(t) of each query, which the softmax does not see.
     """

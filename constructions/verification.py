@@ -67,7 +67,7 @@ def verify(
             (construction, longest, dtype, "fused" if "fused" in construction.attention_paths else "explicit")
             for construction in chosen
             for dtype, longest in construction.max_length.items()
-            if longest not in lengths
+            if dtype in dtypes and longest not in lengths
         ]
     if not runs and not propositions:
         paths = sorted({path for construction in chosen for path in construction.attention_paths})
