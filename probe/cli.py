@@ -52,8 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="run every construction's claim through a real model")
     verify.set_defaults(run=_verify)
     verify.add_argument("names", nargs="*", metavar="NAME", help="constructions (default: all)")
-    verify.add_argument("--lengths", type=_integers, default=(64, 256, 1024), metavar="N,N,…")
-    verify.add_argument("--dtypes", type=_words, default=("float64", "float32"), metavar="DTYPE,…")
+    verify.add_argument("--lengths", type=_integers, metavar="N,N,…", help="tokens in the sequence")
+    verify.add_argument("--dtypes", type=_words, metavar="DTYPE,…", help="float64, float32, bfloat16, float16")
+    level = verify.add_mutually_exclusive_group()
+    level.add_argument("--quick", dest="level", action="store_const", const="quick", help="short lengths, all dtypes")
+    level.add_argument("--full", dest="level", action="store_const", const="full", help="to every claim's limit")
     verify.add_argument("--json", action="store_true", help="rows as JSON lines")
 
     training = commands.add_parser("train", help="train one decoder (also under `accelerate launch -m probe`)")
@@ -201,20 +204,25 @@ def _bars(steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[str, di
         yield lambda line: progress.console.print(line, markup=False), show
 
 
+_VERIFY_COLUMNS = ["construction", "quantity", "source", "length", "dtype", "attention", "attention_layers", "mlp_layers",
+                   "width", "largest_error", "tolerance", "first_failure", "holds"]  # fmt: skip
+
+
 def _verify(options: argparse.Namespace) -> int:
     import torch
 
     import constructions
 
     known = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
-    for name in options.dtypes:
+    for name in options.dtypes or ():
         if name not in known:
             raise unknown_name("dtype", name, known)
-    dtypes = [known[name] for name in options.dtypes]
-    rows = constructions.verify(options.names or None, lengths=options.lengths, dtypes=dtypes)
+    dtypes = [known[name] for name in options.dtypes] if options.dtypes else None
+    rows = constructions.verify(
+        options.names or None, lengths=options.lengths, dtypes=dtypes, level=options.level or "default"
+    )
     if options.json:
         print(rows.to_json(orient="records", lines=True), end="")
     else:
-        shown = rows[["construction", "quantity", "length", "dtype", "largest_error", "tolerance", "holds"]]
-        print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+        print(rows.to_string(index=False, columns=_VERIFY_COLUMNS, na_rep="-", float_format=lambda x: f"{x:.3g}"))
     return 0 if rows["holds"].all() else 1

@@ -78,7 +78,9 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
     if train_length is not None:
         figure.add_vline(
             x=train_length + 0.5,
+            line_width=1.5,
             line_dash="dot",
+            opacity=0.8,
             line_color="#666666",
             annotation_text="longest trained",
             annotation_position="top left",
@@ -258,37 +260,39 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
 
 
 def construction_errors(rows: pd.DataFrame) -> go.Figure:
-    """The largest error of each claim against the length, on logarithmic axes, its tolerance dotted.
+    """Each claim's largest error as a share of its tolerance, a point a check: left of 1 it holds.
 
-    Rows: construction, claim, dtype, length, largest_error, tolerance. An error of exactly 0 is drawn at 1e-18.
+    Rows: construction, quantity, length, dtype, largest_error, tolerance. Exact results (error 0) and what is
+    smaller stand at 1e-12; an error where none is allowed stands at 1e3.
     """
     rows = _some(rows, "constructions")
     figure = go.Figure()
-    for i, ((claim, dtype), line) in enumerate(rows.groupby(["claim", "dtype"], sort=False)):
-        line = line.sort_values("length")
-        style = {"color": [*COLOURS.values(), *OTHER_COLOURS][i % 12]}
-        name = f"{_plain(line['construction'].iloc[0])}: {_plain(claim)}, {_plain(dtype)}"
-        name = name if len(name) < 90 else name[:87] + "…"
+    for i, (dtype, part) in enumerate(rows.groupby("dtype", sort=False)):
+        share = [
+            float(np.clip(r.largest_error / r.tolerance if r.tolerance else np.inf * r.largest_error, 1e-12, 1e3))
+            if r.largest_error > 0
+            else 1e-12
+            for r in part.itertuples()
+        ]
         figure.add_scatter(
-            x=line["length"].tolist(),
-            y=np.maximum(line["largest_error"], 1e-18).tolist(),
-            name=name,
-            mode="lines+markers",
-            line=style,
-            legendgroup=str(i),
+            x=share,
+            y=part["construction"].map(_plain).tolist(),
+            mode="markers",
+            name=_plain(dtype),
+            marker={"color": OTHER_COLOURS[i % len(OTHER_COLOURS)], "size": 8, "opacity": 0.6, "symbol": i},
+            text=[
+                f"{_plain(r.quantity)}, length {r.length}: error {r.largest_error:.3g}, tolerance {r.tolerance:.3g}"
+                for r in part.itertuples()
+            ],
+            hovertemplate="%{text}<extra>" + _plain(dtype) + "</extra>",
         )
-        figure.add_scatter(
-            x=line["length"].tolist(),
-            y=line["tolerance"].tolist(),
-            mode="lines",
-            legendgroup=str(i),
-            line={**style, "dash": "dot"},
-            showlegend=False,
-            name="tolerance",
-        )
-    figure.update_xaxes(type="log", title="length")
-    figure.update_yaxes(type="log", title="largest error", exponentformat="power")
-    return figure.update_layout(**_LAYOUT, height=430, legend={"orientation": "h", "y": -0.25})
+    figure.add_vline(x=1, line_width=1.5, line_dash="dot", opacity=0.8, line_color="#666666")
+    figure.update_xaxes(type="log", title="largest error / tolerance", exponentformat="power")
+    figure.update_yaxes(autorange="reversed")
+    n = rows["construction"].nunique()
+    return figure.update_layout(
+        **_LAYOUT, height=170 + 24 * n, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
+    )
 
 
 def short_site(site: str) -> str:

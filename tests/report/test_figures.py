@@ -65,9 +65,13 @@ def test_template_distances_have_a_point_a_head(template_rows):
     assert sum(len(t.x) for t in figure.data) == len(template_rows)
 
 
-def test_exact_zeros_have_a_place_on_a_logarithmic_axis(construction_rows):
-    figure = figures.construction_errors(construction_rows)
-    assert min(min(t.y) for t in figure.data) == 1e-18
+def test_errors_are_drawn_as_a_share_of_their_tolerance(construction_rows):
+    rows = construction_rows.copy()
+    rows.loc[0, "largest_error"] = 0.2
+    rows.loc[1, ["largest_error", "tolerance"]] = [1e-9, 0.0]
+    first, second = figures.construction_errors(rows).data
+    assert list(first.x) == [2.0, 1e3]  # beyond the tolerance, and wrong where no error is allowed
+    assert list(second.x) == [1e-12, pytest.approx(1e-8)]  # exact, and well within
 
 
 def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, template_rows, pair_rows, construction_rows):
