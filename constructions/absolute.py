@@ -21,7 +21,8 @@ def write_reciprocal(decoder: Decoder, layer: int, row: int) -> None:
     # keys is uniform, 1/t on each. The value is row IS_BOS, which is 1 at one visible key and 0 at the others:
     # z = 1/t · 1. So the row holds #<bos>/t in general: the claim is lost with a second <bos>, and with none.
     # Rounding: exp(0) = 1 and sums of ones are exact, as is adding zeros, so z is 1/t rounded once (measured: bitwise
-    # fl(1/t) at all of 131,072 positions in float32, on both paths). A value that is non-zero at other keys would drift.
+    # fl(1/t) at all of 131,072 positions in float32, on both paths). A value that is non-zero at other keys would
+    # drift.
     write_head(decoder, layer, 0, value={(IS_BOS, 0): 1.0}, output={(0, row): 1.0})
 
 
@@ -39,7 +40,8 @@ def write_chords(
     # For 1/s_{m+1} <= x <= 1/s_m the hinges 0…m are open (s_j x <= 1), so there f is linear, with the slope
     #     -Σ_{j<=m} c_j s_j = -Σ_{j<=m} (s_j s_{j+1} - s_{j-1} s_j) = -s_m s_{m+1}        (the sum telescopes),
     # and that is the slope of the chord: (s_{m+1} - s_m) / (1/s_{m+1} - 1/s_m) = -s_m s_{m+1}. At x = 1/s_0 = 1 every
-    # hinge is closed and f = 1 = s_0. A continuous function with the chords' slopes that meets the first knot meets all.
+    # hinge is closed and f = 1 = s_0. A continuous function with the chords' slopes that meets the first knot meets
+    # all.
     # Rounding: all hidden values lie in [0, 1] and all terms of the sum are positive, so nothing cancels: the error of
     # f is that of the hidden values, half an epsilon each, times c_j: at most about s_n epsilon.
     outer = torch.cat((torch.zeros(1, dtype=torch.float64), knots))
@@ -139,7 +141,7 @@ class ClosedForm(PositionInARow):
 
     name = "closed_form"
     source = "closed form of Kazemnejad et al. 2023, Theorem 1"
-    # Measured: position 2e-9 in float64 at 16,384 and 3e-3 in float32.
+    # Measured: position 5e-11 in float64 at 16,384, 2e-2 in float32 there, 1/2 in bfloat16 at 95.
     max_length: ClassVar = {torch.float64: 16384, torch.float32: 16384, torch.bfloat16: 64}
     tolerance: ClassVar = {
         torch.float64: {"position": 1e-8, "content": 0.0},

@@ -93,7 +93,6 @@ class BiasHeads(Construction, ABC):
         has no rows for them, t in row POSITION."""
 
     def errors(self, decoder, tokens, attention):
-        length = tokens.shape[1]
         content = decoder.token_embedding.weight.detach().double()[tokens[0]]
         content = content[:, self.layout(decoder.config.n_ctx).content]
         rows, dimensions = self.layout(decoder.config.n_ctx).content, self._content(decoder.config.n_ctx)
@@ -133,14 +132,15 @@ class ExactAlibi(BiasHeads):
     }
 
     def __init__(self, slopes: Float[Tensor, "head"] | None = None):
-        """One head for each slope, in nats per token, within [-1, 1]; by default those of ALiBi with eight heads.
+        """One head for each slope, in nats per token, within [0, 1]; by default those of ALiBi with eight heads.
+        (A negative slope puts the weight where the score is largest, and so rounded most: 2e-4 at -1/3 and 8192.)
 
         Raises:
-            ProbeError: for no slopes, or slopes outside [-1, 1].
+            ProbeError: for no slopes, or slopes outside [0, 1].
         """
         slopes = alibi_slopes(8) if slopes is None else slopes.detach().cpu().double()
-        if len(slopes) == 0 or not bool((slopes.abs() <= 1).all()):
-            raise ProbeError(f"slopes must be one number or more in [-1, 1], got {slopes.tolist()}")
+        if len(slopes) == 0 or not bool(((slopes >= 0) & (slopes <= 1)).all()):
+            raise ProbeError(f"slopes must be one number or more in [0, 1], got {slopes.tolist()}")
         self.slopes = slopes
 
     @property

@@ -39,8 +39,8 @@ def n_bits(length: int) -> int:
 class Chords(PositionInARow):
     """Theorem 1 to a quarter of a position with √(2T) units: the chords between few knots, lowered by a quarter.
 
-    The chords exceed t by 0…1/2 (``chord_knots``), so minus 1/4 they are within 1/4 of t. A half would not do: ``<bos>``
-    is a knot, and there the whole of it would be the error.
+    The chords exceed t by 0…1/2 (``chord_knots``), so minus 1/4 they are within 1/4 of t. A half would not do:
+    ``<bos>`` is a knot, and there the whole of it would be the error.
     """
 
     name = "chords"
@@ -96,17 +96,16 @@ def write_integers(
         rows[k] = scratch[first : first + max(1, len(targets))]
         first += len(rows[k])
     outputs = {
-        row: (2.0**-j, (k - TOLERANCE) * 2.0**-j - 0.5 + 2.0 ** -(j + 1))
-        for k in bits
-        for j, row in enumerate(rows[k])
+        row: (2.0**-j, (k - TOLERANCE) * 2.0**-j - 0.5 + 2.0 ** -(j + 1)) for k in bits for j, row in enumerate(rows[k])
     }
     write_chords(decoder, layer, x, chord_knots(length), outputs)
 
     # Second MLP. Unit j computes ReLU(y_j + M) and stores it rounded to an integer: M + m_j, m_j = ⌊(t + k)/2ʲ⌋. It
-    # must have this one non-zero input: y_j is exact in the product with 1, and the sum with the bias M is rounded once.
+    # must have this one non-zero input: y_j is exact in the product with 1, and the sum with the bias M is rounded
+    # once.
     # Then bit j is m_j - 2 m_{j+1} = (M + m_j) - 2 (M + m_{j+1}) + M, the highest m_j - 0 = (M + m_j) - M, and
-    # t = (M + m_0) - M for k = 0. All partial sums are integers below 2²⁴ (2⁵³ in float64) and so exact, if j+1 is summed
-    # before j, or the bias M last, but not M + (M + m_j) first: the units stand in the order of falling j.
+    # t = (M + m_0) - M for k = 0. All partial sums are integers below 2²⁴ (2⁵³ in float64) and so exact, if j+1 is
+    # summed before j, or the bias M last, but not M + (M + m_j) first: the units stand in the order of falling j.
     M = ROUNDING[dtype]
     units, output_bias = [], {}
     for k, targets in bits.items():
@@ -115,7 +114,7 @@ def write_integers(
             if j < len(targets):
                 writes[targets[j]] = 1.0
                 output_bias[targets[j]] = M if j + 1 < len(targets) else -M
-            if 0 < j:
+            if j > 0:
                 writes[targets[j - 1]] = -2.0
             if j == 0 and k == 0 and position is not None:
                 writes[position] = 1.0

@@ -50,8 +50,8 @@ class Construction(ABC):
     def errors(
         self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
     ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
-        """How far ``decoder`` is from the claim on these tokens: the positions that were looked at (t = 1 at ``<bos>``),
-        and for each quantity in ``tolerance`` the error at each of them, float64.
+        """How far ``decoder`` is from the claim on these tokens: the positions that were looked at (t = 1 at
+        ``<bos>``), and for each quantity in ``tolerance`` the error at each of them, float64.
 
         Every number comes from ``Decoder.forward``; what it is compared with does not.
         """
@@ -137,7 +137,8 @@ class Construction(ABC):
         width: int,
         tolerances: Mapping[str, float] | None = None,
     ) -> list[dict]:
-        """The rows of ``check``, out of the errors at the positions t; other tolerances than those claimed may be had."""
+        """The rows of ``check``, out of the errors at the positions t; other tolerances than those claimed may be
+        had."""
         rows = []
         for quantity, tolerance in (self.tolerance[dtype] if tolerances is None else tolerances).items():
             error = errors[quantity].nan_to_num(nan=torch.inf)

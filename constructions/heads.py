@@ -39,8 +39,8 @@ class PositionalHeads(Construction, ABC):
             position and its complement; what is summed are the channels that are 0 at the target. Every other key
             differs in one bit or more, so the sum is Σ_i pattern(t, i) Hamming(i, target) >= 1 - pattern(t, target).
         window: an upper bound of 1 - (mass on the last n = min(WINDOW, t) keys): the channels that are 0 in the whole
-            window, among the key's residue modulo 2 WINDOW (one of 2 WINDOW channels is 1), and the bits of its block of
-            2 WINDOW and their complements. A key outside the window has another residue or another block.
+            window, among the key's residue modulo 2 WINDOW (one of 2 WINDOW channels is 1), and the bits of its block
+            of 2 WINDOW and their complements. A key outside the window has another residue or another block.
         values: the largest |bit + complement - 1| over the pairs of channels: that there are values to be read at all.
         evenness: the largest |z_r - 1/n| over the residues in the window: how unevenly it is looked at.
     Previous and back are claimed where there is such a key, t > 1 and t > BACK.
@@ -176,7 +176,10 @@ class PositionalHeads(Construction, ABC):
         for head, (quantity, target) in enumerate(targets.items()):
             errors[quantity] = _wrong_bits(z[:, head], target, count).where(target >= 1, 0)
         errors["window"], errors["evenness"] = _window_errors(z[:, LOCAL], t, count)
-        pairs = [z[:, :LOCAL, : 2 * count].flatten(1), z[:, LOCAL, 2 * WINDOW : 2 * WINDOW + 4 * (count - WINDOW_BITS - 1)]]
+        pairs = [
+            z[:, :LOCAL, : 2 * count].flatten(1),
+            z[:, LOCAL, 2 * WINDOW : 2 * WINDOW + 4 * (count - WINDOW_BITS - 1)],
+        ]
         sums = torch.cat(pairs, dim=-1).unflatten(-1, (-1, 2)).sum(-1)
         errors["values"] = (sums - 1).abs().amax(-1)
         return t, errors
@@ -190,9 +193,7 @@ def _bits_and_complements(bits: range, first: int = 0) -> dict[tuple[int, int], 
     return entries
 
 
-def _wrong_bits(
-    z: Float[Tensor, "pos channel"], target: Int[Tensor, "pos"], count: int
-) -> Float[Tensor, "pos"]:
+def _wrong_bits(z: Float[Tensor, "pos channel"], target: Int[Tensor, "pos"], count: int) -> Float[Tensor, "pos"]:
     """The sum of the channels that are 0 at the target: bits that it has not, complements of those that it has."""
     channels = z[:, : 2 * count].unflatten(-1, (count, 2))
     has = (target[:, None] >> torch.arange(count)) & 1
@@ -272,8 +273,8 @@ class HeadsFromOdometer(PositionalHeads):
         layer, block = self.odometer.layers, self.odometer.levels[0][0]
         digit, low = layout.row("digits"), layout.row("low")
         # The odometer leaves t = 64 digit + low, 1 <= low <= 65. So t + k = 64 (digit + m) + (low + k - 64 m), and
-        # m = ⌊(low + k)/64⌋ makes the second term 0…63. As -64 <= low + k < 128, m = [low + k >= 0] + [low + k >= 64] - 1,
-        # and a step at an integer is a difference of two ReLUs: [s >= c] = ReLU(s - c + 1) - ReLU(s - c).
+        # m = ⌊(low + k)/64⌋ makes the second term 0…63. As -64 <= low + k < 128, m = [low + k >= 0] + [low + k >= 64]
+        # - 1, and a step at an integer is a difference of two ReLUs: [s >= c] = ReLU(s - c + 1) - ReLU(s - c).
         units, output_bias = [({digit: 1.0}, 0.0, {upper: 1.0 for upper in layout["upper"]})], {}
         for k, upper, lower in zip(SHIFTS, layout["upper"], layout["lower"], strict=True):
             units.append(({low: 1.0}, 0.0, {lower: 1.0}))
@@ -297,7 +298,7 @@ class HeadsFromOdometer(PositionalHeads):
                 for c in range(most):
                     turns = {}
                     for j, row in enumerate(targets):
-                        before, here, after = ((v >> j & 1 for v in (c - 1, c, c + 1)) if c else (0, 0, 1 >> j & 1))
+                        before, here, after = (v >> j & 1 for v in (c - 1, c, c + 1)) if c else (0, 0, 1 >> j & 1)
                         turns[row] = float(after - 2 * here + before)
                     units.append(({source: 1.0}, -float(c), turns))
         write_units(decoder, layer + 1, units, output_bias)

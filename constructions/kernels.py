@@ -25,7 +25,10 @@ def write_table(decoder: Decoder, layer: int, bits: range, table: Float[Tensor, 
     # takes 1 off, so it is 0 elsewhere. One unit is not 0, and what is added is the table's entry, without rounding.
     T = table.shape[1]
     ones = [t.bit_count() for t in range(1, T + 1)]
-    units = [({row: 1.0 if t >> j & 1 else -1.0 for j, row in enumerate(bits)}, 1.0 - ones[t - 1], {}) for t in range(1, T + 1)]
+    units = [
+        ({row: 1.0 if t >> j & 1 else -1.0 for j, row in enumerate(bits)}, 1.0 - ones[t - 1], {})
+        for t in range(1, T + 1)
+    ]
     write_units(decoder, layer, units)
     decoder.layers[layer].mlp.down_proj.weight.detach()[rows.start : rows.stop, :T] = table.to(decoder.dtype)
 
@@ -36,10 +39,10 @@ class FourierBias(BiasHeads):
     How many dimensions it takes: a bias that is constant beyond a distance D, and another number at a distance δ < D
     which is the largest such, wants d_head >= ⌊T/D⌋ - 1, so no fixed d_head holds T5's buckets exactly. Proof: take the
     n = ⌊(T - 1 - δ)/D⌋ + 1 >= ⌊T/D⌋ queries at δ + aD and keys at bD (0-based), a, b = 0…n-1. For b < a the distance is
-    δ + (a - b) D >= D, the score the constant; for b = a it is δ, the score another; for b > a the key is in the future,
-    the score anything. Less the constant the matrix is upper triangular with a non-zero diagonal: of rank n, whatever
-    stands in the future. Scores ⟨q_t, k_i⟩ may differ from f_rel by a g(t) that the softmax does not see, which takes
-    one off the rank: d_head >= n - 1. (``constructions.propositions`` runs this.)
+    δ + (a - b) D >= D, the score the constant; for b = a it is δ, the score another; for b > a the key is in the
+    future, the score anything. Less the constant the matrix is upper triangular with a non-zero diagonal: of rank n,
+    whatever stands in the future. Scores ⟨q_t, k_i⟩ may differ from f_rel by a g(t) that the softmax does not see,
+    which takes one off the rank: d_head >= n - 1. (``constructions.propositions`` runs this.)
     """
 
     layers, attention_layers, mlp_layers = 4, 2, 3
@@ -126,7 +129,9 @@ def _logarithmic(distance: Int[Tensor, "distance"]) -> Float[Tensor, "head dista
 def t5_tables(seed: int = 0) -> Float[Tensor, "bucket head"]:
     """Tables like trained ones: each head's values fall with the bucket at a slope of its own, with noise upon them."""
     noise = torch.randn(32, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return -torch.log1p(torch.arange(32.0, dtype=torch.float64)[:, None] ** 1.3) * torch.tensor([1.0, 0.5]) + 0.1 * noise
+    return (
+        -torch.log1p(torch.arange(32.0, dtype=torch.float64)[:, None] ** 1.3) * torch.tensor([1.0, 0.5]) + 0.1 * noise
+    )
 
 
 def _t5(distance: Int[Tensor, "distance"]) -> Float[Tensor, "head distance"]:

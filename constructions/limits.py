@@ -4,8 +4,8 @@ The table is made by
 
     OMP_NUM_THREADS=1 python -m constructions.limits
 
-which takes about half an hour on one core. Its columns are those of ``Construction.check``, and ``length`` the number of
-tokens that were run, claimed or not: ``holds`` says that no position up to it failed, ``first_failure`` is the first
+which takes about half an hour on one core. Its columns are those of ``Construction.check``, and ``length`` the number
+of tokens that were run, claimed or not: ``holds`` says that no position up to it failed, ``first_failure`` is the first
 that did. Where ``positions_checked`` is smaller than ``length`` the positions were sampled.
 """
 
@@ -36,13 +36,13 @@ def first_failure(
 
     The construction is built anew for each length T, so that "fails at t" means that the weights made for T tokens are
     wrong at position t (1 at ``<bos>``) and right before. A position in one row of the stream fails when rounding it to
-    an integer does; what is claimed without error, when there is any; other quantities by their tolerance. The attention
-    path is the fused one where the claim can be looked at on it.
+    an integer does; what is claimed without error, when there is any; other quantities by their tolerance. The
+    attention path is the fused one where the claim can be looked at on it.
 
     Raises:
         ProbeError: if ``least`` or ``most`` is below 1.
     """
-    if not 1 <= least or not 1 <= most:
+    if not least >= 1 or not most >= 1:
         raise ProbeError(f"least and most must be at least 1, got {least} and {most}")
     attention = attention or construction.attention_paths[-1]
     length = min(least, most)
@@ -62,8 +62,8 @@ def first_failure_sampled(
     window: int = 32,
     per_octave: int = 4,
 ) -> pd.DataFrame:
-    """The rows of ``first_failure`` at one length that is too long for all rows, from windows of positions, ``per_octave``
-    to a doubling and one at the end.
+    """The rows of ``first_failure`` at one length that is too long for all rows, from windows of positions,
+    ``per_octave`` to a doubling and one at the end.
 
     For constructions that attend in layer 0 only: there keys and values are functions of the token alone, so the cache
     of everything before a window can be filled without running it. The window itself goes through ``Decoder.forward``,
@@ -189,7 +189,9 @@ def main() -> None:
 
 
 def _summary(rows: pd.DataFrame) -> str:
-    return rows[["construction", "dtype", "length", "quantity", "largest_error", "first_failure"]].to_string(header=False)
+    return rows[["construction", "dtype", "length", "quantity", "largest_error", "first_failure"]].to_string(
+        header=False
+    )
 
 
 if __name__ == "__main__":

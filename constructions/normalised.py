@@ -1,4 +1,5 @@
-"""Any construction through LayerNorm or RMSNorm, with random heads and MLP units at work on random content beside it."""
+"""Any construction through LayerNorm or RMSNorm, with random heads and MLP units at work on random content beside
+it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,9 @@ from constructions.construction import Construction, StreamConstruction
 from constructions.heads import HeadsFromChords, HeadsFromOdometer
 from constructions.layout import POSITION
 from constructions.observing import observe
-from constructions.weights import head_weights, zero_weights
+from constructions.weights import head_weights
 from probe.errors import unknown_name
-from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.decoder import DecoderConfig
 
 OTHER_HEADS, OTHER_UNITS = 2, 32
 # The constant coordinate. The norm is a power of two to the last bit if the sum of all other squares is below
@@ -65,8 +66,8 @@ class ThroughNorm(Construction):
 
     def config(self, length: int) -> DecoderConfig:
         inner = self.inner.config(length)
-        # From these widths on the CPU's LayerNorm kernel adds mirrored coordinates in the same order, so that their mean is
-        # 0 to the last bit (measured; below them it errs by 1e-9 of C).
+        # From these widths on the CPU's LayerNorm kernel adds mirrored coordinates in the same order, so that their
+        # mean is 0 to the last bit (measured; below them it errs by 1e-9 of C).
         least = 1024 if torch.bfloat16 in self.max_length else 256
         d_model = max(least, 2 ** math.ceil(math.log2(2 * (inner.d_model + 2))))
         return DecoderConfig(
@@ -98,13 +99,15 @@ class ThroughNorm(Construction):
         # that D/2q is a power of 4, as C is. With C so large that the second term is below half an epsilon of the first
         # (and norm_eps anyway), the root is √(2q/D) C, a power of two: the norm multiplies by the power of two
         # s = √(D/2q)/C and rounds nothing. Every read divides by s again.
-        # RMSNorm does this to the last bit. LayerNorm's kernel computes the variance by Welford's recurrence, whose root
-        # may be off by a factor 1 + δ, δ of a few epsilon (float32: 1e-6). The chords do not see it (they compare 1 with
-        # s_j x, and both are scaled), units that round have half a unit to spare, and in bfloat16 it is rounded away.
+        # RMSNorm does this to the last bit. LayerNorm's kernel computes the variance by Welford's recurrence, whose
+        # root may be off by a factor 1 + δ, δ of a few epsilon (float32: 1e-6). The chords do not see it (they compare
+        # 1 with s_j x, and both are scaled), units that round have half a unit to spare, and in bfloat16 it is rounded
+        # away.
         # The odometer's digits are not rounded, so it is claimed in bfloat16.
-        # Reading row r with weight w: w/(2 λ s) from its coordinate, -w/(2 λ s) from the mirrored one; so a common error
-        # of both (LayerNorm's mean, rounded) cancels. Writing: λ w into the one, -λ w into the other. Biases stay. The
-        # factors are powers of two: all products and sums are those of the inner construction, times a power of two.
+        # Reading row r with weight w: w/(2 λ s) from its coordinate, -w/(2 λ s) from the mirrored one; so a common
+        # error of both (LayerNorm's mean, rounded) cancels. Writing: λ w into the one, -λ w into the other. Biases
+        # stay. The factors are powers of two: all products and sums are those of the inner construction, times a power
+        # of two.
         # A unit that rounds (bias ROUNDING) must have one non-zero input, and reads from the one coordinate alone.
         config, inner = decoder.config, self.inner.written(length, dtype)
         D, C, d = config.d_model, CONSTANT[dtype], inner.config.d_model
@@ -191,8 +194,6 @@ CONSTRUCTIONS: dict[str, Construction] = {
         ThroughNorm(ExactPosition(), normalization, _CHORDS, _FLOATS),
         ThroughNorm(odometer.CONSTRUCTIONS["odometer_two"], normalization, _ODOMETER, (torch.bfloat16,)),
         ThroughNorm(HeadsFromChords(), normalization, {"scratch": "length"}, _FLOATS),
-        ThroughNorm(
-            HeadsFromOdometer(), normalization, {**_ODOMETER, "upper": 8, "lower": 8}, (torch.bfloat16,)
-        ),
+        ThroughNorm(HeadsFromOdometer(), normalization, {**_ODOMETER, "upper": 8, "lower": 8}, (torch.bfloat16,)),
     )
 }

@@ -61,8 +61,8 @@ def query_windows(
     """The 0-based positions of some queries, and the values at ``sites`` for them; scores and patterns among them.
 
     Up to ``whole`` tokens these are all queries at once. Of longer sequences no matrix of scores could be held: their
-    keys and values are computed in one pass by ``attention``, and windows of queries, spread evenly with one at the end,
-    are then run again on what the cache holds of the tokens before them.
+    keys and values are computed in one pass by ``attention``, and windows of queries, spread evenly with one at the
+    end, are then run again on what the cache holds of the tokens before them.
     """
     length = tokens.shape[1]
     if length <= whole:

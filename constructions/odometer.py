@@ -1,7 +1,6 @@
 """Absolute position in bfloat16: digits, each counted by a head of its own inside the block that the last one found."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 
@@ -116,17 +115,15 @@ class Odometer(StreamConstruction):
                 output={(j, crossing[j]): 1.0},
             )
         write_head(decoder, level, 0, value={(IS_BOS, J): 1.0}, output={(J, x): 1.0})
-        # MLP: u_j = ReLU(G (z_j + x/2) - CLOSED [bos]), w_j = ReLU(-G (z_j + x/2)). As z_j + x/2 = (A_j - n + 1/2)/(n+1)
-        # and |z_j| >= x where it is not 0, the half moves the crossing between n = A_j and A_j + 1 whatever the
-        # roundings: u_j > 0 iff n <= A_j, w_j > 0 iff n > A_j. Both are at least G x/2 (less rounding) where they are
-        # not 0, and G/2 >= 2 (n + 1) makes that at least 1. CLOSED, above G A_j, keeps u_j at 0 on <bos>; w_j is 0
+        # MLP: u_j = ReLU(G (z_j + x/2) - CLOSED [bos]), w_j = ReLU(-G (z_j + x/2)). As z_j + x/2 = (A_j - n +
+        # 1/2)/(n+1) and |z_j| >= x where it is not 0, the half moves the crossing between n = A_j and A_j + 1 whatever
+        # the roundings: u_j > 0 iff n <= A_j, w_j > 0 iff n > A_j. Both are at least G x/2 (less rounding) where they
+        # are not 0, and G/2 >= 2 (n + 1) makes that at least 1. CLOSED, above G A_j, keeps u_j at 0 on <bos>; w_j is 0
         # there by itself.
         span = self.span if level == 0 else self.levels[level - 1][0] + 1
         G = 2.0 ** (4 * span - 1).bit_length()
         units = []
-        for j, (z, until, after) in enumerate(
-            zip(crossing, layout[f"until {level}"], layout[f"after {level}"], strict=True)
-        ):
+        for z, until, after in zip(crossing, layout[f"until {level}"], layout[f"after {level}"], strict=True):
             units += [({z: G, x: G / 2, IS_BOS: -CLOSED}, 0.0, {until: 1.0}), ({z: -G, x: -G / 2}, 0.0, {after: 1.0})]
         write_units(decoder, level, units)
 

@@ -103,8 +103,8 @@ def order_of_the_prefix(seed: int) -> Found:
     and leaves its output there as it was. Layer 2 sees it.
 
     A NoPE score of layer 1 is a function of the two tokens; the last row's softmax and weighted mean are sums over the
-    prefix, in which the order does not occur. But layer 1's output at an earlier position p depends on which tokens came
-    before p, and those are layer 2's keys and values.
+    prefix, in which the order does not occur. But layer 1's output at an earlier position p depends on which tokens
+    came before p, and those are layer 2's keys and values.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1, D_VOCAB, (1, 30), generator=generator)
@@ -116,7 +116,9 @@ def order_of_the_prefix(seed: int) -> Found:
         before, after = observe(decoder, tokens, sites), observe(decoder, tokens[:, order], sites)
         change = after[sites[0]][:, :, -1] - before[sites[0]][:, :, -1, order]
         pattern = max(pattern, change.abs().max().item())
-        changes = [(after[site][:, -1] - before[site][:, -1]).abs().max() / before[site].abs().max() for site in sites[1:]]
+        changes = [
+            (after[site][:, -1] - before[site][:, -1]).abs().max() / before[site].abs().max() for site in sites[1:]
+        ]
         output = max(output, changes[0].item())
         blind += bool(changes[1] <= 1e-7)
     return {
@@ -155,17 +157,20 @@ def least_distance(wanted: Float[Tensor, "key"]) -> tuple[float, float]:
 
 
 def one_bos_logit(seed: int) -> Found:
-    """A head of layer 1 that does not look at content has one freedom, ``<bos>``'s logit c; the best it can do is known.
+    """A head of layer 1 that does not look at content has one freedom, ``<bos>``'s logit c; the best it can do is
+    known.
 
-    Its scores are c on <bos> and one number elsewhere, so row t is a = e^c/(e^c + t - 1) on <bos> and 1/(e^c + t - 1) on
-    every other key. The distance to a wanted row is least at a kink (``least_distance``). Previous token: it stays above
-    (t - 2)/(t - 1), the limit c → -∞, at t = 64 98 %: 63 keys share evenly what one should have.
+    Its scores are c on <bos> and one number elsewhere, so row t is a = e^c/(e^c + t - 1) on <bos> and 1/(e^c + t - 1)
+    on every other key. The distance to a wanted row is least at a kink (``least_distance``). Previous token: it stays
+    above (t - 2)/(t - 1), the limit c → -∞, at t = 64 98 %: 63 keys share evenly what one should have.
     """
     t = 64
     key = torch.arange(t, dtype=torch.float64)
     targets = {"previous": torch.nn.functional.one_hot(torch.tensor(t - 2), t).double()}
     targets |= {f"slope {m:g}": (m * key).softmax(0) for m in alibi_slopes(8).tolist()}
-    config = DecoderConfig(d_vocab=2, n_ctx=t, n_layers=1, d_model=2, n_heads=1, d_head=1, d_mlp=1, normalization="none")
+    config = DecoderConfig(
+        d_vocab=2, n_ctx=t, n_layers=1, d_model=2, n_heads=1, d_head=1, d_mlp=1, normalization="none"
+    )
     tokens = torch.ones(1, t, dtype=torch.long)
     tokens[:, 0] = 0
 
@@ -192,11 +197,11 @@ def one_bos_logit(seed: int) -> Found:
 
 
 def no_gradient(seed: int) -> Found:
-    """On equal tokens without ``<bos>`` every pattern is uniform, and no gradient reaches W_Q and W_K: position cannot be
-    learned from there. (Any loss; here Σ logits².)
+    """On equal tokens without ``<bos>`` every pattern is uniform, and no gradient reaches W_Q and W_K: position cannot
+    be learned from there. (Any loss; here Σ logits².)
 
-    Equal keys have equal scores. As all values are equal the output does not depend on the weights given to them, so its
-    derivative with respect to the scores, and with it to W_Q and W_K, is 0. With <bos> both are gone.
+    Equal keys have equal scores. As all values are equal the output does not depend on the weights given to them, so
+    its derivative with respect to the scores, and with it to W_Q and W_K, is 0. With <bos> both are gone.
     """
     tokens = torch.full((1, 20), 1 + seed % (D_VOCAB - 1))
     uniform = (1 / torch.arange(1, 21, dtype=torch.float64))[:, None].expand(20, 20).tril()
@@ -227,8 +232,9 @@ def _gradient_share(decoder: Decoder, tokens: Tensor) -> float:
 
 
 def weights_depend_on_length(seed: int) -> Found:
-    """On <bos> and equal tokens, with weights that do not know T, neighbouring positions come together as 1/t²: whatever
-    is read off with fixed weights that tells t from t + 1 by a fixed amount, t itself or its parity, ends at some t.
+    """On <bos> and equal tokens, with weights that do not know T, neighbouring positions come together as 1/t²:
+    whatever is read off with fixed weights that tells t from t + 1 by a fixed amount, t itself or its parity, ends at
+    some t.
 
     In layer 1 the two kinds of tokens have one score each, so the output is v + a_t (v_bos - v) with
     a_t = e^c/(e^c + t - 1): a_t - a_{t+1} = e^c/((e^c + t - 1)(e^c + t)) < e^c/t² for e^c >= 1 (and for t large else).
@@ -236,10 +242,10 @@ def weights_depend_on_length(seed: int) -> Found:
     they approach as 1/t, moves by O(ln t/t²) a step: the same for every further layer, up to logarithms.
     So the weights of all constructions here grow with T, or their number does.
 
-    Quantities: by how much a step of any head of layer 1 exceeds the formula, (a_t - a_{t+1}) |v_bos - v|; and the slope
-    of ln |x_{t+1} - x_t| over ln t from t = 256 to 2048 at the last layer, where the queries are divided by 1000, as large
-    scores of <bos> put off where the fall begins, to t of the order of e^c. It tends to -2 (measured at these t: mostly
-    -1.6 to -1.8, once -.8); -1/2 is what is asked for, enough for the steps to vanish.
+    Quantities: by how much a step of any head of layer 1 exceeds the formula, (a_t - a_{t+1}) |v_bos - v|; and the
+    slope of ln |x_{t+1} - x_t| over ln t from t = 256 to 2048 at the last layer, where the queries are divided by
+    1000, as large scores of <bos> put off where the fall begins, to t of the order of e^c. It tends to -2 (measured at
+    these t: mostly -1.6 to -1.8, once -.8); -1/2 is what is asked for, enough for the steps to vanish.
     """
     slowest, beyond = -math.inf, 0.0
     tokens = torch.full((1, 2049), 1 + seed % (D_VOCAB - 1))
@@ -267,7 +273,8 @@ def weights_depend_on_length(seed: int) -> Found:
 def dimensions_of_a_bias(seed: int) -> Found:
     """A bias that is constant beyond a distance D, and another at a largest δ < D, wants d_head >= ⌊T/D⌋ - 1.
 
-    The proof is at ``constructions.kernels.FourierBias``. Here T5's buckets with a random table (constant from D = 113 on):
+    The proof is at ``constructions.kernels.FourierBias``. Here T5's buckets with a random table (constant from D = 113
+    on):
     the rank of the scores between the queries and keys of the proof, the future filled with random numbers, less a
     random g(t) of each query, which the softmax does not see.
     """

@@ -204,8 +204,10 @@ def _bars(steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[str, di
         yield lambda line: progress.console.print(line, markup=False), show
 
 
-_VERIFY_COLUMNS = ["construction", "quantity", "source", "length", "dtype", "attention", "attention_layers", "mlp_layers",
-                   "width", "largest_error", "tolerance", "first_failure", "holds"]  # fmt: skip
+_VERIFY_COLUMNS = [
+    *("construction", "quantity", "source", "length", "dtype", "attention", "attention_layers", "mlp_layers", "width"),
+    *("largest_error", "tolerance", "first_failure", "holds"),
+]
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Closed form, chords, rounding units, Newton's division and the odometer: positions, up to their last digit."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -67,7 +68,7 @@ def test_newtons_steps_square_the_error():
         t = torch.arange(1, length + 1)
         error = [1 - seen[site][0, :, POSITION] / t for site in sites]
         assert error[0].abs().max() <= 1 / 17 + 1e-3
-        for before, after in zip(error, error[1:], strict=False):
+        for before, after in itertools.pairwise(error):
             torch.testing.assert_close(after, before**2, rtol=0, atol=1e-11)
     with pytest.raises(ProbeError, match=r"steps must be at least 1, got 0"):
         Newton(0)
@@ -90,8 +91,9 @@ def test_one_percent_of_any_weight_is_too_much(construction, needed, nonzero):
 
 
 def test_the_rounding_units_forgive_one_percent_but_no_weight_may_be_missing(needed, nonzero):
-    """What is rounded is robust by design: an error below half a unit leaves no trace. So the weights are taken away, or
-    their sign is turned; every one of a decoder as long as a power of two less one, which uses all bits and chords."""
+    """What is rounded is robust by design: an error below half a unit leaves no trace. So the weights are taken away,
+    or their sign is turned; every one of a decoder as long as a power of two less one, which uses all bits and
+    chords."""
     construction, length = ExactPosition(), 63
     weights = nonzero(construction, length, construction.layout(length).content)
     missing = set(weights) - set(needed(construction, length, weights, (0.0,)))

@@ -83,7 +83,9 @@ def test_weights_are_needed(construction, needed):
     for name in ("layers.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight", "layers.1.mlp.down_proj.weight"):
         parameter = decoder.get_parameter(name)
         inner = construction.inner.build(48).get_parameter(name)
-        weights += [(name, tuple(i)) for i in parameter[: len(inner), : parameter.shape[1] // 2].nonzero().tolist()[:12]]
+        weights += [
+            (name, tuple(i)) for i in parameter[: len(inner), : parameter.shape[1] // 2].nonzero().tolist()[:12]
+        ]
     found = needed(construction, 48, weights, (0.0,))
     assert len(found) >= 0.8 * len(weights) > 20
 

@@ -17,9 +17,7 @@ def test_it_holds_for_other_draws(proposition):
         assert rows.holds.all(), rows[["quantity", "largest_error", "tolerance"]]
 
 
-@pytest.mark.parametrize(
-    "name", ["constant_string", "order_of_the_prefix", "equal_tokens_in_layer_one", "no_gradient"]
-)
+@pytest.mark.parametrize("name", ["constant_string", "order_of_the_prefix", "equal_tokens_in_layer_one", "no_gradient"])
 def test_with_position_encodings_it_is_false(name, monkeypatch):
     learned = tuple({**options, "encoding": "learned"} for options in module.OPTIONS)
     monkeypatch.setattr(module, "OPTIONS", learned)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from constructions.weights import head_weights, perturbed, write_head, write_mlp_units, zero_weights
+from constructions.weights import head_weights, perturbed, write_head, write_mlp_units, write_units, zero_weights
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 
@@ -55,6 +55,34 @@ def test_mlp_units_compute_what_is_written():
     wanted[..., 4], wanted[..., 5] = 3 * hidden[..., 0] + 7 * hidden[..., 1], -1.5
     torch.testing.assert_close(decoder.layers[0].mlp(x), wanted)
     assert decoder.layers[0].mlp.up_proj.weight.any(1).nonzero().flatten().tolist() == [2, 3]
+
+
+def test_gated_units_multiply():
+    decoder = small(activation="swiglu")
+    zero_weights(decoder)
+    one = torch.ones(1)
+    write_mlp_units(decoder, 0, gate={1: 2 * one}, gate_bias=0.5 * one, read={0: 3 * one}, bias=one, write={4: one})
+    x = torch.randn(1, 10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.zeros_like(x)
+    wanted[..., 4] = torch.nn.functional.silu(2 * x[..., 1] + 0.5) * (3 * x[..., 0] + 1)
+    torch.testing.assert_close(decoder.layers[0].mlp(x), wanted)
+    with pytest.raises(ProbeError, match=r"a gate is for swiglu and swiglu wants one, got activation 'swiglu'"):
+        write_mlp_units(decoder, 0, read={}, bias=one, write={})
+    with pytest.raises(ProbeError, match=r"got activation 'relu'"):
+        write_mlp_units(small(), 0, gate={}, read={}, bias=one, write={})
+
+
+def test_units_one_by_one_are_the_same_as_in_columns():
+    one_by_one, columns = small(), small()
+    for decoder in (one_by_one, columns):
+        zero_weights(decoder)
+    units = [({0: 1.0, 3: 0.5}, -0.25, {4: 3.0}), ({0: -2.0}, 1.0, {4: 7.0})]
+    assert write_units(one_by_one, 0, units, {5: -1.5}, first=2) == 4
+    read, bias = {0: torch.tensor([1.0, -2.0]), 3: torch.tensor([0.5, 0.0])}, torch.tensor([-0.25, 1.0])
+    write = {4: torch.tensor([3.0, 7.0])}
+    write_mlp_units(columns, 0, read=read, bias=bias, write=write, output_bias={5: -1.5}, first=2)
+    for name, parameter in columns.named_parameters():
+        assert one_by_one.get_parameter(name).equal(parameter), name
 
 
 @pytest.mark.parametrize(
