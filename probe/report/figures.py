@@ -295,6 +295,94 @@ def construction_errors(rows: pd.DataFrame) -> go.Figure:
     )
 
 
+def construction_portrait(attention: pd.DataFrame, stream: pd.DataFrame, errors: pd.DataFrame) -> go.Figure:
+    """What a construction does: the attention of its last heads (up to five), what the stream's position row holds at
+    each site against the position, and the error by position.
+
+    Rows: ``attention`` layer, head, query, key, weight; ``stream`` t, site, value; ``errors`` t, quantity, error. The
+    axes of the stream and of the error are logarithmic; values and errors of 0 are left out.
+    """
+    heads = list(_some(attention, "a construction").groupby(["layer", "head"]))[-5:]
+    stream, errors = stream[stream["value"] > 0], errors[errors["error"] > 0]
+    columns = max(2, len(heads))
+    titles = [f"layer {layer}, head {head}" for (layer, head), _ in heads] + [""] * (columns - len(heads))
+    titles += ["position row of the stream" if len(stream) else "", "error" if len(errors) else "every error is 0"]
+    left = columns // 2
+    lower = [{"colspan": left}, *[None] * (left - 1), {"colspan": columns - left}, *[None] * (columns - left - 1)]
+    figure = make_subplots(
+        rows=2, cols=columns, specs=[[{}] * columns, lower], subplot_titles=titles, vertical_spacing=0.18
+    )
+    for column, (_, part) in enumerate(heads, start=1):
+        figure.add_heatmap(
+            z=_matrix(part, "weight"),
+            coloraxis="coloraxis",
+            row=1,
+            col=column,
+            hovertemplate="query %{y}, key %{x}: %{z:.3g}<extra></extra>",
+        )
+        figure.update_yaxes(autorange="reversed", row=1, col=column)
+    for i, (site, part) in enumerate(stream.groupby("site", sort=False)):
+        figure.add_scatter(
+            x=part["t"].tolist(),
+            y=part["value"].tolist(),
+            name=short_site(site),
+            mode="lines",
+            line={"color": [*COLOURS.values(), *OTHER_COLOURS][i % 12]},
+            row=2,
+            col=1,
+        )
+    for i, (quantity, part) in enumerate(errors.groupby("quantity", sort=False)):
+        figure.add_scatter(
+            x=part["t"].tolist(),
+            y=part["error"].tolist(),
+            name=f"error: {_plain(quantity)}",
+            mode="markers",
+            marker={"color": OTHER_COLOURS[i % len(OTHER_COLOURS)], "size": 4},
+            row=2,
+            col=left + 1,
+        )
+    figure.update_xaxes(type="log", title="position t, 1 at &lt;bos&gt;", row=2)
+    figure.update_yaxes(type="log", exponentformat="power", row=2)
+    scale = {
+        "colorscale": _ATTENTION_SCALE,
+        "cmin": 0,
+        "cmax": 1,
+        "colorbar": {"title": "attention", "len": 0.45, "y": 0.8},
+    }
+    return figure.update_layout(**_LAYOUT, height=640, coloraxis=scale, legend={"orientation": "h", "y": -0.12})
+
+
+def construction_matrices(rows: pd.DataFrame) -> go.Figure:
+    """The weights of a construction, a panel a matrix, colours by the sign and the logarithm of the size.
+
+    Rows: layer, matrix, n_rows, n_columns, row, column, weight; entries that are not there are 0 and left blank.
+    """
+    panels = list(_some(rows, "matrices").groupby(["layer", "matrix"], sort=False))
+    columns = min(4, len(panels))
+    titles = [f"layer {layer}: {_plain(name)}" for (layer, name), _ in panels]
+    n_rows = -(-len(panels) // columns)
+    figure = make_subplots(rows=n_rows, cols=columns, subplot_titles=titles, vertical_spacing=min(0.12, 0.4 / n_rows))
+    size = np.log10(rows["weight"].abs())
+    lowest, reach = size.min(), max(float(size.max() - size.min()), 1.0)
+    for i, (_, part) in enumerate(panels):
+        where = part["row"].to_numpy(), part["column"].to_numpy()
+        shape = tuple(part[["n_rows", "n_columns"]].iloc[0])
+        weight, shade = np.full(shape, np.nan), np.full(shape, np.nan)
+        weight[where] = part["weight"]
+        shade[where] = np.sign(part["weight"]) * (0.15 + 0.85 * (np.log10(part["weight"].abs()) - lowest) / reach)
+        figure.add_heatmap(
+            z=shade,
+            customdata=weight,
+            coloraxis="coloraxis",
+            row=i // columns + 1,
+            col=i % columns + 1,
+            hovertemplate="row %{y}, column %{x}: %{customdata:.4g}<extra></extra>",
+        )
+        figure.update_yaxes(autorange="reversed", row=i // columns + 1, col=i % columns + 1)
+    scale = {"colorscale": "RdBu", "reversescale": True, "cmin": -1, "cmax": 1, "showscale": False}
+    return figure.update_layout(**_LAYOUT, height=80 + 260 * n_rows, coloraxis=scale)
+
+
 def short_site(site: str) -> str:
     """``blocks.0.hook_resid_post`` -> ``0.resid_post``."""
     return site.removeprefix("blocks.").replace("hook_", "")
