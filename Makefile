@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/probe study --folder runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,16 +5,18 @@ any other. To add a construction: write its class (``Construction``), add it to 
 a new file's to those below.
 """
 
-from constructions import absolute, bias, chords, heads, kernels, newton, normalised, odometer, relative
+from constructions import absolute, bias, chords, counting, heads, kernels, newton, normalised, odometer, relative
 from constructions.absolute import AbsolutePosition, ClosedForm
 from constructions.bias import ExactAlibi
 from constructions.chords import Chords, ExactPosition
 from constructions.construction import Construction
+from constructions.counting import CountingHead
 from constructions.heads import HeadsFromChords, HeadsFromOdometer
 from constructions.kernels import FourierBias, RotaryKernel
 from constructions.newton import Newton
 from constructions.normalised import ThroughNorm
 from constructions.odometer import Odometer
+from constructions.planting import Planted, plant, widen
 from constructions.propositions import PROPOSITIONS, Proposition
 from constructions.relative import RelativePosition
 from constructions.weights import perturbed
@@ -23,6 +25,7 @@ CONSTRUCTIONS: dict[str, Construction] = {
     **absolute.CONSTRUCTIONS,
     **chords.CONSTRUCTIONS,
     **newton.CONSTRUCTIONS,
+    **counting.CONSTRUCTIONS,
     **odometer.CONSTRUCTIONS,
     **relative.CONSTRUCTIONS,
     **bias.CONSTRUCTIONS,
@@ -40,6 +43,7 @@ __all__ = [
     "Chords",
     "ClosedForm",
     "Construction",
+    "CountingHead",
     "ExactAlibi",
     "ExactPosition",
     "FourierBias",
@@ -47,10 +51,13 @@ __all__ = [
     "HeadsFromOdometer",
     "Newton",
     "Odometer",
+    "Planted",
     "Proposition",
     "RelativePosition",
     "RotaryKernel",
     "ThroughNorm",
     "perturbed",
+    "plant",
     "verify",
+    "widen",
 ]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from constructions.layout import Layout
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, Hook
-from probe.tracing import EMBED, RESID_POST, SCORES, block_site, expand_sites, trace
+from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, block_site, expand_sites, trace
 
 RESID_MID = "hook_resid_mid"
 
@@ -131,7 +131,7 @@ def head_measures(decoder: Decoder, tokens: Int[Tensor, "batch pos"]) -> list[Me
             "evenness": (entropy[:, head, 1:] / others.log()[1:]).mean(),
             "correlation": torch.corrcoef(pairs)[0, 1],
         }
-        found += [Measured(SCORES, 0, head, metric, value.item()) for metric, value in values.items()]
+        found += [Measured(PATTERN, 0, head, metric, value.item()) for metric, value in values.items()]
     return found
 
 

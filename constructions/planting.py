@@ -12,13 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from constructions.counting import counting_score
 from constructions.weights import head_weights
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
-
-# The largest deviation of the counting head from a straight line, in positions, at the end of its length.
-CURVATURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Planted:
     length: int
 
     def read(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
-        """The 0-based position that the stream holds, to about ``CURVATURE`` tokens."""
+        """The 0-based position that the stream holds, to about ``constructions.counting.CURVATURE`` tokens."""
         return stream[..., self.row] / self.slope
 
 
@@ -137,16 +135,11 @@ def plant(
 ) -> Planted:
     """A copy of a decoder in which one head counts: from ``layer`` on its stream holds the position.
 
-    The counting head. Its score is c on ``<bos>`` and 0 on every other key, its value 0 on ``<bos>`` and 1 elsewhere,
-    so with p = t - 1 other keys and ε = e^{-c} it returns
-
-        z = p ε / (1 + p ε) = ε p (1 - p ε + …),
-
-    a straight line in p but for a share p ε. With c = ln(length² / CURVATURE) the line is off by at most CURVATURE
-    positions at the last one. No MLP is needed, and nothing that the norm does to other tokens matters: the query and
-    the value of 1 come from biases, and the key reads a row that is 0 for all but ``<bos>``, whose hidden state is the
-    same in every sequence. (The sum starts from a rounding error of the value at ``<bos>``; it is the same everywhere
-    and is taken back by the output's bias.)
+    The head is ``constructions.counting``'s: its score is c on ``<bos>`` and 0 on every other key, its value 0 on
+    ``<bos>`` and 1 elsewhere, so that it returns a multiple of the number of other keys. No MLP is needed, and nothing
+    that the norm does to other tokens matters: the query and the value of 1 come from biases, and the key reads a row
+    that is 0 for all but ``<bos>``, whose hidden state is the same in every sequence. (The sum starts from a rounding
+    error of the value at ``<bos>``; it is the same everywhere and is taken back by the output's bias.)
 
     Args:
         decoder: with biases, a free head in that layer, and free rows: two, or four where there are LayerNorms.
@@ -199,7 +192,7 @@ def plant(
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
         projection.weight[block] = 0
         projection.bias[block] = 0
-    c = math.log(length**2 / CURVATURE)
+    c = counting_score(length)
     attention.q_proj.bias[first] = c / config.score_scale
     attention.k_proj.weight[first, is_bos] = signs / (height * len(signs))
     attention.v_proj.bias[first] = 1

@@ -69,7 +69,7 @@ def verify(
             for dtype, longest in construction.max_length.items()
             if dtype in dtypes and longest not in lengths
         ]
-    if not runs and not propositions:
+    if not runs and (chosen or not propositions):
         paths = sorted({path for construction in chosen for path in construction.attention_paths})
         limits = "; ".join(
             f"{each.name}: " + ", ".join(f"{short(dtype)} to {longest}" for dtype, longest in each.max_length.items())

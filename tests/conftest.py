@@ -1,9 +1,16 @@
+import os
+
+# One core a process: the suite runs in several, and so do the commands and notebooks that it starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from probe.models.decoder import Decoder, DecoderConfig
 
 torch.set_num_threads(1)
+threadpool_limits(1)
 
 
 @pytest.fixture

@@ -1,0 +1,261 @@
+"""Training towards the construction, and measures of how near it comes; the construction itself is their oracle."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import linregress
+
+from constructions import learnability as module
+from constructions.absolute import ClosedForm
+from constructions.learnability import GRID, RESULTS, VARIANTS, LearningConfig, learnability, measure
+from constructions.learning_measures import (
+    TARGETS,
+    error_measures,
+    head_measures,
+    site_measures,
+    weight_measures,
+)
+from constructions.learning_starts import STARTS, hand_built
+from probe import Decoder, trace
+from probe.errors import ProbeError
+
+COLUMNS = ["run", "normalization", "bos", "target", "layers", "seed", "start", "stage", "site", "layer", "head"]
+COLUMNS += ["metric", "value"]
+T = 12
+
+
+def small(**options) -> LearningConfig:
+    return LearningConfig(**{"length": T, "d_model": 16, "n_heads": 2, "layers": 1, **options})
+
+
+def tokens(config: LearningConfig, batch: int = 32) -> torch.Tensor:
+    return config.tokens(batch, torch.Generator().manual_seed(0))
+
+
+def built(config: LearningConfig, seed: int = 0) -> Decoder:
+    return STARTS[config.start].build(config.decoder_config(), config.target, seed)
+
+
+def value(found, metric: str, site: str | None = None, layer: int | None = None) -> float:
+    (number,) = [each.value for each in found if (each.metric, each.site, each.layer) == (metric, site, layer)]
+    return number
+
+
+@pytest.fixture(scope="module")
+def trained() -> pd.DataFrame:
+    return learnability([small(layers=2), small(start="closed_form_times_noise")], seeds=(0, 1), steps=30)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_construction_is_what_the_measures_call_one(target):
+    config = small(start="closed_form", target=target)
+    decoder, seen = built(config), tokens(config)
+    (head,) = {each.head for each in head_measures(decoder, seen)}
+    assert head == 0
+    found = {each.metric: each.value for each in head_measures(decoder, seen)}
+    assert found == pytest.approx({"slope": -1, "c": 0, "spread": 0, "evenness": 1, "correlation": 1}, abs=1e-6)
+
+    sites = site_measures(decoder, seen)
+    assert value(sites, "r2_reciprocal", "hook_resid_mid", 0) == pytest.approx(1, abs=1e-3)
+    assert value(sites, "r2_position", "hook_resid_post", 0) == pytest.approx(1, abs=1e-3)
+    assert value(sites, "r2_position", "hook_resid_mid", 0) < 0.9
+    assert all(each.value <= 0 for each in sites if each.site == "hook_embed")
+
+    errors = error_measures(decoder, seen, target)
+    assert value(errors, "mean_absolute_error") == pytest.approx(0, abs=1e-5)
+    assert value(errors, "accuracy") == 1
+
+
+def test_its_loss_is_the_one_that_is_derived():
+    """Squared error 0; classes normally distributed with variance 1 about t: -ln p(t) by the sum over all classes."""
+    config = small(start="closed_form", target="regression")
+    assert value(error_measures(built(config), tokens(config), "regression"), "loss") == pytest.approx(0, abs=1e-12)
+    config = small(start="closed_form", target="classification")
+    loss = value(error_measures(built(config), tokens(config), "classification"), "loss")
+    wanted = [math.log(sum(math.exp(-((t - k) ** 2) / 2) for k in range(1, T + 1))) for t in range(1, T + 1)]
+    assert loss == pytest.approx(sum(wanted) / T, abs=1e-4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_masking_bos_breaks_it(target):
+    """Then the head adds 0 instead of 1/t, and every token but <bos> says f(0) = 1 + 2 (T - 1), or the last class."""
+    config = small(start="closed_form", target=target)
+    errors = error_measures(built(config), tokens(config), target)
+    said = 2 * T - 1 if target == "regression" else T
+    wanted = sum(said - t for t in range(2, T + 1)) / T
+    for layer in (0, None):
+        masked = value(errors, "mean_absolute_error_masked", "attn.hook_attn_scores", layer)
+        assert masked == pytest.approx(wanted, abs=1e-4)
+        assert value(errors, "accuracy_masked", "attn.hook_attn_scores", layer) <= 2 / T + 1e-6
+
+
+def test_a_head_that_prefers_bos_shows_by_how_much():
+    """<bos> gets a score of 1.5 more than any other key: log-odds 1.5 - ln(t - 1)."""
+    config = small(start="closed_form")
+    decoder = built(config)
+    attention = decoder.layers[0].attention
+    with torch.no_grad():
+        attention.q_proj.weight[0, 0] = 1.0  # row ONE
+        attention.k_proj.weight[0, 1] = 1.5 / attention.scaling  # row IS_BOS
+    found = {each.metric: each.value for each in head_measures(decoder, tokens(config))}
+    assert found["slope"] == pytest.approx(-1, abs=1e-6)
+    assert found["c"] == pytest.approx(1.5, abs=1e-6)
+    assert found["spread"] == pytest.approx(0, abs=1e-6)
+    assert found["evenness"] == pytest.approx(1, abs=1e-6)
+    assert found["correlation"] > 0.7  # though p is nowhere near 1/t
+
+
+def test_head_measures_agree_with_the_pattern_and_scipy():
+    config = small(layers=2)
+    decoder, seen = built(config), tokens(config)
+    pattern = trace(decoder, seen).pattern(0).double()
+    found = {(each.head, each.metric): each.value for each in head_measures(decoder, seen)}
+    others = torch.arange(1, T).double()
+    for head in range(2):
+        p = pattern[:, head, 1:, 0]
+        log_odds = (p / (1 - p)).log()
+        fit = linregress(others.log().expand_as(p).flatten(), log_odds.flatten())
+        assert found[head, "slope"] == pytest.approx(fit.slope, rel=1e-4)
+        assert found[head, "spread"] == pytest.approx(log_odds.numpy().var(axis=0, ddof=1).mean() ** 0.5, rel=1e-4)
+        rest = pattern[:, head, 2:, 1:] / pattern[:, head, 2:, 1:].sum(-1, keepdim=True)
+        evenness = torch.special.entr(rest).sum(-1) / others[1:].log()
+        assert found[head, "evenness"] == pytest.approx(evenness.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_without_bos_a_constant_string_holds_no_position(normalization):
+    config = small(layers=2, bos=False, normalization=normalization)
+    constant = torch.full((16, T), 3)
+    assert all(each.value <= 0 for each in site_measures(built(config), constant))
+    errors = error_measures(built(config), constant, "classification")
+    assert value(errors, "accuracy") == pytest.approx(1 / T)
+
+
+def test_weights_are_compared_with_the_start_and_the_construction():
+    config = small(start="closed_form_times_noise", length=64)
+    exact = hand_built(config.decoder_config(), config.target, ClosedForm())
+    start, layout = built(config), ClosedForm().layout(64)
+    found = weight_measures(start, start, exact, layout)
+    assert value(found, "change_from_start") == 0
+    assert value(found, "change_from_construction") == pytest.approx(0.05, rel=0.15)
+    assert value(found, "weight_elsewhere") == 0
+    moved = built(config)
+    with torch.no_grad():
+        moved.layers[0].attention.v_proj.weight.mul_(1.5)  # its only essential weight
+    site = "layers.0.attention.v_proj.weight"
+    ratio = (start.get_parameter(site) / exact.get_parameter(site)).nanmean().item()
+    found = weight_measures(moved, exact, exact, layout)
+    assert value(found, "change_from_construction", site) == pytest.approx(abs(1.5 * ratio - 1), rel=1e-4)
+    plus = built(small(start="closed_form_plus_noise", length=64))
+    assert value(weight_measures(plus, start, exact, layout), "weight_elsewhere") == pytest.approx(0.01, rel=0.1)
+
+
+def test_rows_are_tidy_and_the_same_twice(trained):
+    again = learnability([small(layers=2), small(start="closed_form_times_noise")], seeds=(0, 1), steps=30)
+    pd.testing.assert_frame_equal(trained, again)
+    assert list(trained.columns) == COLUMNS
+    assert not trained.value.isna().any()
+    assert not trained.duplicated([name for name in COLUMNS if name != "value"]).any()
+    assert trained.groupby("run").seed.first().tolist() == [0, 1, 0, 1]
+    assert set(trained.stage) == {"initial", "trained"}
+    by_run = [trained[trained.run == run].value.reset_index(drop=True) for run in (0, 1)]
+    assert not by_run[0].equals(by_run[1])
+
+
+def test_training_lowers_the_loss(trained):
+    loss = trained[trained.metric == "loss"].pivot(index="run", columns="stage", values="value")
+    assert (loss.trained < loss.initial).all()
+
+
+def test_the_initial_stage_is_the_start_itself(trained):
+    config = small(layers=2)
+    alone = measure(built(config, seed=1), config, built(config, seed=1))
+    rows = trained[(trained.run == 1) & (trained.stage == "initial")]
+    assert rows.value.tolist() == [each.value for each in alone]
+
+
+def test_tokens_are_random_content_behind_bos():
+    drawn = small(length=64).tokens(64, torch.Generator().manual_seed(1))
+    assert (drawn[:, 0] == 0).all()
+    assert drawn[:, 1:].unique().tolist() == list(range(1, 16))
+    assert small(bos=False).tokens(64, torch.Generator().manual_seed(1)).min() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "ranking"}, "unknown target 'ranking'; known: classification, regression"),
+        ({"start": "luck"}, "unknown start 'luck'; known: absolute_position"),
+        ({"normalization": "batch"}, "unknown normalization 'batch'"),
+        ({"length": 2}, "length must be an integer of at least 3, got 2"),
+        ({"start": "closed_form", "layers": 2}, "start 'closed_form' wants layers=1, got 2"),
+        ({"start": "closed_form", "bos": False}, "start 'closed_form' wants bos=True, got False"),
+        ({"start": "random_alike", "normalization": "layer"}, "wants normalization='none', got 'layer'"),
+        ({"d_model": 10, "n_heads": 4}, "d_model (10) must be divisible by n_heads (4)"),
+    ],
+)
+def test_bad_configs_are_refused(options, message):
+    with pytest.raises(ProbeError) as error:
+        small(**options)
+    assert message in str(error.value)
+
+
+def test_bad_calls_are_refused():
+    with pytest.raises(ProbeError, match="at least one config and one seed, got 0 and 2"):
+        learnability([])
+    with pytest.raises(ProbeError, match="steps must be an integer of at least 0, got -1"):
+        learnability([small()], steps=-1)
+    with pytest.raises(ProbeError, match="learning_rate must be a number above 0, got 0"):
+        learnability([small()], learning_rate=0)
+    with pytest.raises(ProbeError, match="head measures want at least 2 sequences of 3 tokens"):
+        head_measures(built(small()), torch.zeros(1, T, dtype=torch.long))
+    with pytest.raises(ProbeError, match="site measures want at least 2 sequences of 3 tokens"):
+        site_measures(built(small()), torch.zeros(4, 2, dtype=torch.long))
+
+
+def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "GRID", (small(layers=2),))
+    monkeypatch.setattr(module, "VARIANTS", (small(), small(start="closed_form")))
+    monkeypatch.setattr(
+        "sys.argv", ["learnability", "--folder", str(tmp_path / "new"), "--steps", "1", "--seeds", "3", "4"]
+    )
+    module.main()
+    rows = pd.read_csv(tmp_path / "new" / "learnability.csv")
+    assert list(rows.columns) == COLUMNS
+    assert rows.groupby("run").seed.first().tolist() == [3, 4, 3, 3]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return pd.read_csv(RESULTS / "learnability.csv", keep_default_na=False, na_values=[""])
+
+
+def test_the_table_holds_the_grid_before_and_after(table):
+    assert list(table.columns) == COLUMNS
+    assert (RESULTS / "learnability.csv").stat().st_size < 300_000
+    assert not table.value.isna().any()
+    assert (table.groupby("run").stage.nunique() == 2).all()
+    held = table.groupby("run")[["normalization", "bos", "target", "layers", "start"]].first()
+    wanted = [(c.normalization, c.bos, c.target, c.layers, c.start) for c in (*GRID, *GRID, *VARIANTS)]
+    assert sorted(held.itertuples(index=False, name=None)) == sorted(wanted)
+
+
+def test_the_table_shows_what_is_said_to_be_found(table):
+    trained = table[table.stage == "trained"]
+    error = trained[trained.metric == "mean_absolute_error"].set_index("run")
+    learned = error[(error.start == "random") & (error.layers == 2)]
+    assert learned[learned.bos].value.max() < learned[~learned.bos].value.min()
+    masked = trained[(trained.metric == "mean_absolute_error_masked") & (trained.layer == 0)].set_index("run")
+    with_bos = learned[learned.bos].index
+    assert (masked.value[with_bos] > 10 * error.value[with_bos]).all()
+
+
+def test_initial_rows_of_the_table_are_found_again(table):
+    """They do not depend on the number of steps."""
+    run = table[(table.run == 0) & (table.stage == "initial")]
+    config = GRID[0]
+    found = measure(built(config), config, built(config))
+    assert run.value.tolist() == pytest.approx([each.value for each in found], rel=1e-3, abs=1e-4)
