@@ -1,8 +1,9 @@
 """Any relative bias f_rel(t - i) by cosines of looked-up phases: T5's buckets, logarithms, rotary kernels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -136,6 +137,30 @@ def t5_tables(seed: int = 0) -> Float[Tensor, "bucket head"]:
 
 def _t5(distance: Int[Tensor, "distance"]) -> Float[Tensor, "head distance"]:
     return t5_tables()[t5_bucket(distance)].T
+
+
+def fit_errors(
+    bias: Callable[[Int[Tensor, "distance"]], Float[Tensor, "head distance"]],
+    n_frequencies: Sequence[int] = (8, 16, 32, 64, 128, 256),
+    length: int = 512,
+) -> pd.DataFrame:
+    """How the fit by Fourier features gets better with their number: for each head, the largest total variation over
+    queries, in [0, 1], between softmax(f_rel) and softmax of its fit, without content.
+
+    Columns n_frequencies, d_head (2 n_frequencies), length, head, total_variation.
+    """
+    rows = []
+    for K in n_frequencies:
+        fitted = FourierBias("", "", "", K, bias, wanted=1.0).biases(length)
+        patterns = [_pattern(fitted[name]) for name in ("pattern", "wanted")]
+        variation = (patterns[0] - patterns[1]).abs().sum(-1).amax(-1) / 2
+        rows += [(K, 2 * K, length, head, value) for head, value in enumerate(variation.tolist())]
+    return pd.DataFrame(rows, columns=["n_frequencies", "d_head", "length", "head", "total_variation"])
+
+
+def _pattern(by_distance: Float[Tensor, "head distance"]) -> Float[Tensor, "head query key"]:
+    distance = torch.arange(by_distance.shape[-1])[:, None] - torch.arange(by_distance.shape[-1])
+    return by_distance[:, distance.clamp(min=0)].masked_fill(distance < 0, -math.inf).softmax(dim=-1)
 
 
 class RotaryKernel(FourierBias):

@@ -4,11 +4,14 @@ The table is made by
 
     OMP_NUM_THREADS=1 python -m constructions.limits
 
-which takes about half an hour on one core. Its columns are those of ``Construction.check``, and ``length`` the number
+which takes about half an hour on one core; with names of constructions behind it, only their rows are made anew. Its
+columns are those of ``Construction.check``, and ``length`` the number
 of tokens that were run, claimed or not: ``holds`` says that no position up to it failed, ``first_failure`` is the first
 that did. Where ``positions_checked`` is smaller than ``length`` the positions were sampled.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from constructions.construction import Construction, StreamConstruction
 from constructions.observing import observe
-from probe.errors import ProbeError
+from probe.errors import ProbeError, unknown_name
 from probe.models.decoder import Decoder, KVCache
 
 TABLE = Path(__file__).with_name("limits.csv")
@@ -141,6 +144,8 @@ SEARCHES: tuple[tuple[str, torch.dtype, int], ...] = (
     ("newton", FLOAT64, 32768),
     ("newton", FLOAT32, 131072),
     ("newton", BFLOAT16, 1024),
+    ("counting_head", FLOAT64, 131072),
+    ("counting_head", FLOAT32, 131072),
     ("odometer_two", FLOAT32, 8448),
     ("odometer_two", BFLOAT16, 8448),
     ("odometer_three", BFLOAT16, 131200),
@@ -170,22 +175,30 @@ SAMPLES: tuple[tuple[str, torch.dtype, int], ...] = (
     ("exact_position", FLOAT32, 2**20),
     ("newton", FLOAT64, 2**20),
     ("newton", FLOAT32, 2**20),
+    ("counting_head", FLOAT64, 2**20),
+    ("counting_head", FLOAT32, 2**20),
 )
 
 
-def main() -> None:
+def main(names: Sequence[str] = ()) -> None:
+    """Make the table, or only the rows of the named constructions, and write it."""
     from constructions import CONSTRUCTIONS
 
+    for name in names:
+        if name not in {named for named, *_ in (*SEARCHES, *SAMPLES)}:
+            raise unknown_name("construction in the table", name, {named for named, *_ in SEARCHES})
     torch.set_num_threads(1)
     tables = []
-    for name, dtype, length in SAMPLES:
-        tables.append(first_failure_sampled(CONSTRUCTIONS[name], dtype, length))
-        print(_summary(tables[-1]), flush=True)
-    for name, dtype, most in SEARCHES:
-        tables.append(first_failure(CONSTRUCTIONS[name], dtype, most))
-        print(_summary(tables[-1]), flush=True)
-    rows = pd.concat(tables, ignore_index=True).sort_values(["construction", "dtype", "length"], kind="stable")
-    rows.drop(columns=["claim", "source"]).to_csv(TABLE, index=False)
+    for run, cases in ((first_failure_sampled, SAMPLES), (first_failure, SEARCHES)):
+        for name, dtype, length in cases:
+            if name in names or not names:
+                tables.append(run(CONSTRUCTIONS[name], dtype, length))
+                print(_summary(tables[-1]), flush=True)
+    rows = pd.concat(tables, ignore_index=True).drop(columns=["claim", "source"])
+    if names:
+        kept = pd.read_csv(TABLE).astype({"first_failure": "Int64"})
+        rows = pd.concat([kept[~kept["construction"].isin(names)], rows], ignore_index=True)
+    rows.sort_values(["construction", "dtype", "length"], kind="stable").to_csv(TABLE, index=False)
 
 
 def _summary(rows: pd.DataFrame) -> str:
@@ -195,4 +208,4 @@ def _summary(rows: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,16 +1,15 @@
 import dataclasses
-import math
 
 import pytest
 import torch
 
-from constructions import CONSTRUCTIONS, ExactAlibi, FourierBias, RotaryKernel
-from constructions.kernels import t5_tables
+from constructions import CONSTRUCTIONS, ExactAlibi, RotaryKernel
+from constructions.kernels import fit_errors, t5_tables
 from constructions.observing import observe
 from constructions.weights import head_weights, zero_weights
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
-from probe.models.encodings import alibi_slopes
+from probe.models.encodings import alibi_slopes, t5_bucket
 
 
 def with_encoding(construction, length: int, dtype: torch.dtype, encoding: str) -> Decoder:
@@ -81,19 +80,18 @@ def test_a_rotary_decoder_between_equal_vectors_attends_in_the_same_way():
 
 def test_the_fits_error_falls_with_the_number_of_frequencies():
     """Total variation to -ln(1 + t - i) without content, T = 512: .031 at 32 frequencies, nothing at 256."""
-    length, errors = 512, []
-    for K in (8, 32, 128, 256):
-        fourier = FourierBias("log", "", "", K, lambda d: -torch.log1p(d.double())[None], wanted=1.0)
-        by_name = fourier.biases(length)
-        t = torch.arange(length)
-        future = t[None, :] > t[:, None]
-        rows = {
-            name: bias[0, (t[:, None] - t).clamp(min=0)].masked_fill(future, -math.inf).softmax(-1)
-            for name, bias in by_name.items()
-        }
-        errors.append(distance(rows["pattern"], rows["wanted"]))
+    rows = fit_errors(lambda distance: -torch.log1p(distance.double())[None], (8, 32, 128, 256))
+    errors = rows["total_variation"].tolist()
     assert errors == sorted(errors, reverse=True)
     assert errors[1] <= 0.04 and errors[-1] <= 1e-4
+    assert rows["d_head"].tolist() == [16, 64, 256, 512]
+
+
+def test_a_fit_as_fine_as_the_sequence_is_long_is_the_bias():
+    # As many cosines as distances: T5's buckets with unequal values come out exactly.
+    tables = t5_tables(3)
+    rows = fit_errors(lambda distance: tables[t5_bucket(distance)].T, (100,), length=100)
+    assert rows["total_variation"].max() < 1e-4
 
 
 @pytest.mark.slow
