@@ -6,7 +6,7 @@ made by
 
     OMP_NUM_THREADS=1 python -m constructions.learnability
 
-on one core; what was found is in ``docs/learnability.md``.
+in about 20 minutes on one core; what was found is in ``docs/learnability.md``.
 """
 
 import argparse
@@ -223,8 +223,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = learnability(GRID, seeds=options.seeds, steps=options.steps, report=_show)
-    others = learnability(VARIANTS, seeds=options.seeds[:1], steps=options.steps, report=_show)
+    try:
+        rows = learnability(GRID, seeds=options.seeds, steps=options.steps, report=_show)
+        others = learnability(VARIANTS, seeds=options.seeds[:1], steps=options.steps, report=_show)
+    except ProbeError as error:
+        parser.error(str(error))
     rows = pd.concat((rows, others.assign(run=others.run + rows.run.max() + 1)), ignore_index=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     rows.to_csv(options.folder / "learnability.csv", index=False, float_format="%.6g")

@@ -226,6 +226,10 @@ def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
     assert list(rows.columns) == COLUMNS
     assert rows.groupby("run").seed.first().tolist() == [3, 4, 3, 3]
     assert len(capsys.readouterr().out.splitlines()) == 4
+    monkeypatch.setattr("sys.argv", ["learnability", "--steps", "-1"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "steps must be an integer of at least 0, got -1" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
