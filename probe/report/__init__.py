@@ -1,11 +1,14 @@
 """Rows -> figures -> page."""
 
-from probe.report.figures import (
-    accuracy_by_length,
-    attention_maps,
+from probe.report.constructions import (
     construction_errors,
     construction_matrices,
     construction_portrait,
+    learned_heads,
+)
+from probe.report.figures import (
+    accuracy_by_length,
+    attention_maps,
     distance_matrix,
     probe_by_site,
     template_distances,
@@ -20,6 +23,7 @@ __all__ = [
     "construction_matrices",
     "construction_portrait",
     "distance_matrix",
+    "learned_heads",
     "probe_by_site",
     "render_page",
     "template_distances",

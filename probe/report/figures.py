@@ -28,8 +28,8 @@ CONTROL_LABELS = {
     "shuffled": "shuffled positions",
 }
 # Most attention weights are small: the colours are spread by the square root, so that 0.05 can be told from 0.
-_ATTENTION_SCALE = [[(i / (len(sequential.Blues) - 1)) ** 2, shade] for i, shade in enumerate(sequential.Blues)]
-_LAYOUT = {
+ATTENTION_SCALE = [[(i / (len(sequential.Blues) - 1)) ** 2, shade] for i, shade in enumerate(sequential.Blues)]
+LAYOUT = {
     "template": "simple_white",
     "font": {"family": "Helvetica, Arial, sans-serif", "size": 13},
     "margin": {"l": 65, "r": 20, "t": 50, "b": 55},
@@ -49,7 +49,7 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
 
     Rows: encoding, length, value, low, high, n (rows without a length are left out).
     """
-    rows = _some(rows[rows["length"].notna()], "exact match by length")
+    rows = some(rows[rows["length"].notna()], "exact match by length")
     figure = go.Figure()
     for encoding, line in rows.groupby("encoding", sort=False):
         line = line.sort_values("length")
@@ -73,7 +73,7 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
             mode="lines+markers",
             line={"color": colour(encoding)},
             customdata=line["n"].tolist(),
-            hovertemplate="length %{x}: %{y:.3f} (n = %{customdata})<extra>" + _plain(encoding) + "</extra>",
+            hovertemplate="length %{x}: %{y:.3f} (n = %{customdata})<extra>" + plain(encoding) + "</extra>",
         )
     if train_length is not None:
         figure.add_vline(
@@ -87,7 +87,7 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
         )
     figure.update_xaxes(title="length")
     figure.update_yaxes(title="exact match", range=[-0.03, 1.05])
-    return figure.update_layout(**_LAYOUT, height=420)
+    return figure.update_layout(**LAYOUT, height=420)
 
 
 def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
@@ -95,10 +95,10 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
 
     Rows: encoding, site, control, metric, value, low, high.
     """
-    rows = _some(rows[rows["metric"] == metric], f"probe scores {metric!r}")
+    rows = some(rows[rows["metric"] == metric], f"probe scores {metric!r}")
     encodings = list(dict.fromkeys(rows["encoding"]))
     figure = make_subplots(
-        cols=len(encodings), shared_yaxes=True, subplot_titles=[_plain(e) for e in encodings], horizontal_spacing=0.015
+        cols=len(encodings), shared_yaxes=True, subplot_titles=[plain(e) for e in encodings], horizontal_spacing=0.015
     )
     for column, encoding in enumerate(encodings, start=1):
         for control, line in rows[rows["encoding"] == encoding].groupby("control", sort=False):
@@ -123,7 +123,7 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
             )
     figure.update_xaxes(tickangle=-35)
     figure.update_yaxes(title=metric.replace("_", " "), col=1)
-    return figure.update_layout(**_LAYOUT, height=430, legend={"orientation": "h", "y": -0.35})
+    return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.35})
 
 
 def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
@@ -132,14 +132,14 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
     Rows: layer, head, template, query, key, pattern, template_pattern, distance (natural logarithm; one value a head).
     ``labels`` name the positions where all sequences hold the same tokens.
     """
-    rows = _some(rows, "attention maps")
+    rows = some(rows, "attention maps")
     heads = list(rows.groupby(["layer", "head"], sort=True))
     titles = []
     for (layer, head), part in heads:
         first = part.iloc[0]
         titles += [
             f"layer {layer}, head {head}",
-            f"{_plain(first['template'])} ({first['distance']:.3f})",
+            f"{plain(first['template'])} ({first['distance']:.3f})",
             "difference",
         ]
     figure = make_subplots(
@@ -150,7 +150,7 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
         vertical_spacing=min(0.11, 0.33 / len(heads)),
     )
     for row, (_, part) in enumerate(heads, start=1):
-        pattern, template = _matrix(part, "pattern"), _matrix(part, "template_pattern")
+        pattern, template = matrix(part, "pattern"), matrix(part, "template_pattern")
         for column, (z, axis) in enumerate(
             [(pattern, "coloraxis"), (template, "coloraxis"), (pattern - template, "coloraxis2")], start=1
         ):
@@ -169,10 +169,10 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
         figure.update_xaxes(title="key", row=len(heads), col=column)
     largest = float((rows["pattern"] - rows["template_pattern"]).abs().max()) or 1.0
     return figure.update_layout(
-        **_LAYOUT,
+        **LAYOUT,
         height=90 + 275 * len(heads),
         coloraxis={
-            "colorscale": _ATTENTION_SCALE,
+            "colorscale": ATTENTION_SCALE,
             "cmin": 0,
             "cmax": 1,
             "colorbar": {"title": "attention", "len": 0.45, "y": 0.78},
@@ -192,12 +192,12 @@ def template_distances(rows: pd.DataFrame) -> go.Figure:
 
     Rows: encoding, control, layer, head, template, value, low, high.
     """
-    rows = _some(rows, "template distances")
+    rows = some(rows, "template distances")
     encodings = list(dict.fromkeys(rows["encoding"]))
     figure = make_subplots(
         cols=len(encodings),
         shared_yaxes=True,
-        subplot_titles=[_plain(e) for e in encodings],
+        subplot_titles=[plain(e) for e in encodings],
         horizontal_spacing=0.015,
     )
     for column, encoding in enumerate(encodings, start=1):
@@ -205,7 +205,7 @@ def template_distances(rows: pd.DataFrame) -> go.Figure:
             trained = control == "none"
             figure.add_scatter(
                 x=part["value"].tolist(),
-                y=part["template"].map(_plain).tolist(),
+                y=part["template"].map(plain).tolist(),
                 mode="markers",
                 name=CONTROL_LABELS.get(control, control),
                 legendgroup=control,
@@ -222,10 +222,10 @@ def template_distances(rows: pd.DataFrame) -> go.Figure:
                     f"layer {r.layer}, head {r.head}: {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]"
                     for r in part.itertuples()
                 ],
-                hovertemplate="%{text}<extra>" + _plain(CONTROL_LABELS.get(control, control)) + "</extra>",
+                hovertemplate="%{text}<extra>" + plain(CONTROL_LABELS.get(control, control)) + "</extra>",
             )
     figure.update_xaxes(rangemode="tozero")
-    return figure.update_layout(**_LAYOUT, height=430, legend={"orientation": "h", "y": -0.15})
+    return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.15})
 
 
 def distance_matrix(rows: pd.DataFrame) -> go.Figure:
@@ -233,7 +233,7 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
 
     Rows: model_a, model_b, value, low, high; each pair once, in either order.
     """
-    rows = _some(rows, "model distances")
+    rows = some(rows, "model distances")
     models = list(dict.fromkeys([*rows["model_a"], *rows["model_b"]]))
     z = pd.DataFrame(0.0, index=models, columns=models)
     text = pd.DataFrame("", index=models, columns=models)
@@ -241,7 +241,7 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
         for a, b in ((r.model_a, r.model_b), (r.model_b, r.model_a)):
             z.loc[a, b] = r.value
             text.loc[a, b] = f"{r.value:.3f}<br>[{r.low:.3f}, {r.high:.3f}]"
-    names = [_plain(m) for m in models]
+    names = [plain(m) for m in models]
     figure = go.Figure(
         go.Heatmap(
             z=z.to_numpy(),
@@ -256,131 +256,7 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
         )
     )
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(**_LAYOUT, height=110 + 75 * len(models))
-
-
-def construction_errors(rows: pd.DataFrame) -> go.Figure:
-    """Each claim's largest error as a share of its tolerance, a point a check: left of 1 it holds.
-
-    Rows: construction, quantity, length, dtype, largest_error, tolerance. Exact results (error 0) and what is
-    smaller stand at 1e-12; an error where none is allowed stands at 1e3.
-    """
-    rows = _some(rows, "constructions")
-    figure = go.Figure()
-    for i, (dtype, part) in enumerate(rows.groupby("dtype", sort=False)):
-        share = [
-            float(np.clip(r.largest_error / r.tolerance if r.tolerance else np.inf * r.largest_error, 1e-12, 1e3))
-            if r.largest_error > 0
-            else 1e-12
-            for r in part.itertuples()
-        ]
-        figure.add_scatter(
-            x=share,
-            y=part["construction"].map(_plain).tolist(),
-            mode="markers",
-            name=_plain(dtype),
-            marker={"color": OTHER_COLOURS[i % len(OTHER_COLOURS)], "size": 8, "opacity": 0.6, "symbol": i},
-            text=[
-                f"{_plain(r.quantity)}, length {r.length}: error {r.largest_error:.3g}, tolerance {r.tolerance:.3g}"
-                for r in part.itertuples()
-            ],
-            hovertemplate="%{text}<extra>" + _plain(dtype) + "</extra>",
-        )
-    figure.add_vline(x=1, line_width=1.5, line_dash="dot", opacity=0.8, line_color="#666666")
-    figure.update_xaxes(type="log", title="largest error / tolerance", exponentformat="power")
-    figure.update_yaxes(autorange="reversed")
-    n = rows["construction"].nunique()
-    return figure.update_layout(
-        **_LAYOUT, height=170 + 24 * n, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
-    )
-
-
-def construction_portrait(attention: pd.DataFrame, stream: pd.DataFrame, errors: pd.DataFrame) -> go.Figure:
-    """What a construction does: the attention of its last heads (up to five), what the stream's position row holds at
-    each site against the position, and the error by position.
-
-    Rows: ``attention`` layer, head, query, key, weight; ``stream`` t, site, value; ``errors`` t, quantity, error. The
-    axes of the stream and of the error are logarithmic; values and errors of 0 are left out.
-    """
-    heads = list(_some(attention, "a construction").groupby(["layer", "head"]))[-5:]
-    stream, errors = stream[stream["value"] > 0], errors[errors["error"] > 0]
-    columns = max(2, len(heads))
-    titles = [f"layer {layer}, head {head}" for (layer, head), _ in heads] + [""] * (columns - len(heads))
-    titles += ["position row of the stream" if len(stream) else "", "error" if len(errors) else "every error is 0"]
-    left = columns // 2
-    lower = [{"colspan": left}, *[None] * (left - 1), {"colspan": columns - left}, *[None] * (columns - left - 1)]
-    figure = make_subplots(
-        rows=2, cols=columns, specs=[[{}] * columns, lower], subplot_titles=titles, vertical_spacing=0.18
-    )
-    for column, (_, part) in enumerate(heads, start=1):
-        figure.add_heatmap(
-            z=_matrix(part, "weight"),
-            coloraxis="coloraxis",
-            row=1,
-            col=column,
-            hovertemplate="query %{y}, key %{x}: %{z:.3g}<extra></extra>",
-        )
-        figure.update_yaxes(autorange="reversed", row=1, col=column)
-    for i, (site, part) in enumerate(stream.groupby("site", sort=False)):
-        figure.add_scatter(
-            x=part["t"].tolist(),
-            y=part["value"].tolist(),
-            name=short_site(site),
-            mode="lines",
-            line={"color": [*COLOURS.values(), *OTHER_COLOURS][i % 12]},
-            row=2,
-            col=1,
-        )
-    for i, (quantity, part) in enumerate(errors.groupby("quantity", sort=False)):
-        figure.add_scatter(
-            x=part["t"].tolist(),
-            y=part["error"].tolist(),
-            name=f"error: {_plain(quantity)}",
-            mode="markers",
-            marker={"color": OTHER_COLOURS[i % len(OTHER_COLOURS)], "size": 4},
-            row=2,
-            col=left + 1,
-        )
-    figure.update_xaxes(type="log", title="position t, 1 at &lt;bos&gt;", row=2)
-    figure.update_yaxes(type="log", exponentformat="power", row=2)
-    scale = {
-        "colorscale": _ATTENTION_SCALE,
-        "cmin": 0,
-        "cmax": 1,
-        "colorbar": {"title": "attention", "len": 0.45, "y": 0.8},
-    }
-    return figure.update_layout(**_LAYOUT, height=640, coloraxis=scale, legend={"orientation": "h", "y": -0.12})
-
-
-def construction_matrices(rows: pd.DataFrame) -> go.Figure:
-    """The weights of a construction, a panel a matrix, colours by the sign and the logarithm of the size.
-
-    Rows: layer, matrix, n_rows, n_columns, row, column, weight; entries that are not there are 0 and left blank.
-    """
-    panels = list(_some(rows, "matrices").groupby(["layer", "matrix"], sort=False))
-    columns = min(4, len(panels))
-    titles = [f"layer {layer}: {_plain(name)}" for (layer, name), _ in panels]
-    n_rows = -(-len(panels) // columns)
-    figure = make_subplots(rows=n_rows, cols=columns, subplot_titles=titles, vertical_spacing=min(0.12, 0.4 / n_rows))
-    size = np.log10(rows["weight"].abs())
-    lowest, reach = size.min(), max(float(size.max() - size.min()), 1.0)
-    for i, (_, part) in enumerate(panels):
-        where = part["row"].to_numpy(), part["column"].to_numpy()
-        shape = tuple(part[["n_rows", "n_columns"]].iloc[0])
-        weight, shade = np.full(shape, np.nan), np.full(shape, np.nan)
-        weight[where] = part["weight"]
-        shade[where] = np.sign(part["weight"]) * (0.15 + 0.85 * (np.log10(part["weight"].abs()) - lowest) / reach)
-        figure.add_heatmap(
-            z=shade,
-            customdata=weight,
-            coloraxis="coloraxis",
-            row=i // columns + 1,
-            col=i % columns + 1,
-            hovertemplate="row %{y}, column %{x}: %{customdata:.4g}<extra></extra>",
-        )
-        figure.update_yaxes(autorange="reversed", row=i // columns + 1, col=i % columns + 1)
-    scale = {"colorscale": "RdBu", "reversescale": True, "cmin": -1, "cmax": 1, "showscale": False}
-    return figure.update_layout(**_LAYOUT, height=80 + 260 * n_rows, coloraxis=scale)
+    return figure.update_layout(**LAYOUT, height=110 + 75 * len(models))
 
 
 def short_site(site: str) -> str:
@@ -388,17 +264,17 @@ def short_site(site: str) -> str:
     return site.removeprefix("blocks.").replace("hook_", "")
 
 
-def _matrix(part: pd.DataFrame, value: str) -> np.ndarray:
+def matrix(part: pd.DataFrame, value: str) -> np.ndarray:
     matrix = part.pivot(index="query", columns="key", values=value).to_numpy(dtype=float)
     return np.where(np.tri(*matrix.shape, dtype=bool), matrix, np.nan)  # the future is left blank
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Text as plotly should show it: it reads some HTML in titles and labels, and names come from outside."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _some(rows: pd.DataFrame, what: str) -> pd.DataFrame:
+def some(rows: pd.DataFrame, what: str) -> pd.DataFrame:
     if rows.empty:
         raise ProbeError(f"a figure of {what} wants at least one row, got none")
     return rows

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import figures
+from probe.report.constructions import construction_errors
 from probe.report.page import Section, render_page
 
 IN_DISTRIBUTION, LONGER = "validation", "test"
@@ -32,9 +33,7 @@ def study_figures(rows: pd.DataFrame, maps: Mapping[str, pd.DataFrame], train_le
     if not pairs.empty:
         found["model_distances"] = figures.distance_matrix(pairs[pairs["control"] == "none"])
         found["model_distances_untrained"] = figures.distance_matrix(pairs[pairs["control"] == "untrained"])
-    found["constructions"] = figures.construction_errors(
-        _of(rows, "construction").rename(columns={"value": "largest_error"})
-    )
+    found["constructions"] = construction_errors(_of(rows, "construction").rename(columns={"value": "largest_error"}))
     return found
 
 

@@ -24,7 +24,7 @@ def test_matrices_are_the_decoders():
     W_out = construction.build(16).layers[0].mlp.down_proj.weight.T
     drawn = rows[rows["matrix"] == "MLP, W_out"]
     rebuilt = torch.zeros_like(W_out)
-    rebuilt[drawn["row"].to_numpy(), drawn["column"].to_numpy()] = torch.tensor(drawn["weight"].to_numpy())
+    rebuilt[drawn["row"].tolist(), drawn["column"].tolist()] = torch.tensor(drawn["weight"].tolist()).to(W_out)
     assert torch.equal(rebuilt, W_out)
     assert (drawn["n_rows"].iloc[0], drawn["n_columns"].iloc[0]) == W_out.shape
 

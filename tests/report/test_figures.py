@@ -1,8 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from probe.errors import ProbeError
-from probe.report import figures
+from probe.report import construction_errors, figures, learned_heads
 
 
 def test_accuracy_is_drawn_as_it_is(accuracy_rows):
@@ -69,7 +70,7 @@ def test_errors_are_drawn_as_a_share_of_their_tolerance(construction_rows):
     rows = construction_rows.copy()
     rows.loc[0, "largest_error"] = 0.2
     rows.loc[1, ["largest_error", "tolerance"]] = [1e-9, 0.0]
-    first, second = figures.construction_errors(rows).data
+    first, second = construction_errors(rows).data
     assert list(first.x) == [2.0, 1e3]  # beyond the tolerance, and wrong where no error is allowed
     assert list(second.x) == [1e-12, pytest.approx(1e-8)]  # exact, and well within
 
@@ -80,7 +81,7 @@ def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, templ
         figures.probe_by_site(probe_rows, "r2"),
         figures.template_distances(template_rows),
         figures.distance_matrix(pair_rows),
-        figures.construction_errors(construction_rows),
+        construction_errors(construction_rows),
     ]
     for figure in drawn:
         assert "<script>document" not in figure.to_html(include_plotlyjs=False)
@@ -90,9 +91,22 @@ def test_no_rows_are_one_clear_line(accuracy_rows):
     for draw in (
         figures.accuracy_by_length,
         figures.distance_matrix,
-        figures.construction_errors,
+        construction_errors,
         figures.template_distances,
         figures.attention_maps,
     ):
         with pytest.raises(ProbeError, match="wants at least one row, got none"):
             draw(accuracy_rows[:0])
+
+
+def test_learned_heads_are_the_rows_of_the_table():
+    from pathlib import Path
+
+    import constructions
+
+    rows = pd.read_csv(Path(constructions.__file__).parent / "results" / "learnability.csv")
+    figure = learned_heads(rows)
+    kept = rows[(rows["metric"] == "slope") & (rows["layer"] == 0) & (rows["start"] == "random")]
+    assert sum(len(t.x) for t in figure.data) == len(kept)
+    with_bos = next(t for t in figure.data if t.name.startswith("with &lt;bos&gt;, trained"))
+    assert max(abs(x + 1) for x in with_bos.x) < 0.15  # what the table's page says

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from probe.errors import ProbeError
-from probe.report import Section, figures, render_page
+from probe.report import Section, construction_errors, figures, render_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -45,7 +45,7 @@ def page(accuracy_rows, probe_rows, map_rows, template_rows, pair_rows, construc
                     ("maps", figures.attention_maps(map_rows, labels=[NASTY, *map(str, range(9))])),
                     ("templates", figures.template_distances(template_rows)),
                     ("pairs", figures.distance_matrix(pair_rows)),
-                    ("constructions", figures.construction_errors(construction_rows)),
+                    ("constructions", construction_errors(construction_rows)),
                 ],
             ),
         ],
