@@ -142,18 +142,19 @@ def _study_config(options: argparse.Namespace):
 
     if options.preset not in PRESETS:
         raise unknown_name("preset", options.preset, PRESETS)
-    values = dataclasses.asdict(PRESETS[options.preset])
-    if options.config is not None:
-        for name, value in read_json_object(Path(options.config)).items():
-            if name == "training" and isinstance(value, dict):
-                value = {**values["training"], **value}
-            values[name] = value
+    preset = PRESETS[options.preset]
+    values = dataclasses.asdict(preset)
+    file = {} if options.config is None else read_json_object(Path(options.config))
+    for name, value in file.items():
+        if name == "training" and isinstance(value, dict):
+            value = {**values["training"], **value}
+        values[name] = value
     flags: dict[str, dict[str, Any]] = {key: {} for key in _option_groups()}
     for destination, value in vars(options).items():
         key, dot, name = destination.partition(".")
         if dot:
             flags[key][name] = value == "true" if value in ("true", "false") else value
-    if flags[""].get("task", values["task"]) != values["task"] and "task_options" not in flags[""]:
+    if {**values, **flags[""]}["task"] != preset.task and "task_options" not in {**file, **flags[""]}:
         values["task_options"] = {}  # another task's options do not carry over
     for key, given in flags.items():
         values = {**values, **given} if not key else {**values, key: {**values[key], **given}}

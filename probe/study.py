@@ -43,6 +43,8 @@ from probe.tracing import PATTERN, Trace, trace
 from probe.training import EncodedExamples, TrainingConfig, encode, exact_match, predict, train
 from probe.training.train import newest_log_entry
 
+FORMAT = 1  # of study.json
+
 
 @dataclass(frozen=True)
 class StudyConfig:
@@ -102,7 +104,10 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "StudyConfig":
+        """A study from its JSON object: a config file, or the ``study.json`` that a study left in its folder."""
         values = dict(values)
+        if values.pop("format", FORMAT) != FORMAT:
+            raise ProbeError(f"a study of format {FORMAT} was wanted, got one of another version of this package")
         if isinstance(values.get("training"), Mapping):
             values["training"] = from_mapping(TrainingConfig, values["training"], "a study's training")
         return from_mapping(cls, values, "a study")
@@ -182,7 +187,7 @@ def run_study(
     check_size("jobs", jobs)
     data = _Data.of(config)
     data.traced_tokens(config)  # refuses what cannot work before the folder is touched
-    claim_folder(folder, "study.json", {"format": 1, **dataclasses.asdict(config)})
+    claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
     if jobs == 1:
         for encoding in config.encodings:
             watch = functools.partial(on_log, encoding)

@@ -64,6 +64,11 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monke
     assert seen["config"].model["n_layers"] == 12
     assert seen["config"].model["bias"] is False
     assert seen["config"].task_options == {}
+    (tmp_path / "c.json").write_text(json.dumps({"task": "reverse"}))
+    main(["study", "--config", str(tmp_path / "c.json")])
+    assert (seen["config"].task, seen["config"].task_options) == ("reverse", {})
+    main(["study", "--config", str(tmp_path / "c.json"), "--task-options", "train_length=3,test_length=9"])
+    assert seen["config"].task_options == {"train_length": 3, "test_length": 9}
 
 
 def test_verify_prints_every_claim_and_says_whether_it_holds(capsys):

@@ -146,6 +146,13 @@ def test_decoders_can_be_loaded_instead_of_trained(study, tmp_path):
         run_study(dataclasses.replace(SMALL, encodings=("alibi",), load={"alibi": load["t5"]}), tmp_path / "x", jobs=1)
 
 
+def test_the_settings_in_the_folder_make_the_study_anew(study):
+    folder, _, _ = study
+    assert StudyConfig.from_dict(json.loads((folder / "study.json").read_text())) == SMALL
+    with pytest.raises(ProbeError, match="a study of format 1 was wanted"):
+        StudyConfig.from_dict({"format": 2})
+
+
 def test_configs_go_through_json():
     for config in PRESETS.values():
         assert StudyConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
