@@ -131,7 +131,13 @@ def free_heads(decoder: Decoder, layer: int) -> list[int]:
 
 @torch.no_grad()
 def plant(
-    decoder: Decoder, layer: int = 0, *, length: int | None = None, bos: int = 1, amplitude: float = 1e-3
+    decoder: Decoder,
+    construction: str = "counting_head",
+    layer: int = 0,
+    *,
+    length: int | None = None,
+    bos: int = 1,
+    amplitude: float = 1e-3,
 ) -> Planted:
     """A copy of a decoder in which one head counts: from ``layer`` on its stream holds the position.
 
@@ -144,6 +150,8 @@ def plant(
     Args:
         decoder: with biases, a free head in that layer, and free rows: two, or four where there are LayerNorms.
             ``widen`` makes room.
+        construction: "counting_head", the one that any norm lets through: the others read the stream by an MLP, behind
+            a norm whose scale is the content's, and hold in a living model only where there is no norm.
         layer: where to plant.
         length: the longest sequence, n_ctx by default.
         bos: the id of the token that starts every sequence and stands nowhere else.
@@ -151,8 +159,11 @@ def plant(
             do not notice: the logits change by about amplitude² / d_model, relatively.
 
     Raises:
-        ProbeError: for too few free rows or heads, no biases, or an encoding that acts on the planted head.
+        ProbeError: for another construction, too few free rows or heads, no biases, or an encoding that acts on the
+            planted head.
     """
+    if construction != "counting_head":
+        raise ProbeError(f"only 'counting_head' can be planted (no MLP reads it behind a norm), got {construction!r}")
     length = decoder.config.n_ctx if length is None else length
     check_size("length", length, least=2)
     check_number("amplitude", amplitude)

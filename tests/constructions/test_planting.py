@@ -57,7 +57,7 @@ def test_a_wider_decoder_has_the_same_logits_and_free_room(shape):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_position_is_there_and_the_logits_are_as_before(shape, layer, dtype):
     decoder = random_decoder(**shape).to(dtype)
-    planted = plant(widen(decoder), layer)
+    planted = plant(widen(decoder), layer=layer)
     tokens = sequences()
     before, after = decoder(tokens), planted.decoder(tokens)
     assert (after - before).abs().max() < 1e-5 * before.abs().max()
@@ -163,8 +163,10 @@ def test_bad_input_is_one_clear_line():
         widen(random_decoder(encoding="alibi"))
     with pytest.raises(ProbeError, match="n_kv_heads = n_heads, got 2 for 4"):
         widen(random_decoder(n_kv_heads=2))
+    with pytest.raises(ProbeError, match="only 'counting_head' can be planted .* got 'newton'"):
+        plant(widen(decoder), "newton")
     with pytest.raises(ProbeError, match="layer must lie in 0…2, got 3"):
-        plant(widen(decoder), 3)
+        plant(widen(decoder), layer=3)
     with pytest.raises(ProbeError, match="bos must lie in 0…18, got 19"):
         plant(widen(decoder), bos=19)
 
