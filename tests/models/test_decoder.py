@@ -259,3 +259,13 @@ def test_building_leaves_the_global_generator_alone(make_decoder):
     state = torch.get_rng_state()
     make_decoder(), make_decoder(seed=None)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_first_part_of_a_cache_is_the_cache_of_the_first_part(make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding="t5"), random_tokens()
+    whole = KVCache()
+    decoder(tokens, cache=whole)
+    part = whole.first(9)
+    assert (part.length, whole.length) == (9, 16)
+    torch.testing.assert_close(decoder(tokens[:, 9:], cache=part), decoder(tokens)[:, 9:], atol=1e-5, rtol=1e-5)
+    assert (part.length, whole.length) == (16, 16)
