@@ -34,7 +34,8 @@ from constructions.learning_measures import (
 from constructions.learning_starts import STARTS, hand_built
 from probe.config import check_flag, check_number, check_size
 from probe.errors import ProbeError, unknown_name
-from probe.models.decoder import NORMALIZATIONS, Decoder, DecoderConfig
+from probe.models.config import NORMALIZATIONS
+from probe.models.decoder import Decoder, DecoderConfig
 
 RESULTS = Path(__file__).with_name("results")
 D_VOCAB = 16  # ids 1…15 are content, 0 is <bos>

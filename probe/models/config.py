@@ -1,0 +1,156 @@
+"""A decoder's shape, validated, and the names of what can be seen inside."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probe.config import check_flag, check_number, check_size, from_mapping
+from probe.errors import ProbeError, unknown_name
+from probe.models.encodings import PositionEncoding, make_encoding
+
+# What a hook can see. hook_embed is the token embedding alone, before any position is added. Shapes: residual stream
+# "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); scores
+# and pattern "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter the softmax: scaled, with the
+# encoding's bias, -inf where the key is in the future.
+SITES = ("hook_embed",)
+BLOCK_SITES = (
+    "hook_resid_pre",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+
+# Each makes a norm from (d_model, eps, bias).
+NORMALIZATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
+    "layer": lambda d_model, eps, bias: nn.LayerNorm(d_model, eps=eps, bias=bias),
+    "rms": lambda d_model, eps, bias: nn.RMSNorm(d_model, eps=eps),
+    "none": lambda d_model, eps, bias: nn.Identity(),
+}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that fixes a decoder's shape. Validated when made; JSON there and back.
+
+    ``None`` stands for the usual choice: ``n_kv_heads`` = n_heads, ``d_head`` = d_model / n_heads, ``d_mlp`` =
+    4 d_model, ``score_scale`` = d_head^-1/2 (T5 uses 1), ``position_layers`` = every layer.
+    """
+
+    d_vocab: int
+    n_ctx: int
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    d_head: int | None = None
+    d_mlp: int | None = None
+    activation: str = "gelu"
+    normalization: str = "layer"
+    norm_eps: float = 1e-5
+    bias: bool = True
+    encoding: str = "none"
+    encoding_options: dict[str, Any] = field(default_factory=dict)
+    position_layers: tuple[int, ...] | None = None
+    score_scale: float | None = None
+    tie_embeddings: bool = False
+    logit_scale: float = 1.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen
+        for name in ("d_vocab", "n_ctx", "n_layers", "d_model", "n_heads"):
+            check_size(name, getattr(self, name))
+        if self.d_head is None:
+            if self.d_model % self.n_heads:
+                raise ProbeError(f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads})")
+            set_("d_head", self.d_model // self.n_heads)
+        if self.n_kv_heads is None:
+            set_("n_kv_heads", self.n_heads)
+        if self.d_mlp is None:
+            set_("d_mlp", 4 * self.d_model)
+        for name in ("n_kv_heads", "d_head", "d_mlp"):
+            check_size(name, getattr(self, name))
+        if self.n_heads % self.n_kv_heads:
+            raise ProbeError(f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.n_kv_heads})")
+        if self.score_scale is None:
+            set_("score_scale", self.d_head**-0.5)
+        if self.activation not in ACTIVATIONS:
+            raise unknown_name("activation", self.activation, ACTIVATIONS)
+        if self.normalization not in NORMALIZATIONS:
+            raise unknown_name("normalization", self.normalization, NORMALIZATIONS)
+        for name in ("norm_eps", "score_scale", "logit_scale"):
+            check_number(name, getattr(self, name))
+        check_number("dropout", self.dropout, 0, 1, closed=True)
+        for name in ("bias", "tie_embeddings"):
+            check_flag(name, getattr(self, name))
+        if not isinstance(self.encoding_options, dict):
+            raise ProbeError(f"encoding_options must be a mapping, got {self.encoding_options!r}")
+        with torch.device("meta"):
+            encoding = self.make_encoding()
+        if self.position_layers is not None:
+            layers = tuple(self.position_layers)
+            if not all(isinstance(layer, int) and 0 <= layer < self.n_layers for layer in layers):
+                raise ProbeError(f"position_layers must be layers in 0…{self.n_layers - 1}, got {layers}")
+            if encoding.embeds:
+                raise ProbeError(f"position_layers wants an encoding that acts in attention, got {self.encoding!r}")
+            set_("position_layers", layers)
+
+    def make_norm(self) -> nn.Module:
+        """A new norm of such a decoder."""
+        return NORMALIZATIONS[self.normalization](self.d_model, self.norm_eps, self.bias)
+
+    def make_encoding(self) -> PositionEncoding:
+        """A new, undrawn encoding of such a decoder."""
+        return make_encoding(
+            self.encoding,
+            self.encoding_options,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            d_head=self.d_head,
+            n_ctx=self.n_ctx,
+        )
+
+    def sees_position(self, layer: int) -> bool:
+        """Whether the encoding acts in that layer's attention."""
+        return self.position_layers is None or layer in self.position_layers
+
+    def sites(self) -> list[str]:
+        """All site names of such a decoder, in the order in which they are computed."""
+        blocks = [f"blocks.{layer}.{site}" for layer in range(self.n_layers) for site in BLOCK_SITES]
+        return [*SITES, *blocks]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DecoderConfig":
+        """A config from its JSON object; unknown and missing keys are refused."""
+        return from_mapping(cls, values, "a decoder's config")
+
+    @classmethod
+    def from_json(cls, text: str) -> "DecoderConfig":
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProbeError(f"a decoder's config must be JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ProbeError(f"a decoder's config must be a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)
