@@ -240,19 +240,19 @@ def _study_model(
     data = _Data.of(config)
     said = []
 
-    def stage(name: str, measure: Callable[[Decoder], pd.DataFrame], decoder: Decoder) -> None:
+    def stage(name: str, measure: Callable[[], pd.DataFrame]) -> None:
         started = time.perf_counter()
-        if _write_stage(folder, f"{name}-{encoding}", lambda: measure(decoder)):
+        if _write_stage(folder, f"{name}-{encoding}", measure):
             said.append(f"{name} {time.perf_counter() - started:.0f} s")
 
     started = time.perf_counter()
     decoder = _decoder(config, folder, encoding, data, device, on_log)
     said.append(f"model {time.perf_counter() - started:.0f} s")
-    stage("accuracy", lambda d: _accuracy(d, data), decoder)
+    stage("accuracy", lambda: _accuracy(decoder, data))
     tokens = data.traced_tokens(config)
-    stage("probe", lambda d: fit_position_probe(d, tokens, seed=config.seed), decoder)
-    stage("templates", lambda d: _templates(d, tokens, config), decoder)
-    stage("maps", lambda d: attention_maps(trace(d, tokens, [PATTERN]), t5_table=_t5_table(d)), decoder)
+    stage("probe", lambda: fit_position_probe(decoder, tokens, seed=config.seed))
+    stage("templates", lambda: _templates(decoder, tokens, config))
+    stage("maps", lambda: attention_maps(trace(decoder, tokens, [PATTERN]), t5_table=_t5_table(decoder)))
     return ", ".join(said)
 
 

@@ -152,10 +152,10 @@ def fit_position_probe(
     rows = []
     for at, control, data in cases:
         fitted_on, scored_on = data.of_sequences(train), data.of_sequences(test)
+        resamples = _resamples(scored_on, n_bootstrap, np.random.default_rng(seed))
         for kind in probes:
             estimator = make_probe(kind, alpha).fit(fitted_on.hidden, fitted_on.position)
             predicted = estimator.predict(scored_on.hidden)
-            resamples = _resamples(scored_on, n_bootstrap, np.random.default_rng(seed))
             for metric, score in METRICS[kind].items():
                 value = score(scored_on.position, predicted)
                 spread = [score(scored_on.position[i], predicted[i]) for i in resamples]
