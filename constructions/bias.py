@@ -10,8 +10,8 @@ from torch import Tensor
 
 from constructions.absolute import write_reciprocal
 from constructions.chords import chord_knots, n_bits, write_integers
-from constructions.construction import Construction
-from constructions.layout import D_VOCAB, ONE, POSITION, Layout, write_embeddings
+from constructions.construction import Construction, plain_config
+from constructions.layout import ONE, POSITION, Layout, write_embeddings
 from constructions.observing import query_windows
 from constructions.relative import write_random_content
 from constructions.weights import head_weights, write_head
@@ -59,19 +59,7 @@ class BiasHeads(Construction, ABC):
         return max(len(chord_knots(length)) - 1, n_bits(length))
 
     def config(self, length: int) -> DecoderConfig:
-        return DecoderConfig(
-            d_vocab=D_VOCAB,
-            n_ctx=length,
-            n_layers=self.layers,
-            d_model=self.layout(length).d_model,
-            n_heads=self.n_heads,
-            d_head=self.d_head(length),
-            d_mlp=self.width(length),
-            activation="relu",
-            normalization="none",
-            encoding="none",
-            bias=True,
-        )
+        return plain_config(self, length, n_heads=self.n_heads)
 
     def _content(self, length: int) -> slice:
         first = self.position_dimensions(length)

@@ -174,6 +174,24 @@ class Construction(ABC):
             )
 
 
+def plain_config(construction, length: int, *, n_heads: int = 1, activation: str = "relu") -> DecoderConfig:
+    """The shape of a decoder without norms and encoding that holds a construction's ``layout``, ``width`` and
+    ``d_head``."""
+    return DecoderConfig(
+        d_vocab=D_VOCAB,
+        n_ctx=length,
+        n_layers=construction.layers,
+        d_model=construction.layout(length).d_model,
+        n_heads=n_heads,
+        d_head=construction.d_head(length),
+        d_mlp=construction.width(length),
+        activation=activation,
+        normalization="none",
+        encoding="none",
+        bias=True,
+    )
+
+
 class StreamConstruction(Construction):
     """A construction that leaves something in named rows of the residual stream after its last layer."""
 
@@ -191,19 +209,7 @@ class StreamConstruction(Construction):
         return 4
 
     def config(self, length: int) -> DecoderConfig:
-        return DecoderConfig(
-            d_vocab=D_VOCAB,
-            n_ctx=length,
-            n_layers=self.layers,
-            d_model=self.layout(length).d_model,
-            n_heads=1,
-            d_head=self.d_head(length),
-            d_mlp=self.width(length),
-            activation=self.activation,
-            normalization="none",
-            encoding="none",
-            bias=True,
-        )
+        return plain_config(self, length, activation=self.activation)
 
     @abstractmethod
     def stream_errors(
