@@ -1,6 +1,7 @@
 """What attention patterns look like: distances between them, and the templates that position alone would make."""
 
 from probe.attention.comparison import compare_models, compare_templates, nearest_template
+from probe.attention.decomposition import ScoreSplit, split_queries_and_keys, split_scores
 from probe.attention.distances import (
     DISTANCES,
     check_pattern,
@@ -19,6 +20,7 @@ __all__ = [
     "DISTANCES",
     "TEMPLATES",
     "FittedTemplate",
+    "ScoreSplit",
     "Template",
     "TemplateContext",
     "attention_maps",
@@ -31,6 +33,8 @@ __all__ = [
     "mcgill_compat",
     "nearest_template",
     "pattern_distance",
+    "split_queries_and_keys",
+    "split_scores",
     "symmetric_kl",
     "total_variation",
     "wasserstein",

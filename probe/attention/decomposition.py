@@ -1,0 +1,312 @@
+"""Theorem 2 taken from a real head: its scores split into a part by key, by query, by distance, and content.
+
+    s(t, i) = μ + f_abs(i) + g(t) + f_rel(t - i) + content
+
+Kazemnejad et al. 2023, Theorem 2, promises heads whose scores are f_cnt(content) + f_rel(t - i). One linear freedom is
+in no data: -m(t - i) = -mt + mi, so a linear f_rel is as well an absolute bias on keys plus something by query, and
+softmax does not see what depends on the query alone. By convention the linear trend belongs to f_rel here: f_abs has no
+slope over the keys 1…T-1 (key 0, where a sink would stand, has no say). Hence ALiBi is found as f_rel(d) = -md, and is
+as well the absolute bias mi on keys.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from probe.attention.bootstrap import Bootstrap
+from probe.attention.distances import valid_rows
+from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
+from probe.errors import ProbeError, unknown_name
+from probe.models.encodings import t5_bucket
+from probe.tracing import Trace
+
+CONTENT = ("none", "pair")
+CURVES = {"key": "f_abs", "query": "g", "distance": "f_rel"}
+
+
+@dataclass(frozen=True)
+class ScoreSplit:
+    """The split of every head.
+
+    ``shares``: columns layer, head, scope, part, metric, value, low, high, n (sequences), content. For the metric
+    "share" the values of a scope sum to 1; they are Lindeman, Merenda & Gold's (1980): the variance that a part
+    explains beyond others, averaged over all orders in which the parts can be added, since parts of an unbalanced
+    design overlap.
+
+    - scope "all": of the variance of all scores; parts key, query, distance, (content,) residual;
+    - scope "seen": of the variance within rows, which is all that softmax sees; without the part query.
+
+    Further metrics, of part "distance": "toeplitz_r2", the share of the variance that f_rel alone explains within rows
+    (scope "seen") and that of the mean scores, from which content is averaged out (scope "mean", not from q and k);
+    "slope", that of -f_rel over distances in nats per token (m of ALiBi); "alibi_r2", "logarithm_r2", "t5_r2", how much
+    of f_rel's variance over cells a line, a multiple of ln(1 + d), and T5's 32 buckets explain.
+
+    ``curves``: columns layer, head, curve ("f_abs", "g", "f_rel", and "t5_bucket", the mean of f_rel over each bucket),
+    index (key, query, distance or bucket, 0-based), value, low, high (nats). Each of the first three has mean 0 over
+    cells.
+
+    ``low`` and ``high`` are bootstrap intervals over sequences: of shares with the fitted split held fixed, of curves
+    and slopes to first order in the weights of the sequences; NaN where there is one sequence only.
+    """
+
+    shares: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def split_scores(
+    trace: Trace,
+    content: str = "none",
+    *,
+    layers: Sequence[int] | None = None,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ScoreSplit:
+    """Split the scores of every head by least squares over all cells i ≤ t of all sequences.
+
+    Args:
+        trace: scores of the layers (site ``SCORES``), finite where the key is not in the future.
+        content: "none" leaves content in the residual, where its mean over sequences adds noise to the other parts;
+            "pair" fits one value for each pair of a query's and a key's token besides. In the first layer of a model
+            whose scores are content plus a bias, that is exact: f_rel is the bias, up to its constant.
+        layers: by default all that the trace holds scores of.
+
+    Raises:
+        ProbeError: for sequences of one token only, scores that are not finite or constant, fewer than 4 cells a pair
+            (content "pair" would then explain anything), an unknown content, or no scores in the trace.
+    """
+    if content not in CONTENT:
+        raise unknown_name("content", content, CONTENT)
+    n_position = int(trace.lengths.max())
+    if n_position < 2:
+        raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
+    pairs = PairCounts.of(trace.tokens[:, :n_position], trace.lengths) if content == "pair" else None
+    design = Design(trace.lengths, n_position, pairs)
+    if pairs is not None and design.n_cells < 4 * len(pairs):
+        raise ProbeError(
+            f"content 'pair' wants at least 4 cells a pair of tokens, got {design.n_cells:.0f} cells of {len(pairs)} "
+            "pairs: trace more sequences, or leave content in the residual ('none')"
+        )
+    bootstrap = Bootstrap.draw(len(trace.tokens), n_bootstrap, confidence, seed)
+    n = len(trace.tokens)
+    weights = torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), bootstrap.weights)) if n > 1 else None
+    parts = []
+    for layer in range(trace.n_layers) if layers is None else layers:
+        cells = _checked_scores(trace, layer, n_position)
+        squares = cells.square().sum((-2, -1))
+        right = _right_sides(cells, trace.lengths, design)
+        mean = _mean(right, design)
+        left = {(): squares - 2 * mean * right[..., :n_position].sum(-1)}
+        left[()] += mean.square() * (trace.lengths * (trace.lengths + 1) / 2)[:, None]
+        _check_varies(left[()].sum(0), squares.sum(0), layer)
+        for subset in _subsets(_parts(design)):
+            theta = design.solve(right.sum(0), subset)
+            residual = (cells - design.fitted(theta)).where(_seen(trace.lengths, n_position), 0.0)
+            left[subset] = residual.square().sum((-2, -1))
+        # The last subset holds all parts. How θ moves with the weight of a sequence: (XᵀX)⁻¹ X_bᵀ (s_b - X_b θ).
+        unexplained = _right_sides(residual, trace.lengths, design)
+        pull = design.solve(unexplained.flatten(0, 1), _parts(design), beside=right.sum(0).repeat(n, 1))
+        pull = settled(pull, design).unflatten(0, (n, -1))
+        curves = settled(theta, design)[None]
+        if weights is not None:
+            curves = curves + n * torch.tensordot(weights, pull, dims=1)
+        shares = _share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths) | _shape(curves, design)
+        parts.append((layer, shares, _curves(curves, design)))
+    return _collected(parts, bootstrap if n > 1 else None, n, content)
+
+
+def split_queries_and_keys(inputs: Mapping[int, tuple[Tensor, Tensor, float, Tensor | None]]) -> ScoreSplit:
+    """The same split of one sequence of any length, from (q, k, scale, bias) of each layer: O(T log T) time, O(T)
+    memory, and yet exactly the least squares over all T(T + 1)/2 scores (``ScoreSums.of_queries_and_keys``).
+
+    q is "head query d_head", k "kv_head key d_head", bias "head distance" or None; scores are scale · q·k + bias. There
+    are no intervals, and content stays in the residual.
+
+    Raises:
+        ProbeError: for fewer than 2 positions, values that are not finite, shapes that do not fit, constant scores.
+    """
+    parts = []
+    for layer, (q, k, scale, bias) in inputs.items():
+        sums = ScoreSums.of_queries_and_keys(q, k, scale, bias)
+        n_position = q.shape[1]
+        if n_position < 2:
+            raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
+        design = Design(torch.tensor([n_position]), n_position)
+        right = sums.sums.flatten(-2)
+        left = {(): sums.squares - _mean(right, design) * right[..., :n_position].sum(-1)}
+        _check_varies(left[()][0], sums.squares[0], layer)
+        for subset in _subsets(PARTS):
+            theta = design.solve(right[0], subset)
+            left[subset] = sums.squares - (theta * right[0]).sum(-1)
+        curves = settled(theta, design)[None]
+        parts.append((layer, _share_rows(left, None) | _shape(curves, design), _curves(curves, design)))
+    return _collected(parts, None, 1, "none")
+
+
+def settled(theta: Float64[Tensor, "*stack unknown"], design: Design) -> Float64[Tensor, "*stack part=3 position"]:
+    """The parts by key, query and distance after what no data determine is settled: f_abs without a slope over the keys
+    1…T-1 (weighted by cells), its linear trend being f_rel's, and each part with mean 0 over cells."""
+    n = design.n
+    parts = theta[..., : 3 * n].unflatten(-1, (3, n))
+    cells = design.diagonal[: 3 * n].view(3, n)
+    at = torch.arange(n, dtype=torch.float64)
+    slope = _slope(parts[..., 0, 1:], cells[0, 1:])[..., None]
+    parts = parts + slope[..., None] * at * torch.tensor([[-1.0], [1.0], [-1.0]])
+    means = (parts * cells).sum(-1, keepdim=True) / cells.sum(-1, keepdim=True)
+    return torch.where(cells > 0, parts - means, 0.0)
+
+
+def _slope(y: Float64[Tensor, "*stack position"], weights: Float64[Tensor, "position"]) -> Float64[Tensor, "*stack"]:
+    """The slope of the weighted least squares line through y at 0, 1, 2, …; 0 where one point has all the weight."""
+    x = torch.arange(len(weights), dtype=torch.float64)
+    x = x - (weights * x).sum() / weights.sum()
+    spread = (weights * x.square()).sum()
+    return (weights * x * y).sum(-1) / spread if spread > 0 else torch.zeros_like(y[..., 0])
+
+
+def _parts(design: Design) -> tuple[str, ...]:
+    return PARTS if design.pairs is None else (*PARTS, "content")
+
+
+def _subsets(parts: Sequence[str]) -> list[tuple[str, ...]]:
+    return [s for size in range(1, len(parts) + 1) for s in itertools.combinations(parts, size)]
+
+
+def _seen(lengths: Int[Tensor, "sequence"], n_position: int) -> Tensor:
+    future = torch.ones(n_position, n_position, dtype=torch.bool).triu(1)
+    return valid_rows(lengths, n_position)[:, None, :, None] & ~future
+
+
+def _right_sides(cells: Tensor, lengths: Tensor, design: Design) -> Float64[Tensor, "sequence head unknown"]:
+    sums = ScoreSums.of_scores(cells, lengths).sums.flatten(-2)
+    return sums if design.pairs is None else torch.cat((sums, design.pairs.sums(cells)), dim=-1)
+
+
+def _mean(right: Float64[Tensor, "sequence head unknown"], design: Design) -> Float64[Tensor, "head"]:
+    """μ, the mean score over all cells."""
+    return right[..., : design.n].sum((0, -1)) / design.n_cells
+
+
+def _checked_scores(trace: Trace, layer: int, n_position: int) -> Float64[Tensor, "sequence head query key"]:
+    scores = trace.scores(layer)[..., :n_position, :n_position]
+    seen = _seen(trace.lengths, n_position)
+    bad = seen & ~scores.isfinite()
+    if bad.any():
+        b, h, t, i = bad.nonzero()[0].tolist()
+        raise ProbeError(
+            f"scores must be finite where the key is seen, but layer {layer}, sequence {b}, head {h}, query {t}, key "
+            f"{i} holds {float(scores[b, h, t, i])}"
+        )
+    return scores.double().where(seen, 0.0)
+
+
+def _check_varies(variance: Float64[Tensor, "head"], squares: Float64[Tensor, "head"], layer: int) -> None:
+    constant = variance <= 1e-12 * squares
+    if constant.any():
+        raise ProbeError(
+            f"scores must vary, but those of layer {layer}, head {int(constant.nonzero()[0])} are all equal: there is "
+            "nothing to split"
+        )
+
+
+Stacks = dict[tuple[str, str, str], Float64[Tensor, "draw head"]]  # by scope, part, metric; the first draw is the value
+
+
+def _share_rows(left: Mapping[tuple[str, ...], Tensor], weights: Tensor | None) -> Stacks:
+    """All shares of variance, from what each subset of the parts leaves unexplained ("sequence head")."""
+    unexplained = {s: v.sum(0, keepdim=True) if weights is None else weights @ v for s, v in left.items()}
+    parts = max(unexplained, key=len)
+    rest = tuple(p for p in parts if p != "query")
+
+    def within_rows(subset: tuple[str, ...]) -> Tensor:
+        return unexplained[tuple(p for p in parts if p == "query" or p in subset)]
+
+    rows: Stacks = {}
+    for scope, of, get in (("all", parts, unexplained.__getitem__), ("seen", rest, within_rows)):
+        whole = get(())
+        for part in of:
+            others = [s for s in [(), *_subsets([p for p in of if p != part])]]
+            gains = (
+                math.factorial(len(s))
+                * math.factorial(len(of) - len(s) - 1)
+                * (get(s) - get(tuple(p for p in of if p == part or p in s)))
+                for s in others
+            )
+            rows[scope, part, "share"] = sum(gains) / math.factorial(len(of)) / whole
+        rows[scope, "residual", "share"] = get(of) / whole
+    rows["seen", "distance", "toeplitz_r2"] = 1 - within_rows(("distance",)) / within_rows(())
+    return rows
+
+
+def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, lengths: Tensor) -> Stacks:
+    """What f_rel explains of the mean scores' variance within rows."""
+    reached = valid_rows(lengths, cells.shape[-1]).sum(0).double()
+    sums = cells.sum(0)
+    rows = sums.sum(-1) / reached / torch.arange(1, cells.shape[-1] + 1)
+    variance = ((sums / reached[:, None] - rows[..., None]).tril().square() * reached[:, None]).sum((-2, -1))
+    explained = (left["query",] - left["query", "distance"]).sum(0)
+    return {("mean", "distance", "toeplitz_r2"): (explained / variance)[None]}
+
+
+def _shape(curves: Float64[Tensor, "draw head part=3 position"], design: Design) -> Stacks:
+    """What f_rel looks like: its slope, and how much of it a line, a logarithm and T5's buckets explain."""
+    f_rel, cells = curves[..., 2, :], design.diagonal[2 * design.n : 3 * design.n]
+    distance = torch.arange(design.n)
+    slope = _slope(f_rel, cells)
+
+    def explained(fitted: Tensor) -> Tensor:
+        return 1 - (cells * (f_rel - fitted).square()).sum(-1) / (cells * f_rel.square()).sum(-1)
+
+    def line(x: Float64[Tensor, "distance"]) -> Tensor:
+        x = x - (cells * x).sum() / cells.sum()
+        return x * ((cells * x * f_rel).sum(-1) / (cells * x.square()).sum())[..., None]
+
+    bucket = t5_bucket(distance)
+    return {
+        ("seen", "distance", "slope"): -slope,
+        ("seen", "distance", "alibi_r2"): explained(line(distance.double())),
+        ("seen", "distance", "logarithm_r2"): explained(line(distance.double().log1p())),
+        ("seen", "distance", "t5_r2"): explained(_by_bucket(f_rel, bucket, cells)[..., bucket]),
+    }
+
+
+def _by_bucket(f_rel: Tensor, bucket: Tensor, cells: Tensor) -> Float64[Tensor, "draw head bucket"]:
+    """The mean of f_rel over the cells of each bucket."""
+    index = bucket.expand(f_rel.shape)
+    total = f_rel.new_zeros(*f_rel.shape[:-1], int(bucket[-1]) + 1)
+    return total.scatter_add(-1, index, f_rel * cells) / total.scatter_add(-1, index, cells.expand(f_rel.shape))
+
+
+def _curves(curves: Float64[Tensor, "draw head part=3 position"], design: Design) -> dict[str, Tensor]:
+    distance = torch.arange(design.n)
+    cells = design.diagonal[2 * design.n : 3 * design.n]
+    named = {CURVES[part]: curves[..., p, :] for p, part in enumerate(PARTS)}
+    return named | {"t5_bucket": _by_bucket(curves[..., 2, :], t5_bucket(distance), cells)}
+
+
+def _collected(
+    parts: Sequence[tuple[int, Stacks, dict[str, Tensor]]], bootstrap: Bootstrap | None, n: int, content: str
+) -> ScoreSplit:
+    shares, curves = [], []
+    for layer, metrics, of_layer in parts:
+        for (scope, part, metric), stack in metrics.items():
+            heads = {"layer": layer, "head": range(stack.shape[1]), "scope": scope, "part": part, "metric": metric}
+            shares.append(pd.DataFrame(heads | _with_interval(stack, bootstrap)).assign(n=n, content=content))
+        for curve, stack in of_layer.items():
+            head, index = torch.meshgrid(*(torch.arange(size) for size in stack.shape[1:]), indexing="ij")
+            heads = {"layer": layer, "head": head.flatten(), "curve": curve, "index": index.flatten()}
+            curves.append(pd.DataFrame(heads | _with_interval(stack.flatten(1), bootstrap)))
+    order = ["layer", "head"]
+    return ScoreSplit(*(pd.concat(p).sort_values(order, kind="stable", ignore_index=True) for p in (shares, curves)))
+
+
+def _with_interval(stack: Float64[Tensor, "draw entry"], bootstrap: Bootstrap | None) -> dict[str, Tensor]:
+    missing = torch.full_like(stack[0], math.nan)
+    low, high = (missing, missing) if bootstrap is None or len(stack) == 1 else bootstrap.interval(stack[1:])
+    return {"value": stack[0], "low": low, "high": high}

@@ -1,0 +1,262 @@
+"""Sums of scores, and the least squares of an additive model of them, without ever holding what is summed.
+
+The model is s(t, i) ≈ key_i + query_t + distance_{t-i}, over the cells i ≤ t of all sequences. Least squares asks for
+nothing of the scores but their sums over each key, each query and each distance (and the sum of their squares, for the
+variance). Where scores are scale · q·k + b(t - i), all of these follow from q and k in O(T log T): sums over keys and
+queries are cumulative sums, sums over distances a correlation, sums of squares a running Gram matrix. So the model is
+fitted exactly at lengths at which no T × T matrix fits.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from probe.attention.distance_family import by_distance
+from probe.attention.distances import valid_rows
+from probe.errors import ProbeError
+
+PARTS = ("key", "query", "distance")
+_KEY, _QUERY, _DISTANCE = range(3)
+_BLOCK = 256  # queries at a time in the sum of squares
+_TOLERANCE = 1e-13
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """Sums of scores over the cells i ≤ t of each sequence.
+
+    ``sums[..., p, j]`` is the sum over the cells whose key (p = 0), query (1) or distance (2) is j; ``squares`` the sum
+    of squares over all of them.
+    """
+
+    sums: Float64[Tensor, "sequence head part=3 position"]
+    squares: Float64[Tensor, "sequence head"]
+
+    @classmethod
+    def of_scores(
+        cls, scores: Float[Tensor, "sequence head query key"], lengths: Int[Tensor, "sequence"]
+    ) -> "ScoreSums":
+        """Those of scores that are held; rows beyond a sequence's length, and keys after the query, do not count."""
+        valid = valid_rows(lengths, scores.shape[-1])[:, None, :, None]
+        scores = scores.double().tril().where(valid, 0.0)
+        sums = torch.stack((scores.sum(-2), scores.sum(-1), by_distance(scores).sum(-2)), dim=-2)
+        return cls(sums, scores.square().sum((-2, -1)))
+
+    @classmethod
+    def of_queries_and_keys(
+        cls,
+        q: Float[Tensor, "head query d_head"],
+        k: Float[Tensor, "kv_head query d_head"],
+        scale: float,
+        bias: Float[Tensor, "head distance"] | None = None,
+    ) -> "ScoreSums":
+        """Those of one sequence's scale · q_t·k_i + b(t - i), which is never held: O(T log T) time, O(T) memory.
+
+        Raises:
+            ProbeError: for shapes that do not fit, or values that are not finite.
+        """
+        _check_queries_and_keys(q, k, bias)
+        group, n = len(q) // len(k), q.shape[1]
+        heads = [_of_head(q[h].double() * scale, k[h // group].double()) for h in range(len(q))]
+        sums = torch.stack([s for s, _ in heads])
+        squares = torch.stack([s for _, s in heads])
+        if bias is not None:
+            b = bias[:, :n].to(sums)
+            seen = torch.arange(n, 0, -1, device=b.device)  # T - d: how many cells have the distance d
+            squares = squares + 2 * (sums[:, _DISTANCE] * b).sum(-1) + (b.square() * seen).sum(-1)
+            cumulative = b.cumsum(-1)
+            sums = sums + torch.stack((cumulative.flip(-1), cumulative, b * seen), dim=-2)
+        return cls(sums[None].cpu(), squares[None].cpu())
+
+
+def _of_head(q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_head"]) -> tuple[Tensor, Tensor]:
+    n, d = q.shape
+    over_queries = (k * q.flip(0).cumsum(0).flip(0)).sum(-1)
+    over_keys = (q * k.cumsum(0)).sum(-1)
+    # Σ_t q_t·k_{t-d}, for all d at once: a correlation, one coordinate of the head at a time.
+    spectrum = sum(torch.fft.rfft(q[:, j], 2 * n) * torch.fft.rfft(k[:, j], 2 * n).conj() for j in range(d))
+    over_rows = torch.fft.irfft(spectrum, 2 * n)[:n]
+    # Σ_{i ≤ t} (q_t·k_i)² = q_tᵀ (Σ_{i ≤ t} k_i k_iᵀ) q_t: the Gram matrix of the keys before a block, and the block.
+    squares, gram = q.new_zeros(()), q.new_zeros(d, d)
+    for start in range(0, n, _BLOCK):
+        queries, keys = q[start : start + _BLOCK], k[start : start + _BLOCK]
+        squares = squares + ((queries @ gram) * queries).sum() + (queries @ keys.T).tril().square().sum()
+        gram = gram + keys.T @ keys
+    return torch.stack((over_queries, over_keys, over_rows)), squares
+
+
+def _check_queries_and_keys(q: Tensor, k: Tensor, bias: Tensor | None) -> None:
+    if q.ndim != 3 or k.ndim != 3 or q.shape[1:] != k.shape[1:] or len(q) % len(k):
+        raise ProbeError(
+            "queries and keys must be (head, position, d_head), the keys' heads dividing the queries', got "
+            f"{tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if not (q.isfinite().all() and k.isfinite().all()):
+        raise ProbeError("queries and keys must be finite, got NaN or infinity")
+    if bias is not None and (len(bias) != len(q) or bias.shape[1] < q.shape[1] or not bias.isfinite().all()):
+        raise ProbeError(
+            f"a bias by distance must be finite, {len(q)} heads × {q.shape[1]} distances or more, got "
+            f"{tuple(bias.shape)}"
+        )
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """How often each (query token, key token) pair meets each key, query and distance, over the cells of all sequences;
+    ``index`` is the pair of every cell, one number beyond the last pair where there is no cell."""
+
+    counts: Float64[Tensor, "part=3 pair position"]
+    index: Int[Tensor, "sequence query key"]
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "sequence position"], lengths: Int[Tensor, "sequence"]) -> "PairCounts":
+        n = tokens.shape[1]
+        seen = valid_rows(lengths, n)[:, :, None].expand(-1, -1, n).tril()
+        pairs = tokens[:, :, None] * (int(tokens.max()) + 1) + tokens[:, None, :]
+        found, number = pairs[seen].unique(return_inverse=True)
+        index = torch.full(pairs.shape, len(found))
+        index[seen] = number
+        _, query, key = seen.nonzero(as_tuple=True)
+        counts = torch.stack(
+            [torch.bincount(number * n + at, minlength=len(found) * n) for at in (key, query, query - key)]
+        )
+        return cls(counts.view(3, len(found), n).double(), index)
+
+    def __len__(self) -> int:
+        return self.counts.shape[1]
+
+    def sums(self, cells: Float64[Tensor, "sequence head query key"]) -> Float64[Tensor, "sequence head pair"]:
+        """The sum of the cells of each pair."""
+        index = self.index[:, None].expand(cells.shape).flatten(-2)
+        total = cells.new_zeros(*cells.shape[:2], len(self) + 1)
+        return total.scatter_add_(-1, index, cells.tril().flatten(-2))[..., :-1]
+
+
+class Design:
+    """The normal equations XᵀX θ = Xᵀs of the additive model, applied without being written down.
+
+    θ holds T values each for keys, queries and distances, then one for each pair of tokens where there are ``pairs``.
+    With w_t the number of sequences that reach row t, W_j = Σ_{t ≥ j} w_t, the three blocks of XᵀX θ are
+
+        key i:       W_i key_i       + Σ_{t ≥ i} w_t (query_t + distance_{t-i})
+        query t:     w_t ((t + 1) query_t + Σ_{i ≤ t} (key_i + distance_i))
+        distance d:  W_d distance_d  + Σ_{t ≥ d} w_t (query_t + key_{t-d})
+
+    which are cumulative sums and correlations: O(T log T).
+    """
+
+    def __init__(self, lengths: Int[Tensor, "sequence"], n_position: int, pairs: PairCounts | None = None):
+        self.weights = valid_rows(lengths, n_position).sum(0).double()
+        self.n, self.pairs = n_position, pairs
+        self.n_cells = float((self.weights * torch.arange(1, n_position + 1)).sum())
+        tail = _tail(self.weights)
+        own = torch.stack((tail, self.weights * torch.arange(1, n_position + 1), tail)).flatten()
+        if pairs is not None:
+            own = torch.cat((own, pairs.counts[_QUERY].sum(-1)))
+        self.diagonal = own  # how many cells each unknown stands in
+
+    def of(self, parts: Collection[str]) -> Float64[Tensor, "unknown"]:
+        """1 for the unknowns of those parts (``PARTS`` and "content"), 0 for the others."""
+        mask = torch.tensor([name in parts for name in PARTS]).repeat_interleave(self.n)
+        if self.pairs is not None:
+            mask = torch.cat((mask, torch.full((len(self.pairs),), "content" in parts)))
+        return (mask & (self.diagonal > 0)).double()
+
+    def apply(self, theta: Float64[Tensor, "right unknown"]) -> Float64[Tensor, "right unknown"]:
+        """XᵀX θ."""
+        w, positional = self.weights, theta[:, : 3 * self.n].unflatten(-1, (3, self.n))
+        key, query, distance = positional.unbind(-2)
+        rows = w * ((key + distance).cumsum(-1) + query * torch.arange(1, self.n + 1))
+        both = _tail(w * query)
+        tail = _tail(w)
+        keys = tail * key + both + _correlation(w, distance)
+        distances = tail * distance + both + _correlation(w, key)
+        result = torch.stack((keys, rows, distances), dim=-2)
+        if self.pairs is None:
+            return result.flatten(-2)
+        content = theta[:, 3 * self.n :]
+        counts = self.pairs.counts
+        result = result + torch.einsum("rp,kpj->rkj", content, counts)
+        met = torch.einsum("rkj,kpj->rp", positional, counts) + content * self.diagonal[3 * self.n :]
+        return torch.cat((result.flatten(-2), met), dim=-1)
+
+    def solve(
+        self,
+        right: Float64[Tensor, "right unknown"],
+        parts: Collection[str],
+        beside: Float64[Tensor, "right unknown"] | None = None,
+    ) -> Float64[Tensor, "right unknown"]:
+        """θ with only those parts, by conjugate gradients, each unknown scaled by the number of its cells.
+
+        It is right to 1e-13 of the right side, or of a right side ``beside`` it where that is larger (a residual may be
+        rounding and nothing else).
+
+        A linear trend over the keys 1…T-1 is no key's but the distances' (see ``decomposition``): without the part
+        "distance", it is left out. Without pairs it takes some 20 steps at any length. What the scores do not determine
+        (constants; pairs that stand at one position only) is as small as can be in that scaling.
+        """
+        mask = self.of(parts)
+        scale = torch.where(mask > 0, self.diagonal, 1.0)
+        trend = self._trend() * mask if "distance" not in parts else torch.zeros_like(mask)
+        against = scale * trend  # the projection is orthogonal in the scaling: its transpose acts on right sides
+
+        def allowed(side: Tensor) -> Tensor:
+            return side * mask - (side @ trend)[:, None] * against
+
+        theta, residual = torch.zeros_like(right), allowed(right)
+        z = residual / scale
+        direction, energy = z, (residual * z).sum(-1, keepdim=True)
+        enough = energy
+        if beside is not None:
+            beside = allowed(beside)
+            enough = torch.maximum(energy, (beside.square() / scale).sum(-1, keepdim=True))
+        enough = _TOLERANCE**2 * enough
+        for _ in range(10 * (200 + int(mask.sum()))):
+            if (energy <= enough).all():
+                return theta
+            image = allowed(self.apply(direction))
+            curvature = (direction * image).sum(-1, keepdim=True)
+            # A right side that is solved already has no direction left: 0/0 is no step.
+            step = torch.where(energy > enough, energy / curvature, 0.0)
+            theta, residual = theta + step * direction, residual - step * image
+            z = residual / scale
+            previous, energy = energy, (residual * z).sum(-1, keepdim=True)
+            direction = z + torch.where(previous > 0, energy / previous, 0.0) * direction
+        raise ArithmeticError(f"conjugate gradients stopped at {math.sqrt(float((energy / enough).max())):.1e} of 1")
+
+    def _trend(self) -> Float64[Tensor, "unknown"]:
+        """A linear trend over the keys 1…T-1, of mean 0 and norm 1, both weighted by cells."""
+        cells = self.diagonal[1 : self.n]
+        x = torch.arange(1, self.n, dtype=torch.float64)
+        x = x - (cells * x).sum() / cells.sum()
+        spread = (cells * x.square()).sum()
+        trend = torch.zeros_like(self.diagonal)
+        if spread > 0:
+            trend[1 : self.n] = x / spread.sqrt()
+        return trend
+
+    def fitted(self, theta: Float64[Tensor, "head unknown"]) -> Float64[Tensor, "#sequence head query key"]:
+        """X θ as cells."""
+        n = self.n
+        key, query, distance = theta[:, : 3 * n].unflatten(-1, (3, n)).unbind(-2)
+        at = torch.arange(n)
+        cells = (key[:, None, :] + query[:, :, None] + distance[:, (at[:, None] - at).clamp(min=0)])[None]
+        if self.pairs is not None:
+            content = torch.nn.functional.pad(theta[:, 3 * n :], (0, 1))
+            cells = cells + content[:, self.pairs.index].transpose(0, 1)
+        return cells.tril()
+
+
+def _tail(x: Float64[Tensor, "*rest position"]) -> Float64[Tensor, "*rest position"]:
+    """Σ_{t ≥ j} x_t."""
+    return x.flip(-1).cumsum(-1).flip(-1)
+
+
+def _correlation(w: Float64[Tensor, "position"], x: Float64[Tensor, "right position"]) -> Tensor:
+    """Σ_{t ≥ j} w_t x_{t-j}."""
+    n = len(w)
+    return torch.fft.irfft(torch.fft.rfft(w, 2 * n) * torch.fft.rfft(x, 2 * n).conj(), 2 * n)[..., :n]
