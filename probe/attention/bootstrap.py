@@ -1,4 +1,4 @@
-"""Confidence intervals by drawing sequences with replacement. Efron & Tibshirani 1993, chapter 13 (percentiles)."""
+"""Confidence intervals by drawing with replacement. Efron & Tibshirani 1993, chapter 13 (percentiles)."""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +10,23 @@ from torch import Tensor
 from probe.errors import ProbeError
 
 
+def drawn_shares(
+    n: int, n_draws: int, generator: torch.Generator, at_least: int = 1
+) -> Float64[Tensor, "{n_draws} {n}"]:
+    """Draw n of n things with replacement, n_draws times: what share of a draw each of them is.
+
+    Draws that hold fewer than ``at_least`` different things are drawn anew.
+    """
+    shares = torch.zeros(n_draws, n, dtype=torch.float64)
+    todo = torch.arange(n_draws)
+    while len(todo):
+        drawn = torch.randint(n, (len(todo), n), generator=generator)
+        count = torch.zeros(len(todo), n, dtype=torch.float64)
+        shares[todo] = count.scatter_add_(1, drawn, torch.ones_like(count)) / n
+        todo = todo[(shares[todo] > 0).sum(1) < at_least]
+    return shares
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """The same draws of n sequences for all that is measured on them, so that differences are paired."""
@@ -18,7 +35,7 @@ class Bootstrap:
     confidence: float
 
     @classmethod
-    def draw(cls, n_sequences: int, n_draws: int, confidence: float, seed: int) -> "Bootstrap":
+    def draw(cls, n_sequences: int, n_draws: int, confidence: float, seed: int | torch.Generator) -> "Bootstrap":
         """Draw n_draws times n of n sequences; ``weights`` says what share of a draw each sequence is.
 
         Raises:
@@ -28,15 +45,15 @@ class Bootstrap:
             raise ProbeError(f"n_bootstrap must be at least 1, got {n_draws}")
         if not 0 < confidence < 1:
             raise ProbeError(f"confidence must be in (0, 1), got {confidence}")
-        drawn = torch.randint(n_sequences, (n_draws, n_sequences), generator=torch.Generator().manual_seed(seed))
-        count = torch.zeros(n_draws, n_sequences, dtype=torch.float64)
-        count.scatter_add_(1, drawn, torch.ones_like(count))
-        return cls(count / n_sequences, confidence)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        return cls(drawn_shares(n_sequences, n_draws, generator), confidence)
 
     def means(self, values: Float64[Tensor, "sequence *rest"]) -> Float64[Tensor, "draw *rest"]:
         """The mean of each draw; infinite where an infinite value was drawn."""
         infinite = values.isinf()
         means = torch.tensordot(self.weights, values.masked_fill(infinite, 0.0), dims=1)
+        if not infinite.any():
+            return means
         # 0 · inf would be NaN, so infinite values are counted instead of weighted; distances have no -inf.
         return means.masked_fill(torch.tensordot(self.weights, infinite.double(), dims=1) > 0, math.inf)
 

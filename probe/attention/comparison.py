@@ -1,8 +1,8 @@
-"""How far attention is from a template, and two models' attention from one another, as tidy rows with intervals."""
+"""How far each head's attention is from the templates, as tidy rows with intervals."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64
@@ -10,12 +10,18 @@ from torch import Tensor
 
 from probe.attention.bootstrap import Bootstrap
 from probe.attention.distances import DISTANCES, check_pattern, pattern_distance, valid_rows
-from probe.attention.templates import TEMPLATES, TemplateContext, available_templates
+from probe.attention.nulls import nearest_head_distance, shuffled
+from probe.attention.templates import TEMPLATES, Observed, TemplateContext, available_templates
 from probe.errors import ProbeError, unknown_name
 from probe.tracing import Trace
 
 # The columns of compare_templates that say what was found; all others say of what.
-_FOUND = ("template", "value", "low", "high", "n", "n_parameters", "slope")
+_FOUND = (
+    *("template", "value", "low", "high", "n", "n_parameters", "slope", "explained", "null_uniform"),
+    *("null_shuffled", "null_shuffled_low", "null_shuffled_high", "null_seed", "null_seed_low", "null_seed_high"),
+)
+# A head this near to uniform attention has nothing to explain but the rounding of its dtype.
+_NOTHING = 1e-12
 
 
 def compare_templates(
@@ -25,6 +31,8 @@ def compare_templates(
     *,
     t5_table: Float[Tensor, "n_buckets head"] | None = None,
     t5_max_distance: int = 128,
+    nulls: bool = True,
+    other_seed: Trace | None = None,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -32,7 +40,8 @@ def compare_templates(
     """The distance D of every head's attention from every template.
 
     Templates are fitted on the first half of the sequences (n // 2), and all of them, fitted or not, are measured on
-    the other half. ``value`` is the mean over those sequences of D(observed, template), see ``pattern_distance``;
+    the other half: a template with more parameters is no nearer for having more, only where they hold for sequences
+    that it has not seen. ``value`` is the mean over those sequences of D(observed, template), see ``pattern_distance``;
     ``low`` and ``high`` its percentile bootstrap interval over sequences, the fitted template held fixed. Units and
     ranges are the distance's; infinite values stay infinite.
 
@@ -42,47 +51,88 @@ def compare_templates(
         templates: names in ``TEMPLATES``; by default all, "t5" only with a table.
         distances: names in ``DISTANCES``.
         t5_table: the trained T5 bias for the template "t5", the same for all layers; ``t5_max_distance`` goes with it.
-        n_bootstrap, confidence, seed: number of draws, coverage in (0, 1), seed of the draws.
+        nulls: whether to measure what ``value`` is to be held against.
+        other_seed: another seed of the same model on the same sequences, for ``null_seed``.
+        n_bootstrap, confidence, seed: number of draws, coverage in (0, 1), seed of the draws and of the shuffling.
 
     Returns:
         Columns layer, head, template, distance, value, low, high, n (sequences measured), n_parameters (fitted, per
-        head) and slope (ALiBi's, in nats per token; NaN for templates that have none).
+        head), slope (ALiBi's, in nats per token; NaN for templates that have none), and explained: the share
+        1 - D(observed, template)/D(observed, uniform) of the distance from uniform attention that the template
+        explains, 1 at most; negative where it is further than uniform, NaN where there is nothing to explain (below
+        1e-12, as in sequences of length 1) or infinitely much.
+
+        With ``nulls``, in the unit of ``value`` and from the same draws of the same sequences:
+        null_uniform: the distance from the uniform pattern.
+        null_shuffled, null_shuffled_low, null_shuffled_high: the distance of the same patterns, the keys of every row
+        shuffled, from the template that was fitted to shuffled patterns: what heads as sharp would have without an
+        order of keys.
+        null_seed, null_seed_low, null_seed_high: the distance from the nearest head of ``other_seed`` in the same
+        layer, chosen on the first half: as near as training the same model again comes. NaN without ``other_seed``.
 
     Raises:
-        ProbeError: for fewer than 2 sequences, unknown names, a "t5" without a table or with one that does not fit, or
-            values that are no attention patterns.
+        ProbeError: for fewer than 2 sequences, unknown names, a "t5" without a table or with one that does not fit,
+            another seed that does not fit, or values that are no attention patterns.
     """
     context = TemplateContext(t5_table, t5_max_distance)
     templates = available_templates(context) if templates is None else templates
-    _check_names("template", templates, TEMPLATES)
-    _check_names("distance", distances, DISTANCES)
+    check_names("template", templates, TEMPLATES)
+    check_names("distance", distances, DISTANCES)
     fitted_on, measured_on = halves(trace)
-    lengths = trace.lengths[measured_on]
-    bootstrap = Bootstrap.draw(len(lengths), n_bootstrap, confidence, seed)
+    if other_seed is not None:
+        check_comparable("the trace", trace, "the other seed", other_seed)
+    n, lengths = len(trace.lengths[measured_on]), trace.lengths
+    bootstrap = Bootstrap.draw(n, n_bootstrap, confidence, seed)
+    generator = np.random.default_rng(seed)
+
+    def measured(column: str, each: Float64[Tensor, "sequence head"]) -> dict[str, np.ndarray]:
+        low, high = bootstrap.interval(bootstrap.means(each))
+        prefix = "" if column == "value" else f"{column}_"
+        return {column: each.mean(0).numpy(), f"{prefix}low": low.numpy(), f"{prefix}high": high.numpy()}
+
     rows = []
     for layer in range(trace.n_layers):
         pattern = checked_pattern(trace, layer)
+        observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on]), pattern[measured_on]
+        uniform = TEMPLATES["uniform"].of(observed, context).pattern
+        if nulls:
+            shuffle = shuffled(pattern, generator)
+            shuffled_observed, shuffled_held_out = (
+                Observed(shuffle[fitted_on], lengths[fitted_on]),
+                shuffle[measured_on],
+            )
+        of_uniform, of_seed = {}, {}
+        for distance in distances:
+            each = pattern_distance(held_out, uniform[None], distance, lengths[measured_on])
+            of_uniform[distance] = each.mean(0)
+            if nulls:
+                of_seed[distance] = torch.full_like(each, torch.nan)
+                if other_seed is not None:
+                    other = checked_pattern(other_seed, layer, "the other seed, ")
+                    of_seed[distance] = nearest_head_distance(pattern, other, lengths, fitted_on, measured_on, distance)
         for name in templates:
-            template = TEMPLATES[name](pattern[fitted_on], trace.lengths[fitted_on], context)
+            template = TEMPLATES[name].of(observed, context)
+            if nulls:
+                of_shuffled = TEMPLATES[name].of(shuffled_observed, context).pattern[None]
             for distance in distances:
-                each = pattern_distance(pattern[measured_on], template.pattern[None], distance, lengths)
-                low, high = bootstrap.interval(bootstrap.means(each))
-                rows.append(
-                    pd.DataFrame(
-                        {
-                            "layer": layer,
-                            "head": range(pattern.shape[1]),
-                            "template": name,
-                            "distance": distance,
-                            "value": each.mean(0).numpy(),
-                            "low": low.numpy(),
-                            "high": high.numpy(),
-                            "n": len(lengths),
-                            "n_parameters": template.n_parameters,
-                            "slope": template.parameters.get("slope", torch.full(each.shape[1:], torch.nan)).numpy(),
-                        }
-                    )
+                each = pattern_distance(held_out, template.pattern[None], distance, lengths[measured_on])
+                far = of_uniform[distance]
+                explained = (1 - each.mean(0) / far).where((far > _NOTHING) & far.isfinite(), torch.nan)
+                found = (
+                    {"layer": layer, "head": range(pattern.shape[1]), "template": name, "distance": distance}
+                    | measured("value", each)
+                    | {
+                        "n": n,
+                        "n_parameters": template.n_parameters,
+                        "slope": template.parameters.get("slope", torch.full_like(far, torch.nan)).numpy(),
+                        "explained": explained.numpy(),
+                    }
                 )
+                if nulls:
+                    each = pattern_distance(shuffled_held_out, of_shuffled, distance, lengths[measured_on])
+                    found |= {"null_uniform": far.numpy()} | measured("null_shuffled", each)
+                    found |= measured("null_seed", of_seed[distance])
+                rows.append(pd.DataFrame(found))
     return pd.concat(rows).sort_values(["layer", "head"], kind="stable", ignore_index=True)
 
 
@@ -90,7 +140,8 @@ def nearest_template(rows: pd.DataFrame, distance: str = "jensen_shannon") -> pd
     """The rows of ``compare_templates`` with the smallest value, one for each layer and head.
 
     Columns that were added to the rows (model, seed, …) are keys like layer and head. Of equal values the first counts.
-    Templates with fitted parameters have an advantage; leave them out of ``rows`` where it is unwanted.
+    All values are of held-out sequences, so that templates of different ``n_parameters``, a column that stays in the
+    rows, can be held against each other.
 
     Raises:
         ProbeError: if there are no rows of that distance.
@@ -101,80 +152,6 @@ def nearest_template(rows: pd.DataFrame, distance: str = "jensen_shannon") -> pd
     keys = [column for column in rows.columns if column not in _FOUND]
     best = of_distance.groupby(keys, sort=False, dropna=False)["value"].idxmin()
     return of_distance.loc[best].reset_index(drop=True)
-
-
-def compare_models(
-    traces: Mapping[str, Trace],
-    distance: str = "jensen_shannon",
-    *,
-    n_bootstrap: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The distance between the attention of each two models on the same sequences. Kazemnejad et al. 2023, §5.2.
-
-    At layer l it is min over all head pairs (h, h′) ∈ H × H′ of the mean over sequences of D(P_h, Q_h′), see
-    ``pattern_distance``; for the models it is the mean over layers. Unit and range are the distance's. (The authors'
-    released code differs: ``mcgill_compat`` says how, and it leaves out pairs with h ≥ h′.)
-
-    ``low`` and ``high`` are the percentile bootstrap interval over sequences, the minimum taken anew in each draw. A
-    minimum of noisy means is biased downward, and so is the interval; it narrows as sequences are added.
-
-    Args:
-        traces: patterns of every layer, by model name; numbers of heads may differ.
-        distance: a name in ``DISTANCES``.
-        n_bootstrap, confidence, seed: number of draws, coverage in (0, 1), seed of the draws.
-
-    Returns:
-        Columns model_a, model_b (each unordered pair once), scope ("layer" or "mean"), layer, head_a, head_b (the
-        nearest pair; these three are missing where scope is "mean"), distance, value, low, high, n (sequences).
-
-    Raises:
-        ProbeError: for fewer than 2 models, models of different numbers of layers, traces of different sequences, an
-            unknown distance, or values that are no attention patterns.
-    """
-    _check_names("distance", [distance], DISTANCES)
-    if len(traces) < 2:
-        raise ProbeError(f"a comparison wants at least 2 models, got {len(traces)}: {', '.join(traces) or 'none'}")
-    first = next(iter(traces))
-    for name, trace in traces.items():
-        _check_comparable(first, traces[first], name, trace)
-    n, lengths = len(traces[first].tokens), traces[first].lengths
-    bootstrap = Bootstrap.draw(n, n_bootstrap, confidence, seed)
-    rows: list[dict] = []
-    for (name_a, a), (name_b, b) in itertools.combinations(traces.items(), 2):
-        pair = {"model_a": name_a, "model_b": name_b}
-        values, draws = [], []
-        for layer in range(a.n_layers):
-            pattern_a = checked_pattern(a, layer, f"model {name_a!r}, ")
-            pattern_b = checked_pattern(b, layer, f"model {name_b!r}, ")
-            each = _head_pairs(pattern_a, pattern_b, distance, lengths)
-            mean = each.mean(0)
-            head_a, head_b = divmod(int(mean.argmin()), mean.shape[1])
-            values.append(mean[head_a, head_b])
-            draws.append(bootstrap.means(each).flatten(1).amin(1))
-            heads = {"head_a": head_a, "head_b": head_b}
-            rows.append(pair | {"scope": "layer", "layer": layer} | heads | _measured(values[-1], draws[-1], bootstrap))
-        overall = _measured(torch.stack(values).mean(), torch.stack(draws).mean(0), bootstrap)
-        rows.append(pair | {"scope": "mean", "layer": pd.NA, "head_a": pd.NA, "head_b": pd.NA} | overall)
-    frame = pd.DataFrame(rows).assign(n=n)
-    frame.insert(frame.columns.get_loc("value"), "distance", distance)
-    return frame.astype({"layer": "Int64", "head_a": "Int64", "head_b": "Int64"})
-
-
-def _head_pairs(
-    a: Float64[Tensor, "batch head_a query key"],
-    b: Float64[Tensor, "batch head_b query key"],
-    distance: str,
-    lengths: Tensor,
-) -> Float64[Tensor, "batch head_a head_b"]:
-    """D of each sequence and each two heads, one head of ``a`` at a time."""
-    return torch.stack([pattern_distance(head, b, distance, lengths) for head in a.split(1, dim=1)], dim=1)
-
-
-def _measured(value: Tensor, draws: Tensor, bootstrap: Bootstrap) -> dict[str, float]:
-    low, high = bootstrap.interval(draws)
-    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def halves(trace: Trace) -> tuple[slice, slice]:
@@ -197,7 +174,7 @@ def checked_pattern(trace: Trace, layer: int, of: str = "") -> Float64[Tensor, "
     return pattern / pattern.sum(-1, keepdim=True).where(valid, 1.0)
 
 
-def _check_names(kind: str, names: Sequence[str], known: Mapping[str, object]) -> None:
+def check_names(kind: str, names: Sequence[str], known: Mapping[str, object]) -> None:
     for name in names:
         if name not in known:
             raise unknown_name(kind, name, known)
@@ -205,7 +182,7 @@ def _check_names(kind: str, names: Sequence[str], known: Mapping[str, object]) -
         raise ProbeError(f"at least one {kind} is wanted, got none; known: {', '.join(sorted(known))}")
 
 
-def _check_comparable(name_a: str, a: Trace, name_b: str, b: Trace) -> None:
+def check_comparable(name_a: str, a: Trace, name_b: str, b: Trace) -> None:
     if a.n_layers != b.n_layers:
         raise ProbeError(
             f"models are compared layer by layer, but {name_a!r} has {a.n_layers} layers and {name_b!r} {b.n_layers}"

@@ -4,6 +4,7 @@ Row t of such a pattern is softmax over the keys i ≤ t of a bias b(t - i). Wit
 is an exponential family: ALiBi has the single feature d, with θ = -slope; T5 one indicator for each bucket of them.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +12,18 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.attention.distances import valid_rows
+from probe.errors import ProbeError
 
 # Where no finite θ is best (a head that never attends some distance wants a bias of -∞ there) or the best one is not
 # unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by RIDGE θ / Var φ.
 RIDGE = 1e-9
 
-_MAX_STEPS = 200
+_MAX_STEPS = 500
 _EPS = torch.finfo(torch.float64).eps
+
+Features = Float64[Tensor, "distance feature"]
+Theta = Float64[Tensor, "head feature"]
+PerHead = Float64[Tensor, "head"]
 
 
 def by_distance(rows: Float[Tensor, "*stack query key"]) -> Float[Tensor, "*stack query distance"]:
@@ -37,31 +43,46 @@ def pattern_from_bias(bias: Float[Tensor, "head distance"]) -> Float64[Tensor, "
 
 @dataclass(frozen=True)
 class DistanceMass:
-    """All that the fit has to know of the observed patterns: they enter its objective through nothing else.
+    """All that the fits have to know of the observed patterns: they enter the objectives through nothing else.
 
     ``mass[h, d]`` is the attention that head h pays at distance d, as a mean over rows (it sums to 1 over d);
-    ``rows[t]`` the share of the rows that are rows t (it sums to 1).
+    ``rows[h, t]`` the share of the rows that are rows t (it sums to 1), one for all heads unless rows have weights;
+    ``first[h, t]`` the attention that rows t pay to key 0, in the unit of ``mass``: the part of ``mass[h, t]`` that a
+    sink on the first token may account for.
     """
 
     mass: Float64[Tensor, "head distance"]
-    rows: Float64[Tensor, "query"]
+    rows: Float64[Tensor, "#head query"]
+    first: Float64[Tensor, "head query"]
 
     @classmethod
     def of(
         cls, pattern: Float[Tensor, "batch head query key"], lengths: Int[Tensor, "batch"] | None = None
     ) -> "DistanceMass":
-        """Those of causal patterns; rows at or beyond a sequence's length do not count."""
+        """Those of causal patterns; rows at or beyond a sequence's length do not count.
+
+        Raises:
+            ProbeError: for rows that do not sum to 1 over the keys that they see (NaN, no softmax, not causal).
+        """
         batch, _, n_query, _ = pattern.shape
         if lengths is None:
             lengths = torch.full((batch,), n_query)
         valid = valid_rows(lengths, n_query)
         total = sum(p.where(v[:, None], 0.0).double() for p, v in zip(pattern, valid, strict=True))
-        mass = by_distance(total).sum(-2)
+        mass, n_rows = by_distance(total).sum(-2), valid.sum()
+        all_mass = mass.sum(-1, keepdim=True)
+        wrong = ~((all_mass[:, 0] / n_rows - 1).abs() <= torch.finfo(pattern.dtype).eps ** 0.5)
+        if wrong.any():
+            head = int(wrong.nonzero()[0])
+            raise ProbeError(
+                "a template is fitted to causal rows that sum to 1, but those of head "
+                f"{head} sum to {float(all_mass[head, 0] / n_rows):.6g} on average"
+            )
         # Divided by its own sum, not by the number of rows: they sum to 1 only up to the rounding of their dtype.
-        return cls(mass / mass.sum(-1, keepdim=True), valid.sum(0).double() / valid.sum())
+        return cls(mass / all_mass, (valid.sum(0).double() / n_rows)[None], total[..., 0] / all_mass)
 
 
-def fit(observed: DistanceMass, features: Float64[Tensor, "distance feature"]) -> Float64[Tensor, "head feature"]:
+def fit(observed: DistanceMass, features: Features) -> Theta:
     """The θ of each head that minimises the mean over observed rows of KL(observed row ‖ template row).
 
     Without the observed rows' own entropy, which does not depend on θ, and with the ridge, the objective is
@@ -69,55 +90,90 @@ def fit(observed: DistanceMass, features: Float64[Tensor, "distance feature"]) -
         f(θ) = Σ_t rows_t ln Z_t(θ) - Σ_d mass_d θ·φ(d) + ½ RIDGE |θ|²,    Z_t(θ) = Σ_{d ≤ t} exp(θ·φ(d)),
 
     which is strictly convex, so its minimum is the only point of zero gradient: there the template has the observed
-    mean of every feature, but for RIDGE θ. Newton's method in float64 with the step halved until f falls (Armijo), from
-    θ = 0 to where f falls by no more than its rounding. Features must be >= 0 (a constant added to one changes nothing
-    but the rounding); time and memory are O(head distance feature).
+    mean of every feature, but for RIDGE θ. Newton's method (``descend``) from θ = 0. Features must be >= 0 (a constant
+    added to one changes nothing but the rounding); time and memory are O(head distance feature).
     """
-    theta = observed.mass.new_zeros(len(observed.mass), features.shape[1])
-    value, rounding = _objective(theta, observed, features)
+    start = observed.mass.new_zeros(len(observed.mass), features.shape[1])
+
+    def step(theta: Theta) -> tuple[Theta, Theta]:
+        gradient, hessian = derivatives(theta, observed, features)
+        return gradient, torch.linalg.solve(hessian, gradient)
+
+    *_, (theta, _) = descend(start, lambda theta: objective(theta, observed, features), step)
+    return theta
+
+
+def descend(
+    theta: Theta,
+    objective: Callable[[Theta], tuple[PerHead, PerHead]],
+    step: Callable[[Theta], tuple[Theta, Theta]],
+    tolerance: float = 0.0,
+) -> Iterator[tuple[Theta, PerHead]]:
+    """θ and the objective of each head, step by step, to where a step gains no more than rounding. It never rises.
+
+    Args:
+        theta: where to start.
+        objective: f and how far rounding may have moved it.
+        step: ∇f and what is to be subtracted from θ, positive definite times ∇f; it is halved until f falls (Armijo).
+        tolerance: a gain that is not worth another step either.
+
+    Raises:
+        ArithmeticError: where that takes too many steps.
+    """
+    value, rounding = objective(theta)
     for _ in range(_MAX_STEPS):
-        gradient, hessian = _derivatives(theta, observed, features)
-        step = torch.linalg.solve(hessian, gradient)
-        decrement = (gradient * step).sum(-1)  # twice what a full step is going to gain, in nats
+        gradient, full_step = step(theta)
+        decrement = (gradient * full_step).sum(-1)  # twice what a full step is going to gain, in nats
         # The covariance of a saturated head is 0, and what rounding makes of it may be negative: such a head stays.
-        step = step.where(decrement[:, None] > 0, 0.0)
+        full_step = full_step.where(decrement[:, None] > 0, 0.0)
         length = torch.ones_like(decrement)
         while True:
-            candidate = theta - length[:, None] * step
-            reached, noise = _objective(candidate, observed, features)
+            candidate = theta - length[:, None] * full_step
+            reached, noise = objective(candidate)
             too_long = reached > value - 0.1 * length * decrement + rounding
             if not too_long.any():
                 break
             length = torch.where(too_long, length / 2, length)
-        converged = bool((value - reached <= rounding).all())
+        converged = bool((value - reached <= rounding + tolerance).all())
         theta, value, rounding = candidate, reached, noise
+        yield theta, value
         if converged:
-            return theta
+            return
     raise ArithmeticError(f"Newton's method did not converge in {_MAX_STEPS} steps; it stands at θ = {theta.tolist()}")
 
 
-def _objective(theta: Tensor, observed: DistanceMass, features: Tensor) -> tuple[Tensor, Tensor]:
-    """f(θ) of each head, "head", and how far rounding may have moved it."""
+def objective(theta: Theta, observed: DistanceMass, features: Features) -> tuple[PerHead, PerHead]:
+    """f(θ) of each head, and how far rounding may have moved it."""
     bias = theta @ features.T
-    log_z = bias.logcumsumexp(-1) @ observed.rows
+    log_z = (bias.logcumsumexp(-1) * observed.rows).sum(-1)
     linear = (observed.mass * bias).sum(-1)
     ridge = RIDGE / 2 * theta.square().sum(-1)
     return log_z - linear + ridge, 16 * _EPS * (1 + log_z.abs() + linear.abs())
 
 
-def _derivatives(theta: Tensor, observed: DistanceMass, features: Tensor) -> tuple[Tensor, Tensor]:
-    """∇f = E[φ] - observed mean of φ + RIDGE θ, "head feature", and ∇²f = mean over rows of Cov[φ] + RIDGE · 1.
+def derivatives(
+    theta: Theta, observed: DistanceMass, features: Features
+) -> tuple[Theta, Float64[Tensor, "head feature feature"]]:
+    """∇f = E[φ] - observed mean of φ + RIDGE θ, and ∇²f = mean over rows of Cov[φ] + RIDGE · 1.
 
     Rows are prefixes of one another, so that sums over d ≤ t are cumulative sums along d, and sums over the rows t ≥ d
     that see a distance are cumulative sums from the other end; in logarithms, where nothing over- or underflows.
     """
+    log_z, mean = means(theta, features)
     bias = theta @ features.T
-    log_z = bias.logcumsumexp(-1)
     seen = (observed.rows.log() - log_z).flip(-1).logcumsumexp(-1).flip(-1)  # ln Σ_{t ≥ d} rows_t / Z_t
     expected = (bias + seen).exp()  # the template's own mass by distance
     gradient = (expected - observed.mass) @ features + RIDGE * theta
-
-    mean = ((bias[:, None] + features.T.log()).logcumsumexp(-1) - log_z[:, None]).exp()  # "head feature query"
     second = torch.einsum("df,hd,dg->hfg", features, expected, features)
-    covariance = second - torch.einsum("hfq,q,hgq->hfg", mean, observed.rows, mean)
+    covariance = second - torch.einsum("hqf,hq,hqg->hfg", mean, observed.rows.expand_as(expected), mean)
     return gradient, covariance + RIDGE * torch.eye(features.shape[1], dtype=second.dtype)
+
+
+def means(
+    theta: Theta, features: Features
+) -> tuple[Float64[Tensor, "head query"], Float64[Tensor, "head query feature"]]:
+    """ln Z_t, and the template's mean of every feature in each row."""
+    bias = theta @ features.T
+    log_z = bias.logcumsumexp(-1)
+    mean = ((bias[..., None] + features.log()).logcumsumexp(-2) - log_z[..., None]).exp()
+    return log_z, mean

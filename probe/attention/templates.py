@@ -1,22 +1,28 @@
 """Templates: the attention patterns that position alone would make, to compare what a model attends to with.
 
-A template is a function ``(pattern, lengths, context) -> FittedTemplate``; it reads no more than the shape of the
-training patterns unless it is a fitted one. To add one: add it to ``TEMPLATES``.
+A template is a function ``(observed, context) -> FittedTemplate``; it reads no more than the shape of the training
+patterns unless it is a fitted one. Every fit minimises the mean over observed rows of KL(observed row ‖ template row),
+in nats. To add a template: add it to ``TEMPLATES``; if it is exponential in features of the distance, as most are, it
+is one line, ``Template(Kernel(features, names).alone)``.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from probe.attention.distance_family import DistanceMass, fit, pattern_from_bias
+from probe.attention.distance_family import DistanceMass, Theta, fit, pattern_from_bias
+from probe.attention.log_odds import fit_log_odds
+from probe.attention.mixtures import fit_sink_mixture
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
 
 T5_BUCKETS = 32  # T5's own number, with its max_distance 128
+ROTARY_FREQUENCIES = 16
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,28 @@ class FittedTemplate:
     n_parameters: int = 0
 
 
+class Observed:
+    """What a template may read: patterns "batch head query key" (causal, see ``check_pattern``) and their lengths."""
+
+    def __init__(self, pattern: Float[Tensor, "batch head query key"], lengths: Int[Tensor, "batch"] | None = None):
+        self._pattern, self._lengths = pattern, lengths
+        self.n_heads, self.n_query = pattern.shape[1:3]
+
+    @cached_property
+    def mass(self) -> DistanceMass:
+        """All that fits read; taken once for all of them."""
+        return DistanceMass.of(self._pattern, self._lengths)
+
+
 @dataclass(frozen=True)
 class Template:
     """A template, and whether it wants a trained T5 table.
 
-    Called with patterns "batch head query key" (causal, see ``check_pattern``), the lengths of their sequences (rows
-    beyond them do not count; all do by default) and a context, it gives the template for these heads.
+    Called with patterns, the lengths of their sequences (rows beyond them do not count; all do by default) and a
+    context, it gives the template for these heads; ``of`` does so for patterns that several templates are fitted to.
     """
 
-    make: Callable[[Tensor, Tensor | None, TemplateContext], FittedTemplate]
+    make: Callable[[Observed, TemplateContext], FittedTemplate]
     needs_t5_table: bool = False
 
     def __call__(
@@ -57,10 +76,12 @@ class Template:
         lengths: Int[Tensor, "batch"] | None = None,
         context: TemplateContext | None = None,
     ) -> FittedTemplate:
-        context = context or TemplateContext()
+        return self.of(Observed(pattern, lengths), context or TemplateContext())
+
+    def of(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
         if self.needs_t5_table and context.t5_table is None:
             raise ProbeError("this template wants a trained T5 table (t5_table, n_buckets × head), got none")
-        return self.make(pattern, lengths, context)
+        return self.make(observed, context)
 
 
 def available_templates(context: TemplateContext) -> list[str]:
@@ -71,9 +92,9 @@ def available_templates(context: TemplateContext) -> list[str]:
 def _fixed(rows: Callable[[Int[Tensor, "query"]], Tensor]):
     """A template that is the same for all heads; ``rows`` makes "query key" from the positions 0…T-1."""
 
-    def make(pattern: Tensor, lengths: Tensor | None, context: TemplateContext) -> FittedTemplate:
-        one = rows(torch.arange(pattern.shape[-1])).double()
-        return FittedTemplate(one.expand(pattern.shape[1], -1, -1))
+    def make(observed: Observed, context: TemplateContext) -> FittedTemplate:
+        one = rows(torch.arange(observed.n_query)).double()
+        return FittedTemplate(one.expand(observed.n_heads, -1, -1))
 
     return make
 
@@ -88,56 +109,129 @@ def _to_key(key: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda query: F.one_hot(key(query), len(query))
 
 
-def _alibi(pattern: Tensor, lengths: Tensor | None, context: TemplateContext) -> FittedTemplate:
+def _alibi(observed: Observed, context: TemplateContext) -> FittedTemplate:
     """softmax(-m_h (t - i)) with each head's own slope m_h. Press et al. 2022."""
-    return _of_slopes(alibi_slopes(pattern.shape[1]), pattern.shape[-1])
+    slopes = alibi_slopes(observed.n_heads)
+    return FittedTemplate(pattern_from_bias(-slopes[:, None] * torch.arange(observed.n_query)), {"slope": slopes})
 
 
-def _alibi_fitted(pattern: Tensor, lengths: Tensor | None, context: TemplateContext) -> FittedTemplate:
-    """ALiBi with each head's best slope by ``distance_family.fit``, in nats per token.
-
-    It is negative where the head prefers far keys (a head on ``<bos>``). Where all attention is on the nearest or the
-    furthest key, and ±∞ would be best, the fit's ridge stops it at about ±18, 2e-8 from that template (float64 stops it
-    earlier where a thousand keys or more are far: -14 at 2,000).
-    """
-    observed = DistanceMass.of(pattern, lengths)
-    distance = torch.arange(pattern.shape[-1], dtype=torch.float64)
-    slopes = -fit(observed, distance[:, None])[:, 0]
-    return _of_slopes(slopes, len(distance), n_parameters=1)
-
-
-def _of_slopes(slopes: Float64[Tensor, "head"], n_query: int, n_parameters: int = 0) -> FittedTemplate:
-    bias = -slopes[:, None] * torch.arange(n_query)
-    return FittedTemplate(pattern_from_bias(bias), {"slope": slopes}, n_parameters)
-
-
-def _t5(pattern: Tensor, lengths: Tensor | None, context: TemplateContext) -> FittedTemplate:
+def _t5(observed: Observed, context: TemplateContext) -> FittedTemplate:
     """softmax of a trained T5 bias, each head with its own column of the table. Raffel et al. 2020."""
-    table, n_heads = context.t5_table, pattern.shape[1]
+    table, n_heads = context.t5_table, observed.n_heads
     if table.shape[1] != n_heads or not table.isfinite().all():
         raise ProbeError(
             f"a T5 table for these patterns must be finite, n_buckets × {n_heads} heads, got {tuple(table.shape)}"
             + ("" if table.isfinite().all() else " with NaN or infinity")
         )
     table = table.detach().double().cpu()
-    bucket = t5_bucket(torch.arange(pattern.shape[-1]), len(table), context.t5_max_distance)
+    bucket = t5_bucket(torch.arange(observed.n_query), len(table), context.t5_max_distance)
     return FittedTemplate(pattern_from_bias(table[bucket].T), {"bucket_bias": table.T})
 
 
-def _t5_fitted(pattern: Tensor, lengths: Tensor | None, context: TemplateContext) -> FittedTemplate:
-    """T5 with each head's best bias for each of the 32 buckets by ``distance_family.fit``, in nats.
+@dataclass(frozen=True)
+class Kernel:
+    """Patterns softmax_{i ≤ t} θ·φ(t - i), φ >= 0 the ``features`` of the distances 0…T-1; ``names`` says what θ is.
+
+    Softmax does not see what the features have in common with a constant or with one another: ``n_parameters`` is their
+    rank beside a constant (in float64: of 16 rotary waves, 10 can be told apart within 64 tokens).
+    """
+
+    features: Callable[[Float64[Tensor, "distance"]], Float64[Tensor, "distance feature"]]
+    names: Callable[[Theta], dict[str, Tensor]]
+
+    def alone(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
+        """The kernel, θ by ``distance_family.fit``."""
+        phi, n_parameters = self.features_of(observed.n_query)
+        theta = fit(observed.mass, phi)
+        return FittedTemplate(pattern_from_bias(theta @ phi.T), self.names(theta), n_parameters)
+
+    def with_sink(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
+        """π of each row on the first token, 1 - π divided by the kernel, both by ``mixtures.fit_sink_mixture``."""
+        phi, n_parameters = self.features_of(observed.n_query)
+        weight, theta = fit_sink_mixture(observed.mass, phi)
+        mixed = (1 - weight)[:, None, None] * pattern_from_bias(theta @ phi.T)
+        mixed[..., 0] += weight[:, None]
+        most = observed.n_query * (observed.n_query - 1) // 2  # all that there is to know of a causal pattern
+        return FittedTemplate(mixed, {"sink_weight": weight} | self.names(theta), min(n_parameters + 1, most))
+
+    def features_of(self, n_query: int) -> tuple[Float64[Tensor, "distance feature"], int]:
+        """φ of the distances within n_query tokens, and the number of parameters that they stand for."""
+        phi = self.features(torch.arange(n_query, dtype=torch.float64))
+        beside_constant = torch.cat([torch.ones(len(phi), 1, dtype=phi.dtype), phi], dim=1)
+        return phi, int(torch.linalg.matrix_rank(beside_constant)) - 1
+
+
+def _named(name: str, sign: int = 1) -> Callable[[Theta], dict[str, Tensor]]:
+    """The one parameter of a kernel."""
+    return lambda theta: {name: sign * theta[:, 0]}
+
+
+def _buckets(distance: Tensor) -> Float64[Tensor, "distance bucket"]:
+    """One indicator for each of T5's buckets that is within reach."""
+    bucket = t5_bucket(distance.long(), T5_BUCKETS)
+    return F.one_hot(bucket, int(bucket[-1]) + 1).double()
+
+
+def _bucket_biases(theta: Theta) -> dict[str, Tensor]:
+    """All 32 biases in nats; those of buckets that are further away than the patterns are long are 0, without effect.
 
     Softmax does not see a constant added to all buckets, and a bucket without attention wants -∞. The fit's ridge
     decides both: the biases have mean 0, and such a bucket stands so far below the others that next to nothing (some
-    1e-8 of a row) falls into it. Buckets further away than the patterns are long have the bias 0 and no effect.
-    Fitted parameters: the buckets within reach, less one for the constant.
+    1e-8 of a row) falls into it.
     """
-    bucket = t5_bucket(torch.arange(pattern.shape[-1]), T5_BUCKETS)
-    within_reach = int(bucket[-1]) + 1
-    features = F.one_hot(bucket, within_reach).double()
-    theta = fit(DistanceMass.of(pattern, lengths), features)
-    biases = F.pad(theta, (0, T5_BUCKETS - within_reach))
-    return FittedTemplate(pattern_from_bias(theta @ features.T), {"bucket_bias": biases}, within_reach - 1)
+    return {"bucket_bias": F.pad(theta, (0, T5_BUCKETS - theta.shape[1]))}
+
+
+def _waves(distance: Tensor) -> Float64[Tensor, "distance frequency"]:
+    """1 + cos(ω_k d), ω_k = 10000^(-k/K): of them is the kernel of rotary queries and keys alike. Su et al. 2021.
+
+    Waves much longer than the patterns are parabolas: their coefficients are large and not determined one by one.
+    """
+    frequency = 10000.0 ** (-torch.arange(ROTARY_FREQUENCIES, dtype=torch.float64) / ROTARY_FREQUENCIES)
+    return 1 + torch.cos(distance[:, None] * frequency)
+
+
+# The exponential decay e^(-md), ALiBi with each head's best slope in nats per token. It is negative where the head
+# prefers far keys (a head on <bos>). Where all attention is on the nearest or the furthest key, and ±∞ would be best,
+# the fit's ridge stops it at about ±18, 2e-8 from that template (float64 stops it earlier where a thousand keys or more
+# are far: -14 at 2,000).
+ALIBI = Kernel(lambda distance: distance[:, None], _named("slope", -1))
+T5 = Kernel(_buckets, _bucket_biases)
+# The power law (1 + d)^-a.
+POWER_LAW = Kernel(lambda distance: distance[:, None].log1p(), _named("exponent", -1))
+ROTARY = Kernel(_waves, lambda theta: {"coefficients": theta})
+# One distance against all others, for its log-odds: the one-key templates with what leaks from them.
+PREVIOUS_TOKEN = Kernel(lambda distance: (distance[:, None] == 1).double(), _named("log_odds"))
+DIAGONAL = Kernel(lambda distance: (distance[:, None] == 0).double(), _named("log_odds"))
+
+
+def _window(observed: Observed, context: TemplateContext) -> FittedTemplate:
+    """Bias θ on the w nearest keys: the best width w of 1…T (the least of equal ones), each with its best θ, in nats.
+
+    θ is negative where the head prefers what is further away. Where nothing leaks the fit's ridge stops it at about 18.
+    """
+    mass, n = observed.mass, observed.n_query
+    widths = torch.arange(1, n + 1)
+    favoured = torch.minimum(widths[:, None], torch.arange(1, n + 1))
+    log_odds, lost = fit_log_odds(favoured, mass.rows[:, None], mass.mass.cumsum(-1))
+    best = lost.argmin(-1, keepdim=True)
+    width, log_odds = widths[best[:, 0]], log_odds.gather(-1, best)[:, 0]
+    bias = log_odds[:, None] * (torch.arange(n) < width[:, None])
+    return FittedTemplate(pattern_from_bias(bias), {"width": width.double(), "log_odds": log_odds}, min(2, n - 1))
+
+
+def _first_token_sink(observed: Observed, context: TemplateContext) -> FittedTemplate:
+    """Bias β on the first token, in nats: row t (from 0) has e^β/(e^β + t) on it and the rest uniform.
+
+    What constant content with a ``<bos>`` of its own makes of a head, and so what counts position without encodings.
+    """
+    mass, n = observed.mass, observed.n_query
+    favoured = torch.ones(n, dtype=torch.long)
+    log_odds, _ = fit_log_odds(favoured, mass.rows, mass.first.sum(-1))
+    scores = torch.zeros(len(log_odds), n, n, dtype=torch.float64)
+    scores[..., 0] = log_odds[:, None]
+    rows = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    return FittedTemplate(rows, {"log_odds": log_odds}, min(1, n - 1))
 
 
 TEMPLATES: dict[str, Template] = {
@@ -146,7 +240,15 @@ TEMPLATES: dict[str, Template] = {
     "diagonal": Template(_fixed(_to_key(lambda query: query))),
     "first_token": Template(_fixed(_to_key(torch.zeros_like))),
     "alibi": Template(_alibi),
-    "alibi_fitted": Template(_alibi_fitted),
     "t5": Template(_t5, needs_t5_table=True),
-    "t5_fitted": Template(_t5_fitted),
+    "previous_token_leaky": Template(PREVIOUS_TOKEN.alone),
+    "diagonal_leaky": Template(DIAGONAL.alone),
+    "first_token_sink": Template(_first_token_sink),
+    "alibi_fitted": Template(ALIBI.alone),
+    "power_law": Template(POWER_LAW.alone),
+    "window": Template(_window),
+    "sink_alibi": Template(ALIBI.with_sink),
+    "rotary_fitted": Template(ROTARY.alone),
+    "t5_fitted": Template(T5.alone),
+    "sink_t5": Template(T5.with_sink),
 }

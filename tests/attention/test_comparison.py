@@ -5,18 +5,19 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from scipy.spatial.distance import jensenshannon
 
 from probe.attention import (
     DISTANCES,
     TEMPLATES,
-    compare_models,
+    check_pattern,
     compare_templates,
     nearest_template,
     pattern_distance,
 )
-from probe.attention.bootstrap import Bootstrap
+from probe.attention.nulls import shuffled
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.tracing import PATTERN, Trace, block_site, trace
@@ -62,9 +63,6 @@ def with_garbage(t, **changes):
     return dataclasses.replace(t, tokens=padded, values=values, **changes)
 
 
-# ---- templates
-
-
 def test_an_alibi_decoder_is_nearest_to_alibi():
     observed = trace(positional_decoder("alibi"), tokens(), [PATTERN])
     rows = compare_templates(observed, distances=list(DISTANCES), n_bootstrap=20)
@@ -73,7 +71,7 @@ def test_an_alibi_decoder_is_nearest_to_alibi():
     assert alibi["slope"].to_numpy().reshape(2, 4, -1)[..., 0] == pytest.approx(
         np.array([[2.0 ** (-2 * k) for k in (1, 2, 3, 4)]] * 2), rel=1e-4
     )
-    fixed = rows[~rows["template"].str.endswith("_fitted")]
+    fixed = rows[rows["n_parameters"] == 0]
     for distance in DISTANCES:
         best = nearest_template(fixed, distance)
         assert best["template"].tolist() == ["alibi"] * 8
@@ -96,7 +94,9 @@ def test_a_nope_decoder_without_queries_is_uniform():
     observed = trace(positional_decoder("none"), tokens(), [PATTERN])
     best = nearest_template(compare_templates(observed, n_bootstrap=20))
     assert best["value"].max() < 1e-10
-    assert set(best["template"]) <= {"uniform", "alibi_fitted", "t5_fitted"}
+    fitted = {name for name, n in best.set_index("template")["n_parameters"].items() if n}
+    assert set(best["template"]) <= {"uniform"} | fitted  # all of these hold the uniform pattern
+    assert best["explained"].isna().all()
 
 
 def test_fitted_on_the_first_half_and_measured_on_the_second():
@@ -119,7 +119,7 @@ def test_template_rows_equal_a_slow_loop():
     observed = make_trace(random_pattern(7, 2, 9, 1), random_pattern(7, 3, 9, 2), lengths=lengths)
     rows = compare_templates(observed, ["uniform", "alibi"], ["jensen_shannon", "wasserstein"], n_bootstrap=50)
     assert len(rows) == (2 + 3) * 2 * 2
-    assert not rows.drop(columns="slope").isna().any(axis=None)
+    assert not rows.drop(columns=["slope", "null_seed", "null_seed_low", "null_seed_high"]).isna().any(axis=None)
     for row in rows[rows["distance"] == "jensen_shannon"].itertuples():
         pattern = observed.pattern(row.layer)
         template = TEMPLATES[row.template](pattern).pattern[row.head]
@@ -136,8 +136,13 @@ def test_rows_are_tidy_and_reproducible():
     before = observed.pattern(0).clone()
     rows = compare_templates(observed, n_bootstrap=30)
     assert rows.columns.tolist() == [
-        "layer", "head", "template", "distance", "value", "low", "high", "n", "n_parameters", "slope",
+        "layer", "head", "template", "distance", "value", "low", "high", "n", "n_parameters", "slope", "explained",
+        "null_uniform", "null_shuffled", "null_shuffled_low", "null_shuffled_high",
+        "null_seed", "null_seed_low", "null_seed_high",
     ]  # fmt: skip
+    without = compare_templates(observed, nulls=False, n_bootstrap=30)
+    pd.testing.assert_frame_equal(without, rows[without.columns])
+    assert without.columns[-1] == "explained"
     assert not rows.duplicated(["layer", "head", "template", "distance"]).any()
     pd.testing.assert_frame_equal(rows, compare_templates(observed, n_bootstrap=30))
     assert not rows["low"].equals(compare_templates(observed, n_bootstrap=30, seed=1)["low"])
@@ -210,137 +215,94 @@ def test_compare_templates_refuses_bad_traces():
         compare_templates(dataclasses.replace(make_trace(random_pattern(2, 2, 6)), values={}))
 
 
-# ---- models
+# ---- what a value is held against
 
 
-LENGTHS = [7, 4, 6, 7, 2]
+def sequences(*heads, n=20, seed=0, noise=0.0):
+    """n sequences of heads with these biases by distance, and content: scores that differ from one to the next."""
+    scores = torch.stack([torch.as_tensor(head, dtype=torch.float64) for head in heads])
+    length = scores.shape[-1]
+    index = torch.arange(length)
+    bias = scores[:, (index[:, None] - index).clamp(min=0)].expand(n, -1, -1, -1)
+    content = noise * torch.randn(bias.shape, generator=torch.Generator().manual_seed(seed)).double()
+    return (bias + content).masked_fill(index > index[:, None], -math.inf).softmax(-1)
 
 
-def three_models():
-    return {
-        "a": make_trace(random_pattern(5, 2, 7, 1), random_pattern(5, 2, 7, 2), lengths=LENGTHS),
-        "b": make_trace(random_pattern(5, 3, 7, 3), random_pattern(5, 3, 7, 4), lengths=LENGTHS),
-        "c": make_trace(random_pattern(5, 2, 7, 5, spread=3), random_pattern(5, 2, 7, 6), lengths=LENGTHS),
-    }
+def test_explained_is_the_share_of_the_distance_from_uniform():
+    observed = make_trace(random_pattern(6, 2, 8, 1), lengths=[8, 3, 5, 8, 1, 6])
+    rows = compare_templates(observed, ["uniform", "alibi_fitted", "diagonal"], list(DISTANCES), n_bootstrap=5)
+    uniform = rows[rows["template"] == "uniform"].set_index(["layer", "head", "distance"])["value"]
+    far = uniform.reindex(pd.MultiIndex.from_frame(rows[["layer", "head", "distance"]])).to_numpy()
+    np.testing.assert_array_equal(rows["null_uniform"], far)
+    np.testing.assert_allclose(rows["explained"], 1 - rows["value"] / far, rtol=1e-12)
+    assert (rows.loc[rows["template"] == "uniform", "explained"] == 0).all()
+    assert rows["explained"].max() <= 1
+    infinite = rows[(rows["template"] == "diagonal") & (rows["distance"] == "symmetric_kl")]
+    assert (infinite["explained"] == -math.inf).all()
 
 
-def slow_layer_distance(p, q):
-    """min over (h, h') of the mean over sequences of the mean over rows of JSD, in plain loops."""
-    found = {}
-    for h, k in itertools.product(range(p.shape[1]), range(q.shape[1])):
-        each = [
-            np.mean([jensenshannon(p[b, h, t], q[b, k, t]) ** 2 for t in range(length)])
-            for b, length in enumerate(LENGTHS)
-        ]
-        found[h, k] = np.mean(each)
-    return min(found.items(), key=lambda item: item[1])
+def test_a_head_that_is_its_template_is_explained_and_far_from_its_nulls():
+    exact = make_trace(sequences(-0.5 * np.arange(20), [3.0] * 4 + [0.0] * 16))
+    rows = compare_templates(exact, ["alibi_fitted", "window"], n_bootstrap=50).set_index(["head", "template"])
+    for head, template in [(0, "alibi_fitted"), (1, "window")]:
+        row = rows.loc[(head, template)]
+        assert row["explained"] == pytest.approx(1, abs=1e-9)
+        assert row["value"] < 1e-9 < row["null_shuffled_low"] <= row["null_shuffled"] <= row["null_shuffled_high"]
 
 
-def test_model_rows_equal_a_slow_loop():
-    traces = three_models()
-    rows = compare_models(traces, n_bootstrap=200)
-    assert rows.columns.tolist() == [
-        "model_a", "model_b", "scope", "layer", "head_a", "head_b", "distance", "value", "low", "high", "n",
-    ]  # fmt: skip
-    assert len(rows) == 3 * (2 + 1) and (rows["n"] == 5).all()
-    for a, b in [("a", "b"), ("a", "c"), ("b", "c")]:
-        pair = rows[(rows["model_a"] == a) & (rows["model_b"] == b)]
-        assert pair["scope"].tolist() == ["layer", "layer", "mean"]
-        assert pair["layer"].tolist() == [0, 1, pd.NA]
-        want = [slow_layer_distance(traces[a].pattern(layer), traces[b].pattern(layer)) for layer in (0, 1)]
-        np.testing.assert_allclose(pair["value"][:-1], [value for _, value in want], atol=1e-12)
-        assert list(zip(pair["head_a"][:-1], pair["head_b"][:-1], strict=True)) == [heads for heads, _ in want]
-        assert pair["value"].iloc[-1] == pytest.approx(np.mean([value for _, value in want]), abs=1e-12)
+def test_heads_without_an_order_of_keys_are_as_near_as_their_shuffled_null():
+    observed = make_trace(sequences([0.0] * 12, n=200, noise=1.5))
+    rows = compare_templates(observed, ["uniform", "alibi_fitted", "t5_fitted", "sink_alibi"], n_bootstrap=200)
+    assert ((rows["null_shuffled_low"] < rows["value"]) & (rows["value"] < rows["null_shuffled_high"])).all()
+    # Shuffling changes no distance from uniform attention; here the two differ by the rounding of their sums.
+    uniform = rows[rows["template"] == "uniform"]
+    np.testing.assert_allclose(uniform["null_shuffled"], uniform["value"], rtol=1e-12)
 
 
-def test_model_distance_is_symmetric():
-    traces = three_models()
-    there = compare_models({"a": traces["a"], "b": traces["b"]}, "mcgill_compat", n_bootstrap=20)
-    back = compare_models({"b": traces["b"], "a": traces["a"]}, "mcgill_compat", n_bootstrap=20)
-    for column in ("value", "low", "high"):
-        np.testing.assert_allclose(there[column], back[column], rtol=1e-12)
+def test_shuffled_rows_hold_the_same_weights_in_every_order():
+    pattern = random_pattern(4000, 1, 3, 1)
+    got = shuffled(pattern, np.random.default_rng(0))
+    check_pattern(got)
+    torch.testing.assert_close(got.sort(-1).values, pattern.sort(-1).values, rtol=0, atol=0)
+    # Each of the six orders of the last row's keys is as frequent as the others: 6 times 667 expected, χ² of 5.
+    order = (got[:, 0, 2, :, None] == pattern[:, 0, 2, None]).int().argmax(-1)
+    _, count = torch.unique(order, dim=0, return_counts=True)
+    assert len(count) == 6 and scipy.stats.chisquare(count.numpy()).pvalue > 0.01
+    assert torch.equal(got, shuffled(pattern, np.random.default_rng(0)))
+    assert not torch.equal(got, shuffled(pattern, np.random.default_rng(1)))
 
 
-def test_a_model_with_its_heads_permuted_is_the_same_model():
-    pattern = random_pattern(5, 4, 7, 1)
-    rows = compare_models({"a": make_trace(pattern), "b": make_trace(pattern[:, [2, 0, 3, 1]])}, n_bootstrap=20)
-    assert (rows[["value", "low", "high"]] == 0).all(axis=None)
+def test_null_seed_is_the_nearest_head_chosen_on_the_first_half():
+    lengths = [9, 5, 7, 2, 9, 4, 8]
+    one, other = (make_trace(random_pattern(7, h, 9, s), random_pattern(7, h, 9, s + 1), lengths=lengths)
+                  for h, s in ((2, 1), (3, 5)))  # fmt: skip
+    rows = compare_templates(one, ["uniform"], ["jensen_shannon", "wasserstein"], other_seed=other, n_bootstrap=40)
+    for row in rows.itertuples():
+        p, q = one.pattern(row.layer)[:, [row.head]], other.pattern(row.layer)
+        each = pattern_distance(p, q, row.distance, one.lengths)
+        want = each[3:, each[:3].mean(0).argmin()]
+        assert row.null_seed == pytest.approx(float(want.mean()), rel=1e-12)
+        assert (
+            want.min() * (1 - 1e-12)
+            <= row.null_seed_low
+            <= row.null_seed
+            <= row.null_seed_high
+            <= want.max() * (1 + 1e-12)
+        )
+    same = compare_templates(one, ["uniform"], other_seed=one, n_bootstrap=5)
+    assert (same[["null_seed", "null_seed_low", "null_seed_high"]] == 0).all(axis=None)
+    with pytest.raises(ProbeError, match="'the trace' has 2 layers and 'the other seed' 1"):
+        compare_templates(one, other_seed=make_trace(random_pattern(7, 2, 8)))
 
 
-def test_the_interval_retakes_the_minimum():
-    # Two heads, each right on the sequences where the other is wrong: in a draw the better one may be either.
-    one, other = torch.eye(4), torch.eye(4)[[0, 0, 0, 0]]
-    pattern = torch.stack([torch.stack([one, other])] * 3 + [torch.stack([other, one])] * 3)
-    model = make_trace(one.expand(6, 1, 4, 4).contiguous())
-    rows = compare_models({"a": make_trace(pattern), "b": model}, "total_variation", n_bootstrap=500)
-    assert rows["value"].tolist() == [0.375, 0.375]
-    assert rows["high"].tolist() == pytest.approx([0.375, 0.375]) and (rows["low"] < 0.2).all()
+def test_sequences_of_length_1_are_all_alike():
+    rows = compare_templates(make_trace(torch.ones(4, 2, 1, 1)), n_bootstrap=5)
+    assert (rows[["value", "low", "high", "null_uniform", "null_shuffled"]].abs() < 1e-15).all(axis=None)
+    assert rows["explained"].isna().all() and (rows["n_parameters"] == 0).all()
 
 
-def test_intervals_hold_the_value_of_sane_data():
-    traces = {name: make_trace(random_pattern(60, 1, 6, seed)) for name, seed in (("a", 1), ("b", 2))}
-    rows = compare_models(traces)
-    assert ((rows["low"] < rows["value"]) & (rows["value"] < rows["high"])).all()
-    wide = compare_models(traces, confidence=0.999)
-    assert ((wide["low"] < rows["low"]) & (rows["high"] < wide["high"])).all()
-
-
-def test_padding_changes_no_model_row():
-    traces = three_models()
-    spoiled = {name: with_garbage(t) for name, t in traces.items()} | {"a": traces["a"]}
-    pd.testing.assert_frame_equal(compare_models(spoiled, n_bootstrap=20), compare_models(traces, n_bootstrap=20))
-
-
-def test_compare_models_refuses():
-    one = make_trace(random_pattern(3, 2, 5))
-    with pytest.raises(ProbeError, match="at least 2 models, got 1: a"):
-        compare_models({"a": one})
-    with pytest.raises(ProbeError, match="'a' has 1 layers and 'b' 2"):
-        compare_models({"a": one, "b": make_trace(*[random_pattern(3, 2, 5)] * 2)})
-    with pytest.raises(ProbeError, match=r"same tokens, got shapes \(3, 5\) and \(3, 6\)"):
-        compare_models({"a": one, "b": make_trace(random_pattern(3, 2, 6))})
-    with pytest.raises(ProbeError, match="same lengths, but those of sequence 1 are 5 and 4"):
-        compare_models({"a": one, "b": make_trace(random_pattern(3, 2, 5), lengths=[5, 4, 5])})
-    other = one.tokens.clone()
-    other[2, 3] = 99
-    with pytest.raises(ProbeError, match="sequence 2 differs at position 3: 13 and 99"):
-        compare_models({"a": one, "b": dataclasses.replace(one, tokens=other)})
-    with pytest.raises(ProbeError, match="unknown distance 'l2'"):
-        compare_models({"a": one, "b": one}, "l2")
-    with pytest.raises(ProbeError, match="model 'b', layer 0: a pattern wants weights >= 0"):
-        compare_models({"a": one, "b": make_trace(-random_pattern(3, 2, 5))})
-
-
-# ---- bootstrap
-
-
-def test_bootstrap_covers_the_mean_of_a_normal_sample():
-    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
-    bootstrap = Bootstrap.draw(40, 4000, 0.95, 0)
-    low, high = bootstrap.interval(bootstrap.means(values))
-    half = 1.96 * values.std(0, correction=0) / math.sqrt(40)
-    torch.testing.assert_close(low, values.mean(0) - half, atol=0.03, rtol=0)
-    torch.testing.assert_close(high, values.mean(0) + half, atol=0.03, rtol=0)
-
-
-@pytest.mark.parametrize("confidence, low, high", [(0.85, 1, 19), (0.89, 1, 19), (0.91, 0, 20), (0.1, 9, 11)])
-def test_interval_of_literal_draws_is_rounded_outward(confidence, low, high):
-    draws = torch.arange(21.0, dtype=torch.float64)[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
-    got = Bootstrap(torch.ones(1, 1, dtype=torch.float64), confidence).interval(draws)
-    assert (got[0].item(), got[1].item()) == (low, high)
-
-
-def test_bootstrap_draws_are_whole_numbers_of_sequences():
-    bootstrap = Bootstrap.draw(7, 30, 0.9, 3)
-    counts = bootstrap.weights * 7
-    torch.testing.assert_close(counts, counts.round())
-    torch.testing.assert_close(bootstrap.weights.sum(1), torch.ones(30, dtype=torch.float64))
-
-
-def test_bootstrap_with_one_infinite_sequence():
-    values = torch.tensor([1.0, 2.0, math.inf], dtype=torch.float64)
-    bootstrap = Bootstrap.draw(3, 500, 0.95, 0)
-    means = bootstrap.means(values)
-    assert torch.equal(means.isinf(), bootstrap.weights[:, 2] > 0) and not means.isnan().any()
-    low, high = bootstrap.interval(means)
-    assert 1 <= float(low) <= 2 and float(high) == math.inf
+def test_one_head_that_is_uniform_and_short_sequences_among_long_ones():
+    pattern = sequences([0.0] * 6, n=4)
+    rows = compare_templates(make_trace(pattern, lengths=[1, 1, 6, 1]), n_bootstrap=5)
+    assert rows["value"].notna().all() and rows["explained"].isna().all()
+    assert (rows.loc[rows["n_parameters"] > 0, "value"] < 1e-9).all()  # nothing to fit to: nothing fitted
