@@ -16,15 +16,18 @@ from probe.errors import ProbeError, unknown_name
 from probe.models.encodings import PositionEncoding, make_encoding
 
 # What a hook can see. hook_embed is the token embedding alone, before any position is added. Shapes: residual stream
-# "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); scores
-# and pattern "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter the softmax: scaled, with the
-# encoding's bias, -inf where the key is in the future.
+# "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); rot_q
+# and rot_k are q and k as they enter the scores, after the rotation if the layer has one; scores and pattern
+# "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter the softmax: scaled, with the encoding's
+# bias, -inf where the key is in the future.
 SITES = ("hook_embed",)
 BLOCK_SITES = (
     "hook_resid_pre",
     "attn.hook_q",
     "attn.hook_k",
     "attn.hook_v",
+    "attn.hook_rot_q",
+    "attn.hook_rot_k",
     "attn.hook_attn_scores",
     "attn.hook_pattern",
     "attn.hook_z",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
 from probe.models.config import BLOCK_SITES, SITES, DecoderConfig
-from probe.models.layers import Block, Hook, Hooks, KVCache, future_keys
+from probe.models.layers import Block, BlockwiseMask, Hook, Hooks, KVCache, future_keys
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
 
@@ -23,6 +23,11 @@ ATTENTION_PATHS = ("auto", "explicit", "fused")
 
 # Up to this length a CPU is faster with two batched products and a softmax than with the fused kernel.
 EXPLICIT_LENGTH_ON_CPU = 512
+
+# The fused path makes a mask of more numbers than this (256 MiB in float32) for some queries at a time, so many that
+# their part of it has about as many as the second says.
+WHOLE_MASK = 2**26
+MASK_BLOCK = 2**22
 
 
 class Decoder(nn.Module):
@@ -119,13 +124,11 @@ class Decoder(nn.Module):
             x = at("hook_embed", x)
         x = self.dropout(self.encoding.embed(x, query_positions))
         # None stands for the plain causal mask, which the fused kernel knows by itself.
-        plain = None
+        plain = positional = None
         if n_query > 1 and (n_query < n_key or not fused):
-            plain = x.new_zeros(1, 1, n_query, n_key).masked_fill(future_keys(n_query, n_key, x.device), -math.inf)
-        bias = self.encoding.bias(query_positions, key_positions, x)
-        positional = plain
-        if bias is not None:
-            positional = bias[None].masked_fill(future_keys(n_query, n_key, x.device), -math.inf)
+            plain = positional = self._mask(query_positions, key_positions, x, fused, biased=False)
+        if self.encoding.bias(query_positions[:1], key_positions[:1], x) is not None:
+            positional = self._mask(query_positions, key_positions, x, fused, biased=True)
         rotation = self.encoding.rotation(query_positions, x)
         extra: dict[str, Any] = {"fused": True} if fused else {}
         if cache is not None:
@@ -143,6 +146,22 @@ class Decoder(nn.Module):
             cache.length = n_key
         logits = self.head(self.final_norm(x))
         return logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
+
+    def _mask(
+        self, query: Tensor, key: Tensor, like: Tensor, fused: bool, biased: bool
+    ) -> Float[Tensor, "1 #head query key"] | BlockwiseMask:
+        """The causal mask of queries at the last of the keys, with the encoding's bias or without."""
+
+        def rows(start: int, end: int) -> Tensor:
+            visible = key[: len(key) - len(query) + end]
+            future = future_keys(end - start, len(visible), like.device)
+            bias = self.encoding.bias(query[start:end], visible, like) if biased else like.new_zeros(1, *future.shape)
+            return bias[None].masked_fill(future, -math.inf)
+
+        row = len(key) * (self.config.n_heads if biased else 1)
+        if fused and len(query) * row > WHOLE_MASK:
+            return BlockwiseMask(rows, max(1, MASK_BLOCK // row))
+        return rows(0, len(query))
 
     def _check(self, tokens: Tensor, hooks: Mapping[str, Hook] | None, attention: str) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point():

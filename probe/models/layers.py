@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,6 +66,14 @@ class Hooks:
 _NO_HOOKS = Hooks({})
 
 
+@dataclass(frozen=True)
+class BlockwiseMask:
+    """The mask of many queries, made for one block of them at a time: it is never held whole."""
+
+    make: Callable[[int, int], Float[Tensor, "1 #head query key"]]  # of queries start…end-1, for the keys they see
+    n_block: int  # queries in a block
+
+
 class Attention(nn.Module):
     """Causal self-attention, softmax(score_scale · q kᵀ + bias) v, with grouped key-value heads.
 
@@ -88,7 +97,7 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden_states: Float[Tensor, "batch pos d_model"],
-        attention_mask: Float[Tensor, "#batch #head pos key"] | None = None,
+        attention_mask: Float[Tensor, "#batch #head pos key"] | BlockwiseMask | None = None,
         position_embeddings: Rotation | None = None,
         cache: KVCache | None = None,
         fused: bool = False,
@@ -96,7 +105,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch head pos key"] | None]:
         """The attention output and, unless ``fused``, the pattern.
 
-        ``attention_mask`` is added to the scores (-inf hides a key); None means the plain causal mask.
+        ``attention_mask`` is added to the scores (-inf hides a key); None means the plain causal mask, and blockwise
+        ones are for the fused path.
         """
 
         def heads(site: str, projection: nn.Linear, n: int) -> Tensor:
@@ -108,6 +118,9 @@ class Attention(nn.Module):
         v = heads("hook_v", self.v_proj, self.n_kv_heads)
         if position_embeddings is not None:
             q, k = rotate(q, position_embeddings), rotate(k, position_embeddings)
+        # As at every other site, heads stand after positions there: transposing is free.
+        q = hooks("hook_rot_q", q.transpose(1, 2)).transpose(1, 2)
+        k = hooks("hook_rot_k", k.transpose(1, 2)).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         if self.num_key_value_groups > 1:
@@ -118,6 +131,15 @@ class Attention(nn.Module):
         return self.o_proj(z.flatten(-2)), pattern
 
     def _fused(self, q, k, v, mask, hooks):
+        if isinstance(mask, BlockwiseMask):
+            n, past, blocks = q.shape[2], k.shape[2] - q.shape[2], []
+            # The widest block goes first, so that all later ones find room in the memory that it leaves.
+            for start in reversed(range(0, n, mask.n_block)):
+                end = min(start + mask.n_block, n)
+                seen = slice(0, past + end)
+                z, _ = self._fused(q[:, :, start:end], k[:, :, seen], v[:, :, seen], mask.make(start, end), hooks)
+                blocks.append(z)
+            return torch.cat(blocks[::-1], dim=2), None
         dropout = self.attention_dropout if self.training else 0.0
         # Without a mask there are as many queries as keys, or one query that sees every key.
         causal = mask is None and q.shape[2] > 1
@@ -176,7 +198,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch pos d_model"],
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockwiseMask | None = None,
         position_embeddings: Rotation | None = None,
         hooks: Hooks | None = None,
         **attention: Any,

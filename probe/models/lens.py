@@ -7,6 +7,10 @@ transformer_lens`` takes seconds and hundreds of megabytes, so it happens inside
 import copy
 from typing import TYPE_CHECKING
 
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
 from probe.models.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -57,12 +61,18 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
 
 
 def _adapter_class() -> type:
+    from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import generalized_components as parts
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     class AttentionBridge(parts.PositionEmbeddingsAttentionBridge):
         rope_optional = True  # most encodings turn nothing
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            # TransformerLens makes these two for rotary models only; its forward pass calls them wherever they are.
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
 
     class DecoderAdapter(ArchitectureAdapter):
         supports_kv_cache = False
@@ -104,3 +114,25 @@ def _adapter_class() -> type:
         return kind(name="mlp", config=cfg, submodules=submodules)
 
     return DecoderAdapter
+
+
+def head_detector_scores(
+    pattern: Float[Tensor, "batch head query key"], tokens: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch"]
+) -> dict[str, Float64[Tensor, "batch head"]]:
+    """TransformerLens's ``head_detector`` on patterns that are there already: for "previous_token" and "induction" the
+    share of all attention that falls on its detection pattern (error measure "mul"), of every sequence and head."""
+    from transformer_lens import head_detector
+
+    detect = {
+        "previous_token": head_detector.get_previous_token_head_detection_pattern,
+        "induction": head_detector.get_induction_head_detection_pattern,
+    }
+    found = {name: torch.zeros(pattern.shape[:2], dtype=torch.float64) for name in detect}
+    for b, n in enumerate(lengths.tolist()):
+        for name, detection_pattern in detect.items():
+            wanted = detection_pattern(tokens[b : b + 1, :n].cpu())
+            for head, rows in enumerate(pattern[b, :, :n, :n]):
+                found[name][b, head] = head_detector.compute_head_attention_similarity_score(
+                    rows, wanted, exclude_bos=False, exclude_current_token=False, error_measure="mul"
+                )
+    return found

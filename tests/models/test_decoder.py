@@ -9,8 +9,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from probe.errors import ProbeError
+from probe.models import decoder as decoder_module
 from probe.models.decoder import Decoder, DecoderConfig, KVCache
 from probe.models.encodings import ENCODINGS
+from probe.models.layers import BlockwiseMask
 
 SHAPES = {
     "plain": {},
@@ -269,3 +271,51 @@ def test_the_first_part_of_a_cache_is_the_cache_of_the_first_part(make_decoder, 
     assert (part.length, whole.length) == (9, 16)
     torch.testing.assert_close(decoder(tokens[:, 9:], cache=part), decoder(tokens)[:, 9:], atol=1e-5, rtol=1e-5)
     assert (part.length, whole.length) == (16, 16)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 2, "d_head": 6}, {"position_layers": (1,)}], ids=str)
+@pytest.mark.parametrize("encoding", ["none", "rotary", "t5", "alibi"])
+def test_long_masks_are_made_for_some_queries_at_a_time(encoding, options, make_decoder, random_tokens, monkeypatch):
+    decoder, tokens, masks = make_decoder(encoding=encoding, **options), random_tokens(length=23), []
+    monkeypatch.setattr(decoder_module, "WHOLE_MASK", 0)
+    monkeypatch.setattr(decoder_module, "MASK_BLOCK", 4 * 23 * 3)  # rows of 4 heads and 23 keys: three of them
+    monkeypatch.setattr(decoder_module, "BlockwiseMask", lambda *args: masks.append(args) or BlockwiseMask(*args))
+    want = decoder(tokens, attention="explicit")
+    assert not masks
+    torch.testing.assert_close(decoder(tokens, attention="fused"), want, atol=1e-5, rtol=1e-5)
+    assert [n_block for _, n_block in masks] == ([3] if encoding in ("t5", "alibi") else [])
+    cache = KVCache()
+    parts = [decoder(tokens[:, a:b], cache=cache, attention="fused") for a, b in [(0, 8), (8, 9), (9, 23)]]
+    torch.testing.assert_close(torch.cat(parts, dim=1), want, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_a_bias_that_is_made_in_blocks(make_decoder, random_tokens, monkeypatch):
+    decoder, tokens = make_decoder(encoding="t5"), random_tokens()
+    grads = []
+    for path, whole in [("explicit", 2**26), ("fused", 0)]:
+        monkeypatch.setattr(decoder_module, "WHOLE_MASK", whole)
+        monkeypatch.setattr(decoder_module, "MASK_BLOCK", 4 * 16 * 5)
+        decoder.zero_grad()
+        decoder(tokens, attention=path).square().sum().backward()
+        grads.append(decoder.encoding.weight.grad.clone())
+    torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-4)
+    assert grads[0].abs().max() > 1
+
+
+def test_rotated_queries_and_keys_make_the_scores(encoding, make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding=encoding, n_kv_heads=2), random_tokens()
+    seen = {}
+    sites = ["q", "k", "rot_q", "rot_k", "attn_scores"]
+    names = {f"blocks.1.attn.hook_{site}": site for site in sites}
+    decoder(tokens, hooks={name: lambda value, site=site: seen.update({site: value}) for name, site in names.items()})
+    assert seen["rot_q"].shape == seen["q"].shape == (3, 16, 4, 8)
+    assert seen["rot_k"].shape == seen["k"].shape == (3, 16, 2, 8)
+    q, k = seen["rot_q"].transpose(1, 2), seen["rot_k"].transpose(1, 2).repeat_interleave(2, dim=1)
+    scores = q @ k.transpose(-1, -2) * 8**-0.5
+    position = torch.arange(16)
+    bias = decoder.encoding.bias(position, position, scores)
+    scores = (scores if bias is None else scores + bias).masked_fill(position > position[:, None], -math.inf)
+    torch.testing.assert_close(seen["attn_scores"], scores)
+    assert torch.equal(seen["rot_q"], seen["q"]) == (encoding != "rotary")
+    # A rotation keeps lengths.
+    torch.testing.assert_close(seen["rot_k"].norm(dim=-1), seen["k"].norm(dim=-1))

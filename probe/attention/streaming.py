@@ -1,0 +1,259 @@
+"""Statistics of attention straight from queries and keys; the pattern is never held whole.
+
+P is the causal pattern softmax_{i ≤ t}(scale q_t·k_i + b(t - i)) of a head, t a query and i a key.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.linalg import vecdot
+from torch.nn import functional as F
+
+from probe.attention import streaming_fused as fused
+from probe.attention.streaming_template import StreamTemplate, log_normaliser
+from probe.errors import ProbeError, unknown_name
+
+PATHS = ("auto", "fused", "blocks")
+
+# Numbers in a block of rows of the pattern (16 MiB in float32); a handful of such blocks is held at a time.
+BLOCK = 2**22
+
+# Rows in a block at most: distances are counted from its first row, and rounded as numbers of this size.
+MAX_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far each row of a pattern P is from the same row of a template T, in nats."""
+
+    kl: Float[Tensor, "... head query"]  # KL(P‖T), in [0, ∞)
+    reverse_kl: Float[Tensor, "... head query"]  # KL(T‖P), in [0, ∞)
+    jensen_shannon: Float[Tensor, "... head query"] | None = None  # in [0, ln 2]; where it was asked for
+
+    @property
+    def symmetric_kl(self) -> Float[Tensor, "... head query"]:
+        """KL(P‖T) + KL(T‖P), not halved, as ``distances.symmetric_kl``."""
+        return self.kl + self.reverse_kl
+
+
+@dataclass(frozen=True)
+class StreamedAttention:
+    """What is known of every row of a causal pattern, without the pattern."""
+
+    log_normaliser: Float[Tensor, "... head query"]  # ln Σ_i exp of the scores
+    entropy: Float[Tensor, "... head query"]  # in nats, in [0, ln(t + 1)]
+    mean_distance: Float[Tensor, "... head query"]  # Σ_i p_i (t - i), in tokens, in [0, t]
+    first: Float[Tensor, "... head query"]  # the mass on key 0, on key t - 1 (0 where there is none), and on key t
+    previous: Float[Tensor, "... head query"]
+    self_: Float[Tensor, "... head query"]
+    divergence: dict[str, Divergence] = field(default_factory=dict)  # by template
+    histogram: Float[Tensor, "... head distance"] | None = None  # mean over rows of the mass by distance; sums to 1
+
+
+@torch.no_grad()
+def stream_attention(
+    q: Float[Tensor, "head query d_head"],
+    k: Float[Tensor, "kv_head key d_head"],
+    *,
+    scale: float,
+    bias: Float[Tensor, "head distance"] | None = None,
+    templates: Mapping[str, StreamTemplate] | None = None,
+    histogram: bool = False,
+    jensen_shannon: bool = False,
+    path: str = "auto",
+) -> StreamedAttention:
+    """Statistics of every row of softmax_{i ≤ t}(scale q_t·k_i + bias[t - i]), of one sequence.
+
+    Two paths give the same numbers, within 1e-4 of float64 (absolute, or relative above 1). "fused" costs little more
+    than one fused attention, but it knows no bias, no histogram and no Jensen-Shannon divergence, and only templates
+    that are a line from some distance on (ALiBi, T5). "blocks" makes the pattern some rows at a time and knows
+    everything. Memory: O(query); half precision is read as float32, and float64 goes by blocks.
+
+    Args:
+        q, k: as they enter the scores, after any rotation; each key head serves head / kv_head query heads.
+        scale: what q·k is multiplied with, usually d_head^-1/2.
+        bias: what is added to the scores at each distance 0, 1, …, in nats.
+        templates: what to compare with, by name.
+        histogram: whether to collect the mass by distance.
+        jensen_shannon: whether to take that divergence from the templates, too.
+        path: "fused", "blocks", or "auto": fused where it can.
+
+    Raises:
+        ProbeError: for shapes that do not fit, NaN or infinity, or a path that cannot do what is asked.
+    """
+    templates = templates or {}
+    _check(q, k, scale, bias, templates, path)
+    if q.dtype != torch.float64:
+        q, k = q.float(), k.float()
+    needs_blocks = (
+        q.dtype == torch.float64
+        or q.device.type not in ("cpu", "cuda")
+        or bias is not None
+        or histogram
+        or jensen_shannon
+        or not all(fused.can_fuse(template) for template in templates.values())
+    )
+    if needs_blocks and path == "fused":
+        raise ProbeError(
+            "the fused path knows no float64, bias, histogram, Jensen-Shannon or template without a tail: use 'blocks'"
+        )
+    if needs_blocks or path == "blocks":
+        return _by_blocks(q, k, scale, bias, templates, histogram, jensen_shannon)
+    return _by_fused_attention(q, k, scale, templates)
+
+
+def _by_fused_attention(q: Tensor, k: Tensor, scale: float, templates: Mapping[str, StreamTemplate]):
+    n_heads, n, _ = q.shape
+    q = q.view(len(k), -1, *q.shape[1:])
+    log_z, score, distance = fused.means(q, k, scale)
+    to = k[:, None]
+    first = (q @ to[:, :, 0, :, None]).squeeze(-1)
+    previous = F.pad(fused.dot(q[:, :, 1:], to[:, :, :-1]), (1, 0), value=-math.inf)
+    own = fused.dot(q, to)
+    divergence = {
+        name: fused.divergences(q, k, scale, log_z, score, distance, template) for name, template in templates.items()
+    }
+
+    def heads(x: Tensor) -> Tensor:
+        return x.reshape(n_heads, n)
+
+    def mass(products: Tensor) -> Tensor:
+        return heads((scale * products - log_z).exp().clamp(max=1))
+
+    return StreamedAttention(
+        log_normaliser=heads(log_z),
+        entropy=heads(log_z - score).clamp(min=0),
+        mean_distance=heads(distance),
+        first=mass(first),
+        previous=mass(previous),
+        self_=mass(own),
+        divergence={name: Divergence(*(heads(kl) for kl in both)) for name, both in divergence.items()},
+    )
+
+
+def _by_blocks(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    templates: Mapping[str, StreamTemplate],
+    histogram: bool,
+    jensen_shannon: bool,
+):
+    n_heads, n, d_head = q.shape
+    biases = {name: template.bias(n).to(q.device) for name, template in templates.items()}
+    kinds = ("kl", "reverse_kl", "jensen_shannon") if jensen_shannon else ("kl", "reverse_kl")
+    divergence = {name: Divergence(*(torch.empty_like(q[..., 0]) for _ in kinds)) for name in templates}
+    names = ("log_normaliser", "entropy", "mean_distance", "first", "previous", "self_")
+    rows = {name: torch.empty_like(q[..., 0]) for name in names}
+    total = torch.zeros(n_heads, n, dtype=torch.float64, device=q.device) if histogram else None
+    q = q.view(len(k), -1, n, d_head)
+    step = min(max(1, BLOCK // (n_heads * n)), MAX_ROWS)
+    # The widest block goes first, so that all later ones find room in what it leaves; growing ones would find none.
+    for start in range((n - 1) // step * step, -1, -step):
+        end = min(start + step, n)
+        scores = q[:, :, start:end].reshape(len(k), -1, d_head) @ k[:, :end].transpose(1, 2)
+        scores = scores.view(n_heads, end - start, end).mul_(scale)
+        if bias is not None:
+            scores += _by_query(bias[:, :end].to(scores), end - start)
+        here = (..., slice(start, end))
+        future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
+        scores[here].masked_fill_(future, -math.inf)
+        highest = scores.amax(-1, keepdim=True)
+        p = _exp(scores.sub_(highest))
+        p[here].masked_fill_(future, 0.0)
+        z = p.sum(-1, keepdim=True)
+        p /= z
+        log_p = scores.sub_(z.log())
+        log_p[here].masked_fill_(future, 0.0)
+
+        query = torch.arange(start, end, device=q.device)
+        back = start - torch.arange(end, device=q.device)
+        rows["log_normaliser"][here] = (highest + z.log()).squeeze(-1)
+        rows["entropy"][here] = -vecdot(p, log_p)
+        # Divided by its own sum: rounding leaves one that is off by about eps · score, times the length of a block.
+        mass, moment = (p @ torch.stack((torch.ones_like(back), back), dim=-1).to(p)).unbind(-1)
+        rows["mean_distance"][here] = moment / mass + (query - start)
+        rows["first"][here] = p[..., 0]
+        before = (query - 1).clamp(min=0)[:, None].expand(n_heads, -1, 1)
+        rows["previous"][here] = p.gather(-1, before).squeeze(-1) * (query > 0)
+        rows["self_"][here] = p[here].diagonal(dim1=-2, dim2=-1)
+        if total is not None:
+            total[:, :end] += _mass_by_distance(p)
+        for name, b in biases.items():
+            for kind, values in zip(kinds, _compare(p, log_p, b, start, future, jensen_shannon), strict=True):
+                getattr(divergence[name], kind)[here] = values
+    rows["mean_distance"].clamp_(min=0)
+    return StreamedAttention(**rows, divergence=divergence, histogram=None if total is None else (total / n).to(q))
+
+
+def _compare(p, log_p, bias, start, future, jensen_shannon) -> list[Float[Tensor, "head row"]]:
+    """The divergences of the rows ``start``… of P from those of the template of a bias (float64, by distance)."""
+    end = p.shape[-1]
+    log_z = log_normaliser(bias[:, :end])[:, start:]
+    # Rows of a block have nearly the same normaliser: taken off in float64, what is left for float32 is small wherever
+    # the template has any mass.
+    log_t = _by_query((bias[:, :end] - log_z[:, :1]).to(p), end - start)
+    log_t -= (log_z - log_z[:, :1]).to(p)[..., None]
+    t = _exp(log_t)
+    t[..., start:].masked_fill_(future, 0.0)
+    difference = torch.sub(log_p, log_t, out=log_t)
+    values = [vecdot(p, difference), -vecdot(t, difference)]
+    if jensen_shannon:
+        # ln(p/m) = ln 2 - softplus(ln t - ln p) with m = (p + t)/2, and for t likewise: finite where one of them is 0.
+        shared = vecdot(p, F.softplus(-difference)) + vecdot(t, F.softplus(difference))
+        values.append(math.log(2) - shared / 2)
+    return [value.clamp(min=0) for value in values]
+
+
+def _by_query(table: Float[Tensor, "head distance"], n_rows: int) -> Float[Tensor, "head row key"]:
+    """The last rows of the matrix whose row t holds table[t - i] at key i ≤ t, zeros after that."""
+    windows = F.pad(table.flip(-1), (0, n_rows - 1)).unfold(-1, table.shape[-1], 1)
+    return windows[:, torch.arange(n_rows - 1, -1, -1, device=table.device)]  # flip would leave keys apart in memory
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp x, or 1e-26 where it would be less: no mass to speak of, and processors are slow at denormal numbers."""
+    return x.clamp(min=-60.0).exp_()
+
+
+def _mass_by_distance(p: Float[Tensor, "head row key"]) -> Float[Tensor, "head distance"]:
+    """The sum over rows of the mass at each distance; the last row is the query that sees all keys.
+
+    Behind n_rows - 1 zeros, and with strides by which each row starts one entry later than the one before, keys of
+    equal distance stand in one column, the furthest one in the first.
+    """
+    n_heads, n_rows, n_keys = p.shape
+    padded = F.pad(p, (n_rows - 1, 0))
+    width = padded.shape[-1]
+    skewed = padded.as_strided((n_heads, n_rows, n_keys), (n_rows * width, width + 1, 1))
+    return skewed.sum(-2).flip(-1)
+
+
+def _check(q, k, scale, bias, templates, path) -> None:
+    if path not in PATHS:
+        raise unknown_name("path", path, PATHS)
+    if q.ndim != 3 or k.ndim != 3 or q.shape[1:] != k.shape[1:] or 0 in q.shape or 0 in k.shape:
+        raise ProbeError(
+            "q and k must be of shape (head, query, d_head) and (kv_head, query, d_head), as many queries as keys, "
+            f"got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if len(q) % len(k):
+        raise ProbeError(f"the number of heads ({len(q)}) must be divisible by that of kv_heads ({len(k)})")
+    if not q.is_floating_point() or q.dtype != k.dtype:
+        raise ProbeError(f"q and k must hold floats of one dtype, got {q.dtype} and {k.dtype}")
+    if not math.isfinite(scale):
+        raise ProbeError(f"scale must be finite, got {scale}")
+    for name, x in (("q", q), ("k", k), ("bias", bias)):
+        # A sum is cheap, and NaN or infinite wherever one of its terms is.
+        if x is not None and not x.sum(dtype=torch.float32).isfinite() and not x.isfinite().all():
+            raise ProbeError(f"{name} must be finite, got NaN or infinity")
+    if bias is not None and bias.shape != q.shape[:2]:
+        raise ProbeError(f"bias must be of shape {tuple(q.shape[:2])} (head, distance), got {tuple(bias.shape)}")
+    for name, template in templates.items():
+        if template.n_heads != len(q):
+            raise ProbeError(f"template {name!r} must be one for {len(q)} heads, got one for {template.n_heads}")
