@@ -13,6 +13,7 @@ from constructions.chords import n_bits
 from constructions.construction import Construction
 from constructions.layout import Layout
 from constructions.weights import write_head, write_units
+from probe.attention.distance_family import pattern_from_bias
 from probe.models.decoder import Decoder
 from probe.models.encodings import t5_bucket
 
@@ -152,15 +153,10 @@ def fit_errors(
     rows = []
     for K in n_frequencies:
         fitted = FourierBias("", "", "", K, bias, wanted=1.0).biases(length)
-        patterns = [_pattern(fitted[name]) for name in ("pattern", "wanted")]
+        patterns = [pattern_from_bias(fitted[name]) for name in ("pattern", "wanted")]
         variation = (patterns[0] - patterns[1]).abs().sum(-1).amax(-1) / 2
         rows += [(K, 2 * K, length, head, value) for head, value in enumerate(variation.tolist())]
     return pd.DataFrame(rows, columns=["n_frequencies", "d_head", "length", "head", "total_variation"])
-
-
-def _pattern(by_distance: Float[Tensor, "head distance"]) -> Float[Tensor, "head query key"]:
-    distance = torch.arange(by_distance.shape[-1])[:, None] - torch.arange(by_distance.shape[-1])
-    return by_distance[:, distance.clamp(min=0)].masked_fill(distance < 0, -math.inf).softmax(dim=-1)
 
 
 class RotaryKernel(FourierBias):

@@ -1,6 +1,6 @@
 """The one door between models and measurements: run a model, keep what was asked for, under one set of names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,34 @@ def trace(
         model.train(was_training)
     values = {site: torch.cat([batch[site] for batch in batches]) for site in full}
     return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
+
+
+@torch.no_grad()
+def logits_with_edits(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of a ``Decoder`` or a ``TransformerBridge`` while the values at some sites are replaced.
+
+    ``edits`` maps full site names to functions of the value there that return what takes its place. Logits are on the
+    CPU, in float32 or better.
+
+    Raises:
+        ProbeError: for a site that the model has not.
+    """
+    edits = edits or {}
+    was_training = model.training
+    model.eval()
+    try:
+        if isinstance(model, Decoder):
+            # The explicit path always: two runs differ by the edit and not by a kernel.
+            logits = model(tokens.to(model.device), hooks=edits, attention="explicit")
+        else:
+            sites = expand_sites([*edits], _bridge_config(model).n_layers)
+            hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
+            logits = model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
+    finally:
+        model.train(was_training)
+    return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _bridge_config(model: nn.Module) -> Any:

@@ -1,0 +1,243 @@
+"""A census of heads: what each looks like, how much of it that says, and what the model loses without it."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor, nn
+
+from probe.attention.ablation import HeadAblations, used_for
+from probe.attention.bootstrap import Bootstrap
+from probe.attention.comparison import checked_pattern, halves
+from probe.attention.distances import pattern_distance, valid_rows
+from probe.attention.templates import TEMPLATES
+from probe.errors import ProbeError
+from probe.tracing import PATTERN, Trace, trace
+
+# The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
+SIMPLE = {
+    "first_token_sink": "sink",
+    "previous_token_leaky": "previous_token",
+    "diagonal_leaky": "diagonal",
+    "window": "window",
+    "alibi_fitted": "decay",
+    "power_law": "decay",
+}
+KIND_OF = {**SIMPLE, "t5_fitted": "relative", "sink_t5": "relative"}
+LABELS = (*dict.fromkeys(KIND_OF.values()), "uniform", "induction", "content")
+ON_ONE_KEY = ("sink", "previous_token", "diagonal")
+
+FALLS = {"alibi_fitted": "slope", "power_law": "exponent"}  # the parameter that is > 0 where attention falls
+
+UNIFORM = 0.99  # the share of the greatest entropy from which on a head is called uniform
+MOST = 0.5  # the share of attention, or of the distance from uniform, that makes a head of a kind
+MORE_THAN_POSITION = 2.0  # how many times what its template gives them an induction head attends its keys
+
+
+def census(
+    model: nn.Module,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    lengths: Int[Tensor, "batch"] | None = None,
+    scored: Bool[Tensor, "batch scored_pos"] | None = None,
+    ablate: bool = True,
+    head_detector: bool = False,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Label every head, say how well the label fits, and what the head is used for.
+
+    Templates are fitted on the first half of the sequences; every number is measured on the other half.
+
+    Scores, by ``metric``, means over the query rows 1, 2, … (row 0 has one key):
+
+    - "sink", "previous_token", "diagonal": attention on key 0, on the key before the query, on the query's own;
+    - "uniform": entropy as a share of the greatest possible, ln(t + 1);
+    - "window", "decay": the share of the Jensen–Shannon divergence from uniform that the fitted window, and the better
+      of exponential (ALiBi) and power-law decay, explains; 0 where they are worse than uniform, or rise with distance;
+    - "induction": attention on keys that follow an earlier occurrence of the query's token, over the rows that have
+      such keys; "induction_expected": what the head's best template would put there;
+    - "content": the share of that divergence that the best template does not explain;
+    - "explained_variance": 1 - Σ (pattern - template)² / Σ (pattern - uniform)² of the best template.
+
+    The best template is that of the smallest distance among those of one or two parameters, T5's buckets, and a sink
+    beside T5's buckets: the head's positional part, as far as position has one. The label is the first that holds:
+    "uniform" (score at least 0.99); "induction" (0.5 or more, and twice the expected); the largest of "sink",
+    "previous_token", "diagonal" (0.5 or more); the kind of the best template with one or two parameters, where it
+    explains at least half; "relative", where the best template does; else "content". The thresholds are constants of
+    this module.
+
+    With ``ablate``, the change of the loss (nats a token, next-token cross entropy, paired over sequences) when
+
+    - "loss_without_content": the pattern is replaced by the best template;
+    - "loss_without_position": the template is replaced by uniform attention, pattern - template + uniform;
+    - "loss_uniform": the pattern is replaced by uniform attention;
+
+    and ``used_for``, from which of these intervals lie above 0: "content", "position", "both", "either" (each can stand
+    in for the other: only the uniform pattern costs) or "nothing"; "not ablated" without ``ablate``. An interval says
+    nothing about other seeds, and among many heads some lie above 0 by chance.
+
+    Args:
+        model: a ``Decoder`` or a ``TransformerBridge``.
+        tokens, lengths: sequences, right-padded; at least 2, and one of 3 tokens or more.
+        scored: which tokens' predictions count in the loss (a task's completions, where nothing else is learned); by
+            default all. Token 0 is never predicted.
+        head_detector: also TransformerLens's own scores, "head_detector_previous_token" and
+            "head_detector_induction" (it divides by all rows, row 0 too; importing it takes seconds).
+
+    Returns:
+        Columns layer, head, label, template, used_for, metric, value, low, high, n (sequences measured); one row a
+        number, bootstrap intervals over sequences.
+
+    Raises:
+        ProbeError: for fewer than 2 sequences, sequences that are too short, or values that are no patterns.
+    """
+    traced = trace(model, tokens, [PATTERN], lengths=lengths, batch_size=batch_size)
+    if int(traced.lengths.max()) < 3:
+        raise ProbeError(f"a census wants sequences of at least 3 tokens, got at most {int(traced.lengths.max())}")
+    fitted_on, measured_on = halves(traced)
+    bootstrap = Bootstrap.draw(len(traced.tokens) - measured_on.start, n_bootstrap, confidence, seed)
+    n = len(traced.tokens) - measured_on.start
+    weights = torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), bootstrap.weights))
+    if ablate:
+        counted = _counted(traced, scored)[measured_on]
+        losses = HeadAblations(model, traced.tokens[measured_on], counted, batch_size)
+        n_counted = (weights @ counted.sum(-1).double())[:, None].clamp(min=1e-300)
+    found = []
+    for layer in range(traced.n_layers):
+        heads = _Layer(checked_pattern(traced, layer), traced, fitted_on, measured_on, weights)
+        scores = heads.scores()
+        labels, use = heads.labels(scores), ["not ablated"] * len(heads.best)
+        if head_detector:
+            scores |= _head_detector(traced, layer, measured_on, weights)
+        if ablate:
+            changes = {m: weights @ each / n_counted for m, each in losses.changes(layer, heads.templates).items()}
+            scores |= changes
+            use = used_for(changes, bootstrap)
+        keys = {"layer": layer, "head": range(len(labels)), "label": labels, "template": heads.best}
+        for metric, stack in scores.items():
+            low, high = bootstrap.interval(stack[1:])
+            values = {"metric": metric, "value": stack[0], "low": low, "high": high, "n": n}
+            found.append(pd.DataFrame(keys | {"used_for": use} | values))
+    return pd.concat(found).sort_values(["layer", "head"], kind="stable", ignore_index=True)
+
+
+def census_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``census`` as a table for people: one row a head, one column a metric."""
+    keys = [c for c in rows.columns if c not in ("metric", "value", "low", "high", "n")]
+    table = rows.pivot(index=keys, columns="metric", values="value")
+    return table[list(dict.fromkeys(rows["metric"]))].reset_index().rename_axis(columns=None)
+
+
+def _counted(traced: Trace, scored: Bool[Tensor, "batch scored_pos"] | None) -> Bool[Tensor, "batch pos"]:
+    """The tokens whose predictions count: none is padding or the first."""
+    if scored is not None and scored.shape != traced.tokens.shape:
+        raise ProbeError(f"scored must be as the tokens, {tuple(traced.tokens.shape)}, got {tuple(scored.shape)}")
+    counted = valid_rows(traced.lengths, traced.tokens.shape[1]) & (torch.arange(traced.tokens.shape[1]) > 0)
+    counted = counted if scored is None else counted & scored.cpu()
+    if not counted[halves(traced)[1]].any():
+        raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
+    return counted
+
+
+class _Layer:
+    """The heads of one layer: their templates, scores and labels. Stacks are "draw head", the first draw the value."""
+
+    def __init__(self, pattern: Tensor, traced: Trace, fitted_on: slice, measured_on: slice, weights: Tensor):
+        self.weights = weights
+        self.pattern, self.lengths = pattern[measured_on], traced.lengths[measured_on]
+        self.tokens = traced.tokens[measured_on]
+        n_query = pattern.shape[-1]
+        self.rows = valid_rows(self.lengths, n_query) & (torch.arange(n_query) > 0)
+        uniform = TEMPLATES["uniform"](pattern[fitted_on]).pattern
+        self.from_uniform = self._distance(uniform)
+        self.explained = {}
+        templates = {}
+        for name in KIND_OF:
+            template = TEMPLATES[name](pattern[fitted_on], traced.lengths[fitted_on])
+            templates[name] = template.pattern
+            share = 1 - self._distance(template.pattern) / self.from_uniform.where(self.from_uniform > 0, 1.0)
+            self.explained[name] = share.where(self.from_uniform > 0, 0.0)
+            if name in FALLS:  # a bias that rises with distance is no decay
+                self.explained[name] = self.explained[name].where(template.parameters[FALLS[name]] > 0, -torch.inf)
+        shares = torch.stack([self.explained[name][0] for name in KIND_OF])
+        self.best = [list(KIND_OF)[i] for i in shares.argmax(0).tolist()]
+        self.templates = torch.stack([templates[name][h] for h, name in enumerate(self.best)])
+        self.uniform = uniform
+
+    def _distance(self, template: Float64[Tensor, "head query key"]) -> Float64[Tensor, "draw head"]:
+        return self.weights @ pattern_distance(self.pattern, template[None], "jensen_shannon", self.lengths)
+
+    def _mean(self, by_row: Float64[Tensor, "batch head query"], rows: Bool[Tensor, "batch query"] | None = None):
+        """The mean over those rows of all sequences, in every draw; 0 where a draw has no such row."""
+        rows = self.rows if rows is None else rows
+        total = self.weights @ by_row.where(rows[:, None], 0.0).sum(-1)
+        count = self.weights @ rows.sum(-1, keepdim=True).double()
+        return torch.where(count > 0, total / count.clamp(min=1e-300), 0.0)
+
+    def scores(self) -> dict[str, Float64[Tensor, "draw head"]]:
+        pattern, n_query = self.pattern, self.pattern.shape[-1]
+        query = torch.arange(n_query)
+        best = torch.stack([self.explained[name][:, h] for h, name in enumerate(self.best)], dim=-1)
+        greatest = torch.log(query + 1.0).double().expand(len(pattern), 1, -1)
+        follows = follows_earlier(self.tokens)
+        has_such = follows.any(-1) & self.rows
+        squares = {
+            name: ((pattern - of).square().sum(-1)).where(self.rows[:, None], 0.0).sum(-1)
+            for name, of in (("template", self.templates), ("uniform", self.uniform))
+        }
+        against = self.weights @ squares["uniform"]
+        return {
+            "sink": self._mean(pattern[..., 0]),
+            "previous_token": self._mean(pattern[..., query, (query - 1).clamp(min=0)]),
+            "diagonal": self._mean(pattern.diagonal(dim1=-2, dim2=-1)),
+            "window": self.explained["window"].clamp(min=0),
+            "decay": torch.stack([self.explained[name] for name in FALLS]).amax(0).clamp(min=0),
+            "uniform": self._mean(torch.special.entr(pattern).sum(-1)) / self._mean(greatest),
+            "induction": self._mean((pattern * follows[:, None]).sum(-1), has_such),
+            "induction_expected": self._mean((self.templates * follows[:, None]).sum(-1), has_such),
+            "content": 1 - best,
+            "explained_variance": torch.where(
+                against > 0, 1 - (self.weights @ squares["template"]) / against.clamp(min=1e-300), 0.0
+            ),
+        }
+
+    def labels(self, scores: Mapping[str, Tensor]) -> list[str]:
+        found = []
+        for head in range(len(self.best)):
+            value = {metric: float(stack[0, head]) for metric, stack in scores.items()}
+            on_one_key = max(ON_ONE_KEY, key=value.__getitem__)
+            if value["uniform"] >= UNIFORM:
+                found.append("uniform")
+            elif value["induction"] >= max(MOST, MORE_THAN_POSITION * value["induction_expected"]):
+                found.append("induction")
+            elif value[on_one_key] >= MOST:
+                found.append(on_one_key)
+            else:
+                simple = max(SIMPLE, key=lambda name: self.explained[name][0, head])
+                if self.explained[simple][0, head] >= MOST:
+                    found.append(SIMPLE[simple])
+                else:
+                    found.append("relative" if value["content"] <= 1 - MOST else "content")
+        return found
+
+
+def follows_earlier(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:
+    """True where the key stands right after an earlier occurrence of the query's token: where an induction head looks.
+    Olsson et al. 2022."""
+    same = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)  # the earlier occurrence
+    return torch.nn.functional.pad(same[..., :-1], (1, 0)).tril()
+
+
+def _head_detector(
+    traced: Trace, layer: int, measured_on: slice, weights: Tensor
+) -> dict[str, Float64[Tensor, "draw head"]]:
+    """TransformerLens's scores of the kinds that it and this census both name."""
+    from probe.models.lens import head_detector_scores
+
+    of = (traced.pattern(layer), traced.tokens, traced.lengths)
+    scores = head_detector_scores(*(each[measured_on] for each in of))
+    return {f"head_detector_{name}": weights @ each for name, each in scores.items()}
