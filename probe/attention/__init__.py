@@ -1,7 +1,8 @@
 """What attention patterns look like: distances between them, and the templates that position alone would make."""
 
-from probe.attention.comparison import compare_models, compare_templates, nearest_template
-from probe.attention.decomposition import ScoreSplit, split_queries_and_keys, split_scores
+from probe.attention.census import census, census_table
+from probe.attention.comparison import compare_templates, nearest_template
+from probe.attention.decomposition import ScoreSplit, split_long_context, split_scores, split_sums
 from probe.attention.distances import (
     DISTANCES,
     check_pattern,
@@ -13,28 +14,55 @@ from probe.attention.distances import (
     total_variation,
     wasserstein,
 )
+from probe.attention.head_pairs import head_pair_distances
+from probe.attention.long_context import LongContext, compare_long_context
 from probe.attention.maps import attention_maps
+from probe.attention.model_distance import AGGREGATES, compare_models, compare_to
+from probe.attention.pooling import pool, pooled_pattern
+from probe.attention.streaming import Divergence, StreamedAttention, stream_attention
+from probe.attention.streaming_models import AttentionInputs, ModelStream, attention_inputs, stream
+from probe.attention.streaming_template import StreamTemplate
+from probe.attention.summary import attention_summary
 from probe.attention.templates import TEMPLATES, FittedTemplate, Template, TemplateContext, available_templates
 
 __all__ = [
+    "AGGREGATES",
     "DISTANCES",
     "TEMPLATES",
+    "AttentionInputs",
+    "Divergence",
     "FittedTemplate",
+    "LongContext",
+    "ModelStream",
     "ScoreSplit",
+    "StreamTemplate",
+    "StreamedAttention",
     "Template",
     "TemplateContext",
+    "attention_inputs",
     "attention_maps",
+    "attention_summary",
     "available_templates",
+    "census",
+    "census_table",
     "check_pattern",
+    "compare_long_context",
     "compare_models",
     "compare_templates",
+    "compare_to",
+    "head_pair_distances",
     "hellinger",
     "jensen_shannon",
     "mcgill_compat",
     "nearest_template",
     "pattern_distance",
-    "split_queries_and_keys",
+    "pool",
+    "pooled_pattern",
+    "split_long_context",
     "split_scores",
+    "split_sums",
+    "stream",
+    "stream_attention",
     "symmetric_kl",
     "total_variation",
     "wasserstein",

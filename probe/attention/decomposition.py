@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from jaxtyping import Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.attention.bootstrap import Bootstrap
 from probe.attention.distances import valid_rows
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
+from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.errors import ProbeError, unknown_name
 from probe.models.encodings import t5_bucket
 from probe.tracing import Trace
@@ -43,13 +44,13 @@ class ScoreSplit:
     - scope "seen": of the variance within rows, which is all that softmax sees; without the part query.
 
     Further metrics, of part "distance": "toeplitz_r2", the share of the variance that f_rel alone explains within rows
-    (scope "seen") and that of the mean scores, from which content is averaged out (scope "mean", not from q and k);
+    (scope "seen") and that of the mean scores, from which content is averaged out (scope "mean", not of long contexts);
     "slope", that of -f_rel over distances in nats per token (m of ALiBi); "alibi_r2", "logarithm_r2", "t5_r2", how much
     of f_rel's variance over cells a line, a multiple of ln(1 + d), and T5's 32 buckets explain.
 
-    ``curves``: columns layer, head, curve ("f_abs", "g", "f_rel", and "t5_bucket", the mean of f_rel over each bucket),
-    index (key, query, distance or bucket, 0-based), value, low, high (nats). Each of the first three has mean 0 over
-    cells.
+    ``curves``: columns layer, head, curve ("f_abs", "g", "f_rel"; "f_rel_alibi" and "f_rel_t5", the line and the T5
+    bias nearest to f_rel; "t5_bucket", that bias by bucket), index (key, query, distance or bucket, 0-based), value,
+    low, high (nats). All but the last have mean 0 over cells.
 
     ``low`` and ``high`` are bootstrap intervals over sequences: of shares with the fitted split held fixed, of curves
     and slopes to first order in the weights of the sequences; NaN where there is one sequence only.
@@ -95,8 +96,7 @@ def split_scores(
         )
     bootstrap = Bootstrap.draw(len(trace.tokens), n_bootstrap, confidence, seed)
     n = len(trace.tokens)
-    weights = torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), bootstrap.weights)) if n > 1 else None
-    parts = []
+    weights, parts = _draw_weights(n, bootstrap), []
     for layer in range(trace.n_layers) if layers is None else layers:
         cells = _checked_scores(trace, layer, n_position)
         squares = cells.square().sum((-2, -1))
@@ -109,44 +109,90 @@ def split_scores(
             theta = design.solve(right.sum(0), subset)
             residual = (cells - design.fitted(theta)).where(_seen(trace.lengths, n_position), 0.0)
             left[subset] = residual.square().sum((-2, -1))
-        # The last subset holds all parts. How θ moves with the weight of a sequence: (XᵀX)⁻¹ X_bᵀ (s_b - X_b θ).
-        unexplained = _right_sides(residual, trace.lengths, design)
-        pull = design.solve(unexplained.flatten(0, 1), _parts(design), beside=right.sum(0).repeat(n, 1))
-        pull = settled(pull, design).unflatten(0, (n, -1))
-        curves = settled(theta, design)[None]
+        curves = settled(theta, design)[None]  # the last subset holds all parts
         if weights is not None:
-            curves = curves + n * torch.tensordot(weights, pull, dims=1)
+            unexplained = _right_sides(residual, trace.lengths, design)
+            curves = curves + n * torch.tensordot(weights, _pull(unexplained, right, design), dims=1)
         shares = _share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths) | _shape(curves, design)
         parts.append((layer, shares, _curves(curves, design)))
     return _collected(parts, bootstrap if n > 1 else None, n, content)
 
 
-def split_queries_and_keys(inputs: Mapping[int, tuple[Tensor, Tensor, float, Tensor | None]]) -> ScoreSplit:
-    """The same split of one sequence of any length, from (q, k, scale, bias) of each layer: O(T log T) time, O(T)
-    memory, and yet exactly the least squares over all T(T + 1)/2 scores (``ScoreSums.of_queries_and_keys``).
-
-    q is "head query d_head", k "kv_head key d_head", bias "head distance" or None; scores are scale · q·k + bias. There
-    are no intervals, and content stays in the residual.
+def split_long_context(
+    model: nn.Module,
+    tokens: Int[Tensor, "sequence pos"],
+    *,
+    layers: Sequence[int] | None = None,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ScoreSplit:
+    """The same split at any length, straight from the queries and keys of a ``Decoder`` (or, as far as it can run, of a
+    ``TransformerBridge``): exactly the least squares over all scores, in O(T log T) time and O(T) memory, for the sums
+    that least squares asks for follow from q and k (``ScoreSums.of_queries_and_keys``). Content stays in the residual.
 
     Raises:
-        ProbeError: for fewer than 2 positions, values that are not finite, shapes that do not fit, constant scores.
+        ProbeError: for sequences of one token, values that are not finite, or constant scores.
     """
-    parts = []
-    for layer, (q, k, scale, bias) in inputs.items():
-        sums = ScoreSums.of_queries_and_keys(q, k, scale, bias)
-        n_position = q.shape[1]
+    found: dict[int, list[ScoreSums]] = {}
+
+    def visit(layer: int, inputs: AttentionInputs) -> None:
+        for q, k in zip(inputs.q, inputs.k, strict=True):
+            sums = ScoreSums.of_queries_and_keys(q, k, inputs.scale, inputs.bias)
+            found.setdefault(layer, []).append(sums)
+
+    for sequence in tokens.split(1):
+        attention_inputs(model, sequence, visit, layers)
+    bootstrap = Bootstrap.draw(len(tokens), n_bootstrap, confidence, seed)
+    return split_sums({layer: ScoreSums.together(parts) for layer, parts in found.items()}, bootstrap)
+
+
+def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None) -> ScoreSplit:
+    """The same split from the sums of each layer, over sequences of one length; intervals where there are several
+    sequences and draws of them.
+
+    Raises:
+        ProbeError: for sequences of one token, or constant scores.
+    """
+    parts, n = [], 1
+    for layer, of_layer in sums.items():
+        n, _, _, n_position = of_layer.sums.shape
         if n_position < 2:
             raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
-        design = Design(torch.tensor([n_position]), n_position)
-        right = sums.sums.flatten(-2)
-        left = {(): sums.squares - _mean(right, design) * right[..., :n_position].sum(-1)}
-        _check_varies(left[()][0], sums.squares[0], layer)
+        design = Design(torch.full((n,), n_position), n_position)
+        right, weights = of_layer.sums.flatten(-2), _draw_weights(n, bootstrap)
+        mean = _mean(right, design)
+        left = {(): of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n}
+        _check_varies(left[()].sum(0), of_layer.squares.sum(0), layer)
         for subset in _subsets(PARTS):
-            theta = design.solve(right[0], subset)
-            left[subset] = sums.squares - (theta * right[0]).sum(-1)
+            theta = design.solve(right.sum(0), subset)
+            # |s_b - X_b θ|²; with one length X_bᵀX_b is XᵀX / n of every sequence.
+            own = (theta * design.apply(theta)).sum(-1) / n
+            left[subset] = of_layer.squares - 2 * (theta * right).sum(-1) + own
+        unexplained = right - design.apply(theta) / n
         curves = settled(theta, design)[None]
-        parts.append((layer, _share_rows(left, None) | _shape(curves, design), _curves(curves, design)))
-    return _collected(parts, None, 1, "none")
+        if weights is not None:
+            curves = curves + n * torch.tensordot(weights, _pull(unexplained, right, design), dims=1)
+        parts.append((layer, _share_rows(left, weights) | _shape(curves, design), _curves(curves, design)))
+    return _collected(parts, bootstrap if n > 1 else None, n, "none")
+
+
+def _draw_weights(n: int, bootstrap: Bootstrap | None) -> Float64[Tensor, "draw sequence"] | None:
+    """The share of each sequence in the value and in every draw; None where there is nothing to draw."""
+    if n == 1 or bootstrap is None:
+        return None
+    return torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), bootstrap.weights))
+
+
+def _pull(
+    unexplained: Float64[Tensor, "sequence head unknown"],
+    right: Float64[Tensor, "sequence head unknown"],
+    design: Design,
+) -> Float64[Tensor, "sequence head part=3 position"]:
+    """How the parts move with the weight of each sequence: (XᵀX)⁻¹ X_bᵀ (s_b - X_b θ)."""
+    n = len(right)
+    pull = design.solve(unexplained.flatten(0, 1), _parts(design), beside=right.sum(0).repeat(n, 1))
+    return settled(pull, design).unflatten(0, (n, -1))
 
 
 def settled(theta: Float64[Tensor, "*stack unknown"], design: Design) -> Float64[Tensor, "*stack part=3 position"]:
@@ -256,38 +302,46 @@ def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, le
 
 def _shape(curves: Float64[Tensor, "draw head part=3 position"], design: Design) -> Stacks:
     """What f_rel looks like: its slope, and how much of it a line, a logarithm and T5's buckets explain."""
-    f_rel, cells = curves[..., 2, :], design.diagonal[2 * design.n : 3 * design.n]
-    distance = torch.arange(design.n)
-    slope = _slope(f_rel, cells)
+    f_rel, cells = curves[..., 2, :], _distance_cells(design)
+    whole = (cells * f_rel.square()).sum(-1)
+    rows = {("seen", "distance", "slope"): -_slope(f_rel, cells)}
+    for name, fitted in _imitations(f_rel, cells).items():
+        rows["seen", "distance", f"{name}_r2"] = 1 - (cells * (f_rel - fitted).square()).sum(-1) / whole
+    return rows
 
-    def explained(fitted: Tensor) -> Tensor:
-        return 1 - (cells * (f_rel - fitted).square()).sum(-1) / (cells * f_rel.square()).sum(-1)
+
+def _distance_cells(design: Design) -> Float64[Tensor, "distance"]:
+    return design.diagonal[2 * design.n : 3 * design.n]
+
+
+def _imitations(
+    f_rel: Float64[Tensor, "draw head distance"], cells: Float64[Tensor, "distance"]
+) -> dict[str, Float64[Tensor, "draw head distance"]]:
+    """What is nearest to f_rel, by least squares over cells, among ALiBi's lines, multiples of ln(1 + d), and T5's
+    biases; f_rel has mean 0 over cells, and so have they."""
 
     def line(x: Float64[Tensor, "distance"]) -> Tensor:
         x = x - (cells * x).sum() / cells.sum()
         return x * ((cells * x * f_rel).sum(-1) / (cells * x.square()).sum())[..., None]
 
-    bucket = t5_bucket(distance)
-    return {
-        ("seen", "distance", "slope"): -slope,
-        ("seen", "distance", "alibi_r2"): explained(line(distance.double())),
-        ("seen", "distance", "logarithm_r2"): explained(line(distance.double().log1p())),
-        ("seen", "distance", "t5_r2"): explained(_by_bucket(f_rel, bucket, cells)[..., bucket]),
-    }
+    distance = torch.arange(f_rel.shape[-1])
+    t5 = _by_bucket(f_rel, cells)[..., t5_bucket(distance)]
+    return {"alibi": line(distance.double()), "logarithm": line(distance.double().log1p()), "t5": t5}
 
 
-def _by_bucket(f_rel: Tensor, bucket: Tensor, cells: Tensor) -> Float64[Tensor, "draw head bucket"]:
-    """The mean of f_rel over the cells of each bucket."""
-    index = bucket.expand(f_rel.shape)
+def _by_bucket(f_rel: Float64[Tensor, "draw head distance"], cells: Float64[Tensor, "distance"]) -> Tensor:
+    """The mean of f_rel over the cells of each of T5's buckets, "draw head bucket"."""
+    bucket = t5_bucket(torch.arange(len(cells)))
     total = f_rel.new_zeros(*f_rel.shape[:-1], int(bucket[-1]) + 1)
-    return total.scatter_add(-1, index, f_rel * cells) / total.scatter_add(-1, index, cells.expand(f_rel.shape))
+    sums = total.scatter_add(-1, bucket.expand(f_rel.shape), f_rel * cells)
+    return sums / total.scatter_add(-1, bucket.expand(f_rel.shape), cells.expand(f_rel.shape))
 
 
 def _curves(curves: Float64[Tensor, "draw head part=3 position"], design: Design) -> dict[str, Tensor]:
-    distance = torch.arange(design.n)
-    cells = design.diagonal[2 * design.n : 3 * design.n]
-    named = {CURVES[part]: curves[..., p, :] for p, part in enumerate(PARTS)}
-    return named | {"t5_bucket": _by_bucket(curves[..., 2, :], t5_bucket(distance), cells)}
+    cells, f_rel = _distance_cells(design), curves[..., 2, :]
+    parts = {CURVES[part]: curves[..., p, :] for p, part in enumerate(PARTS)}
+    imitations = {f"f_rel_{name}": fitted for name, fitted in _imitations(f_rel, cells).items() if name != "logarithm"}
+    return parts | imitations | {"t5_bucket": _by_bucket(f_rel, cells)}
 
 
 def _collected(

@@ -8,7 +8,7 @@ fitted exactly at lengths at which no T × T matrix fits.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,11 @@ class ScoreSums:
             cumulative = b.cumsum(-1)
             sums = sums + torch.stack((cumulative.flip(-1), cumulative, b * seen), dim=-2)
         return cls(sums[None].cpu(), squares[None].cpu())
+
+    @classmethod
+    def together(cls, parts: Sequence["ScoreSums"]) -> "ScoreSums":
+        """Those of several sequences of one length."""
+        return cls(torch.cat([part.sums for part in parts]), torch.cat([part.squares for part in parts]))
 
 
 def _of_head(q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_head"]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe.attention import split_queries_and_keys, split_scores
+from probe.attention import split_long_context, split_scores, split_sums
+from probe.attention.bootstrap import Bootstrap
+from probe.attention.score_sums import ScoreSums
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
 from probe.tracing import SCORES, Trace, block_site, trace
@@ -241,31 +243,47 @@ def test_intervals_of_shares_hold_the_truth_and_narrow():
 # ---- from queries and keys
 
 
-@pytest.mark.parametrize("n", [2, 7, 300])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_queries_and_keys_give_what_their_scores_give(n, with_bias):
-    q, k = normal(4, n, 8), normal(2, n, 8, seed=1)
-    bias = -alibi_slopes(4)[:, None] * torch.arange(n + 3) if with_bias else None
-    scores = 0.3 * q @ k.repeat_interleave(2, dim=0).mT
-    if with_bias:
-        scores = scores + by_distance(bias[:, :n])
-    dense = split_scores(scores_trace(scores[None]))
-    streamed = split_queries_and_keys({0: (q, k, 0.3, bias)})
+def of_queries_and_keys(*inputs, draws=None):
+    return split_sums({0: ScoreSums.together([ScoreSums.of_queries_and_keys(*each) for each in inputs])}, draws)
+
+
+def assert_same(dense, streamed, atol=1e-9):
     for a, b in ((dense.shares, streamed.shares), (dense.curves, streamed.curves)):
         keys = [c for c in a.columns if c not in ("value", "low", "high")]
         both = b.merge(a, on=keys, how="left", validate="1:1")
-        np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-9)
+        for column in ("value", "low", "high"):
+            np.testing.assert_allclose(both[f"{column}_x"], both[f"{column}_y"], atol=atol)
+
+
+@pytest.mark.parametrize("n", [2, 7, 300])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_queries_and_keys_give_what_their_scores_give(n, with_bias):
+    bias = -alibi_slopes(4)[:, None] * torch.arange(n + 3) if with_bias else None
+    inputs = [(normal(4, n, 8, seed=2 * b), normal(2, n, 8, seed=2 * b + 1), 0.3, bias) for b in range(3)]
+    scores = torch.stack([0.3 * q @ k.repeat_interleave(2, dim=0).mT for q, k, *_ in inputs])
+    if with_bias:
+        scores = scores + by_distance(bias[:, :n])
+    assert_same(split_scores(scores_trace(scores[:1])), of_queries_and_keys(inputs[0]))
+    draws = Bootstrap.draw(3, 50, 0.95, 0)
+    assert_same(split_scores(scores_trace(scores), n_bootstrap=50), of_queries_and_keys(*inputs, draws=draws))
+
+
+@pytest.mark.parametrize("encoding", ["none", "alibi", "t5", "rotary"])
+def test_a_model_is_split_without_its_scores(encoding, make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding=encoding), random_tokens(5, 24)
+    assert_same(split_scores(trace(decoder, tokens, [SCORES])), split_long_context(decoder, tokens), atol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_split_of_32768_tokens_in_little_memory():
     script = """
 import resource, torch
-from probe.attention import split_queries_and_keys
+from probe.attention import split_sums
+from probe.attention.score_sums import ScoreSums
 g = torch.Generator().manual_seed(0)
 q, k = torch.randn(8, 32768, 64, generator=g), torch.randn(8, 32768, 64, generator=g)
 slopes = 2.0 ** -torch.arange(1, 9)
-split = split_queries_and_keys({0: (q, k, 0.0, -slopes[:, None] * torch.arange(32768))})
+split = split_sums({0: ScoreSums.of_queries_and_keys(q, k, 0.0, -slopes[:, None] * torch.arange(32768))})
 found = split.shares[split.shares["metric"] == "slope"]["value"].to_numpy()
 assert abs(found / slopes.numpy() - 1).max() < 1e-6, found
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -288,10 +306,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             lambda: split_scores(scores_trace(normal(1, 1, 4, 4), tokens=torch.arange(4)[None]), "pair"),
             "at least 4 cells a pair",
         ),
-        (lambda: split_queries_and_keys({0: (normal(1, 1, 2), normal(1, 1, 2), 1.0, None)}), "at least 2 tokens"),
-        (lambda: split_queries_and_keys({0: (normal(3, 5, 2), normal(2, 5, 2), 1.0, None)}), "dividing"),
-        (lambda: split_queries_and_keys({0: (normal(1, 5, 2) * math.nan, normal(1, 5, 2), 1.0, None)}), "finite"),
-        (lambda: split_queries_and_keys({0: (normal(1, 5, 2), normal(1, 5, 2), 1.0, normal(1, 4))}), "5 distances"),
+        (lambda: of_queries_and_keys((normal(1, 1, 2), normal(1, 1, 2), 1.0)), "at least 2 tokens"),
+        (lambda: of_queries_and_keys((normal(3, 5, 2), normal(2, 5, 2), 1.0)), "dividing"),
+        (lambda: of_queries_and_keys((normal(1, 5, 2) * math.nan, normal(1, 5, 2), 1.0)), "finite"),
+        (lambda: of_queries_and_keys((normal(1, 5, 2), normal(1, 5, 2), 1.0, normal(1, 4))), "5 distances"),
+        (lambda: of_queries_and_keys((torch.zeros(1, 5, 2), normal(1, 5, 2), 1.0)), "must vary"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -1,0 +1,53 @@
+"""Patterns in fewer cells: what a figure can show of a context of thousands of tokens."""
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+BINS = 128  # of a pooled map on each side
+
+# Numbers in a block of rows of the pattern (16 MiB in float32).
+_BLOCK = 2**22
+
+
+def bin_starts(n: int, bins: int = BINS) -> Int[Tensor, "bin"]:
+    """The first position of each bin: n positions in at most that many bins of equal size, give or take one."""
+    bins = min(n, bins)
+    return (torch.arange(bins) * n + bins - 1) // bins
+
+
+def pool(pattern: Float[Tensor, "*stack query key"], bins: int = BINS) -> Float[Tensor, "*stack query_bin key_bin"]:
+    """Entry (a, b) is the mass that a query of bin a pays to all keys of bin b, the mean over the queries of the bin.
+    Rows that sum to 1 go on doing so; with as many bins as positions nothing changes."""
+    n = pattern.shape[-1]
+    bins = min(n, bins)
+    index = torch.arange(n, device=pattern.device) * bins // n
+    by_key = pattern.new_zeros(*pattern.shape[:-1], bins).index_add_(-1, index, pattern)
+    total = by_key.new_zeros(*by_key.shape[:-2], bins, bins).index_add_(-2, index, by_key)
+    return total / torch.bincount(index, minlength=bins)[:, None]
+
+
+def pooled_pattern(
+    q: Float[Tensor, "head query d_head"],
+    k: Float[Tensor, "kv_head query d_head"],
+    scale: float,
+    bias: Float[Tensor, "head distance"] | None = None,
+    bins: int = BINS,
+) -> Float64[Tensor, "head query_bin key_bin"]:
+    """``pool`` of the pattern softmax_{i ≤ t}(scale q_t·k_i + bias[t - i]), some rows of it at a time: O(T) memory."""
+    n_heads, n, d_head = q.shape
+    bins = min(n, bins)
+    index = torch.arange(n, device=q.device) * bins // n
+    total = torch.zeros(n_heads, bins, bins, dtype=torch.float64, device=q.device)
+    step = max(1, _BLOCK // (n_heads * n))
+    for start in range(0, n, step):
+        end = min(start + step, n)
+        rows = q[:, start:end].reshape(len(k), -1, d_head) @ k[:, :end].transpose(1, 2)
+        rows = rows.view(n_heads, end - start, end) * scale
+        distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(end, device=q.device)
+        if bias is not None:
+            rows = rows + bias.to(rows)[:, distance.clamp(min=0)]
+        rows = rows.masked_fill(distance < 0, -torch.inf).softmax(-1)
+        by_key = rows.new_zeros(n_heads, end - start, bins).index_add_(-1, index[:end], rows)
+        total.index_add_(1, index[start:end], by_key.double())
+    return (total / torch.bincount(index, minlength=bins)[:, None]).cpu()
