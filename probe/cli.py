@@ -59,6 +59,26 @@ def _parser() -> argparse.ArgumentParser:
     level.add_argument("--full", dest="level", action="store_const", const="full", help="to every claim's limit")
     verify.add_argument("--json", action="store_true", help="rows as JSON lines")
 
+    compare = commands.add_parser("compare", help="attention of decoders: templates, split of scores, distances")
+    compare.set_defaults(run=_compare)
+    compare.add_argument("--folder", default="runs/compare", help="where rows and report go (default: %(default)s)")
+    census = commands.add_parser("census", help="label every head and say what it is used for")
+    census.set_defaults(run=_census)
+    census.add_argument("--head-detector", action="store_true", help="TransformerLens's scores beside them")
+    census.add_argument("--json", action="store_true", help="rows as JSON lines")
+    for command in (compare, census):
+        command.add_argument(
+            "models",
+            nargs="+",
+            metavar="MODEL",
+            help="a study's folder (all of its models), a checkpoint's folder, or NAME=FOLDER,… (seeds of one model)",
+        )
+        command.add_argument("--tokens", metavar="FILE", help="token ids, .npy (default: a task's held-out sequences)")
+        command.add_argument("--preset", default="default")
+        command.add_argument("--config", metavar="FILE", help="a study's JSON file")
+        _add_device(command)
+        _add_study_options(command, only=("task", "task_options", "trace_sequences", "trace_length", "seed"))
+
     training = commands.add_parser("train", help="train one decoder (also under `accelerate launch -m probe`)")
     training.set_defaults(run=_train)
     training.add_argument("--folder", required=True, help="where the run goes")
@@ -66,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--preset", default="default")
     training.add_argument("--config", metavar="FILE", help="a study's JSON file")
     _add_device(training)
-    _add_study_options(training, without=("encodings", "load", "trace_sequences", "trace_length", "verify_lengths"))
+    _add_study_options(
+        training, without=("encodings", "load", "seeds", "trace_sequences", "trace_length", "verify_lengths")
+    )
     return parser
 
 
@@ -104,6 +126,7 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     tuple[int, ...]: (_integers, "N,…"),
     dict[str, Any]: (_pairs, "NAME=VALUE,…"),
     dict[str, str]: (_pairs, "NAME=VALUE,…"),
+    dict[str, int]: (_pairs, "NAME=N,…"),
 }
 
 
@@ -120,11 +143,15 @@ def _option_groups() -> dict[str, type]:
 _NOT_OPTIONS = {"": ("model", "training"), "model": ("d_vocab", "encoding"), "training": ("seed",)}
 
 
-def _add_study_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+def _add_study_options(
+    parser: argparse.ArgumentParser, without: Sequence[str] = (), only: Sequence[str] | None = None
+) -> None:
     for key, cls in _option_groups().items():
+        if only is not None and key:
+            continue
         group = parser.add_argument_group(key or "study")
         for field, kind in typing.get_type_hints(cls).items():
-            if field in _NOT_OPTIONS[key] or field in without:
+            if field in _NOT_OPTIONS[key] or field in without or (only is not None and field not in only):
                 continue
             if isinstance(kind, types.UnionType):  # "int | None": what can be said is the int
                 kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
@@ -136,13 +163,13 @@ def _add_study_options(parser: argparse.ArgumentParser, without: Sequence[str] =
                 group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, type=read, metavar=metavar)
 
 
-def _study_config(options: argparse.Namespace):
-    """Preset, then file, then flags; each overrides what came before it, key by key."""
+def _study_config(options: argparse.Namespace, study=None):
+    """Preset (or a study that there is), then file, then flags; each overrides what came before it, key by key."""
     from probe.study import PRESETS, StudyConfig
 
     if options.preset not in PRESETS:
         raise unknown_name("preset", options.preset, PRESETS)
-    preset = PRESETS[options.preset]
+    preset = study or PRESETS[options.preset]
     values = dataclasses.asdict(preset)
     file = {} if options.config is None else read_json_object(Path(options.config))
     for name, value in file.items():
@@ -168,6 +195,51 @@ def _study(options: argparse.Namespace) -> int:
     with _bars(config.training.steps) as (say, on_log):
         run_study(config, folder, device=options.device, jobs=options.jobs, say=say, on_log=on_log)
     print(folder / "report.html")
+    return 0
+
+
+def _models_and_tokens(options: argparse.Namespace):
+    """The models by name, the sequences on which they are looked at, and a seed."""
+    from probe.device import find_device
+    from probe.study import StudyData, TracedSequences
+    from probe.study.checkpoints import find_checkpoints, load_all, read_tokens
+
+    checkpoints, study = find_checkpoints(options.models)
+    config = _study_config(options, study)
+    if options.tokens is None:
+        traced = StudyData.of(config).traced(config)
+    else:
+        traced = TracedSequences(read_tokens(options.tokens))
+    return load_all(checkpoints, str(find_device(options.device))), traced, config.seed
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from probe.study.checkpoints import compare_checkpoints
+
+    models, traced, seed = _models_and_tokens(options)
+    folder = Path(options.folder)
+    compare_checkpoints(models, traced, folder, seed=seed, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(folder / "report.html")
+    return 0
+
+
+def _census(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from probe.attention import census, census_table
+
+    models, (tokens, scored), seed = _models_and_tokens(options)
+    rows = []
+    for name, decoders in models.items():
+        for replica, decoder in enumerate(decoders):
+            counted = census(decoder, tokens, scored=scored, head_detector=options.head_detector, seed=seed)
+            rows.append(counted.assign(model=name, replica=replica))
+    found = pd.concat(rows, ignore_index=True)
+    found = found[["model", "replica", *(c for c in found.columns if c not in ("model", "replica"))]]
+    if options.json:
+        print(found.to_json(orient="records", lines=True, double_precision=15), end="")
+    else:
+        print(census_table(found).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
     return 0
 
 
@@ -225,7 +297,7 @@ def _verify(options: argparse.Namespace) -> int:
         options.names or None, lengths=options.lengths, dtypes=dtypes, level=options.level or "default"
     )
     if options.json:
-        print(rows.to_json(orient="records", lines=True), end="")
+        print(rows.to_json(orient="records", lines=True, double_precision=15), end="")
     else:
         print(rows.to_string(index=False, columns=_VERIFY_COLUMNS, na_rep="-", float_format=lambda x: f"{x:.3g}"))
     return 0 if rows["holds"].all() else 1

@@ -10,6 +10,7 @@ import torch
 from probe.errors import ProbeError
 from probe.models import checkpoint
 from probe.study import PRESETS, StudyConfig, run_study
+from probe.study.stages import PAIR_STAGES, ROW_STAGES
 from probe.training import TrainingConfig
 
 SMALL = StudyConfig(
@@ -36,7 +37,7 @@ def test_side_by_side_is_one_after_the_other(study, tmp_path):
     )
     pd.testing.assert_frame_equal(side_by_side, rows)
     assert sorted(line.split(":")[0] for line in said[:4]) == ["alibi", "constructions", "none", "t5"]
-    assert {e for e, _ in seen} == set(SMALL.encodings) and all(entry["step"] == 40 for _, entry in seen[-3:])
+    assert {e for e, _ in seen} == {*SMALL.encodings, "none-1"} and all(entry["step"] == 40 for _, entry in seen[-3:])
 
 
 @pytest.fixture(scope="session")
@@ -60,13 +61,16 @@ def test_the_folder_holds_what_is_promised(study):
 def test_every_row_carries_its_keys(study):
     folder, rows, _ = study
     pd.testing.assert_frame_equal(rows, pd.read_parquet(folder / "rows.parquet"))
-    assert set(rows["measurement"]) == {"accuracy", "probe", "templates", "model_distance", "construction"}
-    of_models = rows[rows["measurement"].isin(["accuracy", "probe", "templates"])]
+    of_models = rows[rows["measurement"].isin(ROW_STAGES)]
+    assert set(rows["measurement"]) == {*ROW_STAGES, *PAIR_STAGES, "construction"}
     assert of_models["encoding"].isin(SMALL.encodings).all()
-    assert of_models[["task", "seed", "metric", "value", "low", "high"]].notna().all().all()
+    assert of_models[["task", "seed", "metric", "value"]].notna().all().all()
+    intervals = of_models[of_models["scope"] != "mean"]  # what is of mean scores has none
+    assert intervals[["low", "high"]].notna().all().all()
     assert set(rows[rows["measurement"] == "probe"]["control"]) == {"none", "untrained", "embedding", "shuffled"}
     pairs = rows[(rows["measurement"] == "model_distance") & (rows["scope"] == "mean")]
-    assert len(pairs) == 2 * 3  # three pairs, trained and untrained
+    # Three pairs and two seeds of NoPE, trained and untrained, by the nearest heads and by matched ones.
+    assert len(pairs) == 2 * 2 * 4
     finite = rows[rows["measurement"] != "construction"]
     assert np.isfinite(finite["value"].astype(float)).all()
     assert rows[rows["measurement"] == "construction"]["holds"].all()
@@ -78,9 +82,48 @@ def test_a_trained_t5_is_compared_with_its_own_table(study):
     assert set(of_t5["encoding"]) == {"t5"}
 
 
+def test_every_model_is_compared_with_the_learned_t5_table(study):
+    _, rows, _ = study
+    table = rows[rows["measurement"] == "trained_t5"]
+    assert set(table["encoding"]) == set(SMALL.encodings) and set(table["table"]) == {"t5"}
+    own = rows[(rows["measurement"] == "templates") & (rows["template"] == "t5") & (rows["control"] == "none")]
+    again = table[(table["encoding"] == "t5") & (table["control"] == "none")]
+    np.testing.assert_array_equal(own["value"], again["value"])
+
+
+def test_further_seeds_are_on_the_diagonal_and_among_the_nulls(study):
+    folder, rows, _ = study
+    assert (folder / "models" / "none-1" / "final").is_dir()
+    accuracy = rows[(rows["measurement"] == "accuracy") & (rows["encoding"] == "none")]
+    assert set(accuracy["seed"]) == {SMALL.seed, SMALL.seed + 1}
+    pairs = rows[(rows["measurement"] == "model_distance") & (rows["scope"] == "mean")]
+    diagonal = pairs[pairs["model_a"] == pairs["model_b"]]
+    assert set(diagonal["model_a"]) == {"none"} and (diagonal["value"] > 0).all()
+    templates = rows[(rows["measurement"] == "templates") & (rows["control"] == "none")]
+    assert templates.groupby("encoding")["null_seed"].agg(lambda x: x.notna().all()).to_dict() == {
+        "none": True,
+        "t5": False,
+        "alibi": False,
+    }
+
+
+def test_heads_are_counted_and_scores_are_split(study):
+    _, rows, _ = study
+    census = rows[rows["measurement"] == "census"]
+    heads = census.drop_duplicates(["encoding", "control", "layer", "head"])
+    assert len(heads) == 3 * 2 * 4 and set(heads["control"]) == {"none", "untrained"}
+    assert (heads[heads["control"] == "untrained"]["used_for"] == "not ablated").all()
+    shares = rows[(rows["measurement"] == "split") & (rows["metric"] == "share")]
+    sums = shares.groupby(["encoding", "control", "scope", "layer", "head"])["value"].sum()
+    np.testing.assert_allclose(sums, 1)
+    slopes = rows[(rows["measurement"] == "split") & (rows["metric"] == "slope") & (rows["encoding"] == "alibi")]
+    by_head = slopes.groupby("head")["value"].mean()
+    assert by_head[0] > by_head[1]  # ALiBi's slopes of two heads, 2^-4 and 2^-8
+
+
 def test_models_start_from_weights_of_their_own(study):
-    seeds = {SMALL.training_of(encoding).seed for encoding in SMALL.encodings}
-    assert len(seeds) == 3
+    seeds = {SMALL.training_of(encoding, r).seed for encoding in SMALL.encodings for r in range(2)}
+    assert len(seeds) == 6
     folder, _, _ = study
     a, b = (checkpoint.load(folder / "models" / e / "final") for e in ("none", "alibi"))
     # 40 steps move weights little: were the starts the same, these would correlate almost perfectly.
@@ -120,6 +163,10 @@ def test_the_report_says_what_was_found(study):
         "NoPE is nearest to",
         "Position is read from the last layer",
         "constructions",
+        "Attention beside its templates",
+        "absolute bias on keys",
+        "Census of heads",
+        "Models compared",
         "torch",
         "learning_rate",
     ):
@@ -127,7 +174,7 @@ def test_the_report_says_what_was_found(study):
     accuracy = rows[(rows["measurement"] == "accuracy") & rows["length"].isna() & (rows["split"] == "validation")]
     for value in accuracy["value"]:
         assert f"{value:.3f}" in text
-    assert len(page) < 6_000_000
+    assert len(page) < 5_000_000
 
 
 def test_decoders_can_be_loaded_instead_of_trained(study, tmp_path):
@@ -138,7 +185,7 @@ def test_decoders_can_be_loaded_instead_of_trained(study, tmp_path):
     assert not (tmp_path / "loaded" / "models").exists()
 
     def accuracy(r):
-        kept = r[(r["measurement"] == "accuracy") & r["encoding"].isin(["none", "t5"])]
+        kept = r[(r["measurement"] == "accuracy") & r["encoding"].isin(["none", "t5"]) & (r["seed"] == SMALL.seed)]
         return kept[["encoding", "length", "value"]].reset_index(drop=True)
 
     pd.testing.assert_frame_equal(accuracy(loaded), accuracy(rows))

@@ -1,28 +1,35 @@
 """Rows -> figures -> page."""
 
+from probe.report.attention import (
+    attention_maps,
+    census_grid,
+    census_losses,
+    distance_matrix,
+    entropy_by_query,
+    f_rel_curves,
+    template_distances,
+)
 from probe.report.constructions import (
     construction_errors,
     construction_matrices,
     construction_portrait,
     learned_heads,
 )
-from probe.report.figures import (
-    accuracy_by_length,
-    attention_maps,
-    distance_matrix,
-    probe_by_site,
-    template_distances,
-)
+from probe.report.figures import accuracy_by_length, probe_by_site
 from probe.report.page import Section, render_page
 
 __all__ = [
     "Section",
     "accuracy_by_length",
     "attention_maps",
+    "census_grid",
+    "census_losses",
     "construction_errors",
     "construction_matrices",
     "construction_portrait",
     "distance_matrix",
+    "entropy_by_query",
+    "f_rel_curves",
     "learned_heads",
     "probe_by_site",
     "render_page",

@@ -1,7 +1,5 @@
 """Rows -> figures. Every function takes tidy rows and returns a ``plotly.graph_objects.Figure``; none writes a file."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -126,146 +124,15 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.35})
 
 
-def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
-    """Each head's mean pattern, its template, and their difference, side by side.
-
-    Rows: layer, head, template, query, key, pattern, template_pattern, distance (natural logarithm; one value a head).
-    ``labels`` name the positions where all sequences hold the same tokens.
-    """
-    rows = some(rows, "attention maps")
-    heads = list(rows.groupby(["layer", "head"], sort=True))
-    titles = []
-    for (layer, head), part in heads:
-        first = part.iloc[0]
-        titles += [
-            f"layer {layer}, head {head}",
-            f"{plain(first['template'])} ({first['distance']:.3f})",
-            "difference",
-        ]
-    figure = make_subplots(
-        rows=len(heads),
-        cols=3,
-        subplot_titles=titles,
-        horizontal_spacing=0.04,
-        vertical_spacing=min(0.11, 0.33 / len(heads)),
-    )
-    for row, (_, part) in enumerate(heads, start=1):
-        pattern, template = matrix(part, "pattern"), matrix(part, "template_pattern")
-        for column, (z, axis) in enumerate(
-            [(pattern, "coloraxis"), (template, "coloraxis"), (pattern - template, "coloraxis2")], start=1
-        ):
-            figure.add_heatmap(
-                z=z,
-                x=labels,
-                y=labels,
-                coloraxis=axis,
-                row=row,
-                col=column,
-                hovertemplate="query %{y}, key %{x}: %{z:.3f}<extra></extra>",
-            )
-            figure.update_yaxes(autorange="reversed", row=row, col=column)
-        figure.update_yaxes(title="query", row=row, col=1)
-    for column in (1, 2, 3):
-        figure.update_xaxes(title="key", row=len(heads), col=column)
-    largest = float((rows["pattern"] - rows["template_pattern"]).abs().max()) or 1.0
-    return figure.update_layout(
-        **LAYOUT,
-        height=90 + 275 * len(heads),
-        coloraxis={
-            "colorscale": ATTENTION_SCALE,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": "attention", "len": 0.45, "y": 0.78},
-        },
-        coloraxis2={
-            "colorscale": "RdBu",
-            "reversescale": True,
-            "cmin": -largest,
-            "cmax": largest,
-            "colorbar": {"title": "difference", "len": 0.45, "y": 0.25},
-        },
-    )
-
-
-def template_distances(rows: pd.DataFrame) -> go.Figure:
-    """How far each head lies from each template: a point a head, a panel an encoding, untrained models in grey.
-
-    Rows: encoding, control, layer, head, template, value, low, high.
-    """
-    rows = some(rows, "template distances")
-    encodings = list(dict.fromkeys(rows["encoding"]))
-    figure = make_subplots(
-        cols=len(encodings),
-        shared_yaxes=True,
-        subplot_titles=[plain(e) for e in encodings],
-        horizontal_spacing=0.015,
-    )
-    for column, encoding in enumerate(encodings, start=1):
-        for control, part in rows[rows["encoding"] == encoding].groupby("control", sort=False):
-            trained = control == "none"
-            figure.add_scatter(
-                x=part["value"].tolist(),
-                y=part["template"].map(plain).tolist(),
-                mode="markers",
-                name=CONTROL_LABELS.get(control, control),
-                legendgroup=control,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-                marker={
-                    "color": colour(encoding) if trained else "#999999",
-                    "symbol": "circle" if trained else "line-ns-open",
-                    "size": 7 if trained else 9,
-                    "opacity": 0.6,
-                },
-                text=[
-                    f"layer {r.layer}, head {r.head}: {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]"
-                    for r in part.itertuples()
-                ],
-                hovertemplate="%{text}<extra>" + plain(CONTROL_LABELS.get(control, control)) + "</extra>",
-            )
-    figure.update_xaxes(rangemode="tozero")
-    return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.15})
-
-
-def distance_matrix(rows: pd.DataFrame) -> go.Figure:
-    """The distance between every two models, with its interval; 0 on the diagonal by definition.
-
-    Rows: model_a, model_b, value, low, high; each pair once, in either order.
-    """
-    rows = some(rows, "model distances")
-    models = list(dict.fromkeys([*rows["model_a"], *rows["model_b"]]))
-    z = pd.DataFrame(0.0, index=models, columns=models)
-    text = pd.DataFrame("", index=models, columns=models)
-    for r in rows.itertuples():
-        for a, b in ((r.model_a, r.model_b), (r.model_b, r.model_a)):
-            z.loc[a, b] = r.value
-            text.loc[a, b] = f"{r.value:.3f}<br>[{r.low:.3f}, {r.high:.3f}]"
-    names = [plain(m) for m in models]
-    figure = go.Figure(
-        go.Heatmap(
-            z=z.to_numpy(),
-            x=names,
-            y=names,
-            text=text.to_numpy(),
-            texttemplate="%{text}",
-            colorscale="Blues",
-            zmin=0,
-            hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
-            colorbar={"title": "distance"},
-        )
-    )
-    figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(**LAYOUT, height=110 + 75 * len(models))
-
-
 def short_site(site: str) -> str:
     """``blocks.0.hook_resid_post`` -> ``0.resid_post``."""
     return site.removeprefix("blocks.").replace("hook_", "")
 
 
 def matrix(part: pd.DataFrame, value: str) -> np.ndarray:
-    matrix = part.pivot(index="query", columns="key", values=value).to_numpy(dtype=float)
+    matrix = part.pivot(index="query", columns="key", values=value).to_numpy(
+        dtype=np.float32
+    )  # all that an eye can see
     return np.where(np.tri(*matrix.shape, dtype=bool), matrix, np.nan)  # the future is left blank
 
 

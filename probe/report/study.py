@@ -7,34 +7,33 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import figures
+from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, interval, null_table, of
 from probe.report.constructions import construction_errors
 from probe.report.page import Section, render_page
 
 IN_DISTRIBUTION, LONGER = "validation", "test"
-DISTANCE = "jensen_shannon"
 
 
-def study_figures(rows: pd.DataFrame, maps: Mapping[str, pd.DataFrame], train_length: int) -> dict[str, go.Figure]:
+def study_figures(
+    rows: pd.DataFrame,
+    maps: Mapping[str, pd.DataFrame],
+    curves: Mapping[str, pd.DataFrame],
+    train_length: int,
+) -> dict[str, go.Figure]:
     """All figures of a study by name.
 
-    ``rows`` are those of ``rows.parquet``, ``maps[encoding]`` the attention maps of a model.
+    ``rows`` are those of ``rows.parquet``; ``maps[encoding]`` and ``curves[encoding]`` a model's attention maps and the
+    curves of its scores' split.
     """
     # Where a length stands in both splits, as it may in tasks whose examples are drawn, the test's is shown.
-    accuracy = _of(rows, "accuracy").sort_values("split").drop_duplicates(["encoding", "length"])
-    found = {
+    accuracy = of(rows, "accuracy").sort_values("split").drop_duplicates(["encoding", "length"])
+    return {
         "accuracy": figures.accuracy_by_length(accuracy, train_length),
-        "probe_r2": figures.probe_by_site(_of(rows, "probe", probe="ridge"), "r2"),
-        "probe_accuracy": figures.probe_by_site(_of(rows, "probe", probe="logistic"), "accuracy"),
-        "template_distances": figures.template_distances(_of(rows, "templates", metric=DISTANCE)),
+        "probe_r2": figures.probe_by_site(of(rows, "probe", probe="ridge"), "r2"),
+        "probe_accuracy": figures.probe_by_site(of(rows, "probe", probe="logistic"), "accuracy"),
+        **attention_figures(rows, maps, curves),
+        "constructions": construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
     }
-    for encoding, heads in maps.items():
-        found[f"attention_{encoding}"] = figures.attention_maps(_closest_head_of_each_layer(heads))
-    pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
-    if not pairs.empty:
-        found["model_distances"] = figures.distance_matrix(pairs[pairs["control"] == "none"])
-        found["model_distances_untrained"] = figures.distance_matrix(pairs[pairs["control"] == "untrained"])
-    found["constructions"] = construction_errors(_of(rows, "construction").rename(columns={"value": "largest_error"}))
-    return found
 
 
 def study_page(
@@ -77,46 +76,8 @@ def study_page(
                 ("Accuracy of the classified position by site.", drawn["probe_accuracy"]),
             ],
         ),
-        Section(
-            "Attention beside its templates",
-            [
-                "For each layer, the head that lies closest to its nearest template: its mean pattern over held-out "
-                "sequences, the template, the difference. Fitted templates were fitted to one half of the sequences "
-                "and every distance measured on the other; the number is the Jensen–Shannon divergence in nats, from 0 "
-                "to ln 2 = 0.693, a mean over sequences and query positions."
-            ],
-            figures=[
-                *(
-                    (f"Encoding: {name.removeprefix('attention_')}.", figure)
-                    for name, figure in drawn.items()
-                    if name.startswith("attention_")
-                ),
-                ("Distance of every head from every template (a point a head).", drawn["template_distances"]),
-            ],
-            tables=[
-                (
-                    "Mean over all heads, in parentheses before training; beside it the fitted parameters of a head.",
-                    template_table(rows),
-                )
-            ],
-        ),
     ]
-    if "model_distances" in drawn:
-        sections.append(
-            Section(
-                "Models compared",
-                [
-                    "As in Kazemnejad et al. 2023, section 5.2: at each layer the smallest Jensen–Shannon divergence "
-                    "over all pairs of heads, then the mean over layers. Brackets: 95 % bootstrap over sequences, the "
-                    "minimum taken anew each time. The paper orders models by their distance from NoPE: T5, ALiBi, "
-                    "then rotary and absolute. The second matrix is the control: the same models before training."
-                ],
-                figures=[
-                    ("Distance between every two trained models, in nats.", drawn["model_distances"]),
-                    ("The same before training.", drawn["model_distances_untrained"]),
-                ],
-            )
-        )
+    sections += attention_sections(rows, drawn)
     sections += [
         Section(
             "Constructions",
@@ -140,39 +101,52 @@ def study_page(
 def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
     """What was done and found, in words."""
     encodings = list(settings["encodings"])
-    accuracy = _of(rows, "accuracy")
+    accuracy = of(rows, "accuracy")
     overall = accuracy[accuracy["length"].isna()].set_index(["encoding", "split"])
     lines = [
         f"{len(encodings)} decoders ({', '.join(encodings)}) on {settings['task']}, seed {settings['seed']}: "
         f"{_size(settings)}."
     ]
     for split, what in ((IN_DISTRIBUTION, "In distribution"), (LONGER, "On the test set")):
-        said = [f"{e} {_interval(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
+        said = [f"{e} {interval(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
         if said:
             lines.append(f"{what}, exact match is {', '.join(said)}.")
-    ridge = _of(rows, "probe", probe="ridge", metric="r2")
+    ridge = of(rows, "probe", probe="ridge", metric="r2")
     last = ridge[ridge["site"].map(_depth) == ridge["site"].map(_depth).max()].set_index(["encoding", "control"])
     said = [
-        f"{e} {_interval(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
+        f"{e} {interval(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
         f"{last.loc[(e, 'embedding'), 'value']:.3f})"
         for e in encodings
     ]
     lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
     if "none" in encodings and len(encodings) > 1:
         lines.append(f"In its attention patterns NoPE is nearest to: {_nearest_to_nope(rows)} (nats; one seed each).")
-    claims = _of(rows, "construction")
+    lines.append(_position_in_attention(rows, encodings))
+    claims = of(rows, "construction")
     holds = int(claims["holds"].astype(bool).sum())
     lines.append(f"Of the hand-built constructions' {len(claims)} checks, {holds} hold.")
     return lines
 
 
+def _position_in_attention(rows: pd.DataFrame, encodings: Sequence[str]) -> str:
+    """How much of attention position explains at all, which is what a nearness to a template has to be read beside."""
+    explained = null_table(rows).set_index("encoding")["explained"]
+    split = of(rows, "split", control="none", scope="seen", part="distance", metric="toeplitz_r2")
+    toeplitz = split.groupby("encoding")["value"].mean()
+    said = [f"{e} {explained[e]:.0%} and {toeplitz[e]:.0%}" for e in encodings]
+    return (
+        "How much of attention position explains (of the divergence from uniform, by each head's best template; of the "
+        f"scores' variance within rows, by f_rel; means over heads): {', '.join(said)}. The rest is content."
+    )
+
+
 def _nearest_to_nope(rows: pd.DataFrame) -> str:
-    pairs = _of(rows, "model_distance", metric=DISTANCE, scope="mean")
-    pairs = pairs[(pairs["model_a"] == "none") | (pairs["model_b"] == "none")].sort_values("value")
+    pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum")
+    pairs = pairs[(pairs["model_a"] == "none") ^ (pairs["model_b"] == "none")].sort_values("value")
     other = pairs["model_a"].where(pairs["model_a"] != "none", pairs["model_b"])
     untrained = pairs[pairs["control"] == "untrained"].set_index(other[pairs["control"] == "untrained"])["value"]
     said = [
-        f"{name} {_interval(pair)} (untrained {untrained[name]:.3f})"
+        f"{name} {interval(pair)} (untrained {untrained[name]:.3f})"
         for name, pair in zip(other, pairs.to_dict("records"), strict=True)
         if pair["control"] == "none"
     ]
@@ -180,7 +154,7 @@ def _nearest_to_nope(rows: pd.DataFrame) -> str:
 
 
 def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
-    accuracy = _of(rows, "accuracy")
+    accuracy = of(rows, "accuracy")
     overall = accuracy[accuracy["length"].isna()]
     names = {IN_DISTRIBUTION: "in distribution", LONGER: "test"}
     return pd.DataFrame(
@@ -195,31 +169,9 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def template_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean distance over heads, a row a template, a column an encoding; the untrained model's in parentheses."""
-    templates = _of(rows, "templates", metric=DISTANCE)
-    mean = templates.pivot_table(
-        index=["template", "n_parameters"], columns=["encoding", "control"], values="value", sort=False
-    )
-    mean = mean.sort_values(mean.columns[0])
-    table = pd.DataFrame(
-        {
-            encoding: [
-                ""
-                if pd.isna(row[encoding, "none"])
-                else f"{row[encoding, 'none']:.3f} ({row[encoding, 'untrained']:.3f})"
-                for _, row in mean.iterrows()
-            ]
-            for encoding in mean.columns.get_level_values(0).unique()
-        }
-    )
-    names = mean.index.to_frame(index=False).astype({"n_parameters": int})
-    return pd.concat([names.rename(columns={"n_parameters": "parameters"}), table], axis=1)
-
-
 def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a construction: what it claims, to what length it was checked here, and in how many checks it holds."""
-    claims = _of(rows, "construction").rename(columns={"value": "largest_error"})
+    claims = of(rows, "construction").rename(columns={"value": "largest_error"})
     share = claims["largest_error"] / claims["tolerance"].where(claims["tolerance"] > 0)
     claims = claims.assign(share=share.fillna(claims["largest_error"] * float("inf")).fillna(0.0))
     return pd.DataFrame(
@@ -238,24 +190,8 @@ def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
-    kept = rows[rows["measurement"] == measurement]
-    for column, value in where.items():
-        kept = kept[kept[column] == value] if column in kept else kept[:0]
-    return kept
-
-
-def _closest_head_of_each_layer(heads: pd.DataFrame) -> pd.DataFrame:
-    one = heads.drop_duplicates(["layer", "head"]).sort_values("distance").drop_duplicates("layer")
-    return heads.merge(one[["layer", "head"]], on=["layer", "head"])
-
-
 def _depth(site: str) -> int:
     return int(site.split(".")[1]) if site.startswith("blocks.") else -1
-
-
-def _interval(row: Mapping[str, Any] | pd.Series) -> str:
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _size(settings: Mapping[str, Any]) -> str:

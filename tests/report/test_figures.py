@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from probe.errors import ProbeError
-from probe.report import construction_errors, figures, learned_heads
+from probe.report import attention, construction_errors, figures, learned_heads
 
 
 def test_accuracy_is_drawn_as_it_is(accuracy_rows):
@@ -41,7 +41,7 @@ def test_probe_scores_stand_beside_their_controls(probe_rows):
 
 
 def test_attention_maps_hold_pattern_template_and_difference(map_rows, traces):
-    figure = figures.attention_maps(map_rows)
+    figure = attention.attention_maps(map_rows)
     assert len(figure.data) == 2 * 2 * 3
     pattern, template, difference = (np.asarray(figure.data[i].z, dtype=float) for i in range(3))
     wanted = traces["none"].pattern(0)[6:, 0].mean(0).numpy()
@@ -53,16 +53,18 @@ def test_attention_maps_hold_pattern_template_and_difference(map_rows, traces):
     assert figure.layout.coloraxis2.cmax == -figure.layout.coloraxis2.cmin > 0
 
 
-def test_a_distance_matrix_is_symmetric_with_zero_diagonal(pair_rows):
-    figure = figures.distance_matrix(pair_rows)
+def test_a_distance_matrix_is_symmetric_and_shows_seeds_on_its_diagonal(pair_rows):
+    seeds = pd.DataFrame([{"model_a": "none", "model_b": "none", "value": 0.01, "low": 0.0, "high": 0.02}])
+    figure = attention.distance_matrix(pd.concat([pair_rows, seeds], ignore_index=True))
     z = np.asarray(figure.data[0].z, dtype=float)
     np.testing.assert_array_equal(z, z.T)
-    np.testing.assert_array_equal(np.diag(z), 0)
+    assert np.diag(z)[0] == 0.01 and np.isnan(np.diag(z)[1:]).all()
+    assert [row[i] for i, row in enumerate(figure.data[0].text)] == ["0.010<br>[0.000, 0.020]", "one seed", "one seed"]
     assert z[0, 1] == pair_rows["value"].iloc[0]
 
 
 def test_template_distances_have_a_point_a_head(template_rows):
-    figure = figures.template_distances(template_rows)
+    figure = attention.template_distances(template_rows)
     assert sum(len(t.x) for t in figure.data) == len(template_rows)
 
 
@@ -79,8 +81,8 @@ def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, templ
     drawn = [
         figures.accuracy_by_length(accuracy_rows),
         figures.probe_by_site(probe_rows, "r2"),
-        figures.template_distances(template_rows),
-        figures.distance_matrix(pair_rows),
+        attention.template_distances(template_rows),
+        attention.distance_matrix(pair_rows),
         construction_errors(construction_rows),
     ]
     for figure in drawn:
@@ -90,10 +92,10 @@ def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, templ
 def test_no_rows_are_one_clear_line(accuracy_rows):
     for draw in (
         figures.accuracy_by_length,
-        figures.distance_matrix,
+        attention.distance_matrix,
         construction_errors,
-        figures.template_distances,
-        figures.attention_maps,
+        attention.template_distances,
+        attention.attention_maps,
     ):
         with pytest.raises(ProbeError, match="wants at least one row, got none"):
             draw(accuracy_rows[:0])

@@ -1,3 +1,5 @@
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -7,7 +9,16 @@ import pandas as pd
 import pytest
 
 from probe.errors import ProbeError
-from probe.report import Section, construction_errors, figures, render_page
+from probe.report import (
+    Section,
+    accuracy_by_length,
+    attention_maps,
+    construction_errors,
+    distance_matrix,
+    probe_by_site,
+    render_page,
+    template_distances,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -34,17 +45,17 @@ def page(accuracy_rows, probe_rows, map_rows, template_rows, pair_rows, construc
                 "One",
                 [f"Text {NASTY}"],
                 figures=[
-                    ("accuracy", figures.accuracy_by_length(accuracy_rows)),
-                    ("probes", figures.probe_by_site(probe_rows, "r2")),
+                    ("accuracy", accuracy_by_length(accuracy_rows)),
+                    ("probes", probe_by_site(probe_rows, "r2")),
                 ],
                 tables=[("a table", table)],
             ),
             Section(
                 "Two",
                 figures=[
-                    ("maps", figures.attention_maps(map_rows, labels=[NASTY, *map(str, range(9))])),
-                    ("templates", figures.template_distances(template_rows)),
-                    ("pairs", figures.distance_matrix(pair_rows)),
+                    ("maps", attention_maps(map_rows, labels=[NASTY, *map(str, range(9))])),
+                    ("templates", template_distances(template_rows)),
+                    ("pairs", distance_matrix(pair_rows)),
                     ("constructions", construction_errors(construction_rows)),
                 ],
             ),
@@ -55,8 +66,9 @@ def page(accuracy_rows, probe_rows, map_rows, template_rows, pair_rows, construc
 def test_the_page_needs_nothing_from_elsewhere(page):
     outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"(src|href)=[\"'](https?:)?//", outside)
-    assert page.count("plotly.js v") >= 1
-    assert len(page) < 6_000_000
+    packed = re.search(r'<script type="application/octet-stream" id="plotly-js">(.*?)</script>', page)[1]
+    assert "plotly.js v" in gzip.decompress(base64.b64decode(packed)).decode()[:200]
+    assert len(page) < 2_500_000
 
 
 def test_text_from_outside_is_escaped(page):
@@ -85,11 +97,11 @@ def test_a_browser_draws_everything_and_complains_of_nothing(page, tmp_path):
     tell = """<script>addEventListener("load", () => setTimeout(() => {
       const report = document.createElement("pre"); report.id = "report";
       report.textContent = JSON.stringify({
-        complaints, title: document.title, drawn: document.querySelectorAll(".plotly-graph-div .main-svg").length,
-        divs: document.querySelectorAll(".plotly-graph-div").length,
+        complaints, title: document.title, drawn: document.querySelectorAll(".plot .main-svg").length,
+        divs: document.querySelectorAll(".plot").length,
         cells: document.querySelectorAll(".heatmaplayer image, .heatmaplayer path").length,
         requests: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
-      }); document.body.append(report); }, 500));</script>"""
+      }); document.body.append(report); }, 3000));</script>"""
     watched = page.replace("<head>", "<head>" + watch, 1).replace("</body>", tell + "</body>", 1)
     path = tmp_path / "page.html"
     path.write_text(watched, encoding="utf-8")

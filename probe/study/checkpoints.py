@@ -1,0 +1,118 @@
+"""The attention of decoders that exist already: the stages of a study without its training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probe.errors import ProbeError
+from probe.files import read_json_object, write_file, write_text
+from probe.models import checkpoint
+from probe.models.decoder import Decoder
+from probe.report.attention_sections import attention_figures, attention_sections
+from probe.report.page import render_page
+from probe.study.config import StudyConfig, TracedSequences, run_name
+from probe.study.stages import FIGURE_STAGES, attention_stages, pair_stages, untrained_like
+
+
+def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], StudyConfig | None]:
+    """What the command line names: checkpoints by the name of their model, several of one name being its seeds.
+
+    A place is a study's folder (all of its models), ``NAME=FOLDER,FOLDER,…``, or one folder, called by its own name. A
+    folder holds a checkpoint, or a run with a finished one. The second result is the settings of a study among them.
+
+    Raises:
+        ProbeError: where there is none, or a name comes twice.
+    """
+    found: dict[str, list[Path]] = {}
+    study = None
+    for place in places:
+        name, equals, folders = place.partition("=")
+        if (Path(place) / "study.json").exists():
+            study = StudyConfig.from_dict(read_json_object(Path(place) / "study.json"))
+            models = Path(place) / "models"
+            new = {
+                e: [Path(study.load[e])]
+                if e in study.load
+                else [models / run_name(e, r) for r in range(study.n_seeds(e))]
+                for e in study.encodings
+            }
+        elif equals:
+            new = {name: [Path(folder) for folder in folders.split(",")]}
+        else:
+            new = {Path(place).name: [Path(place)]}
+        for model, paths in new.items():
+            if model in found:
+                raise ProbeError(f"two models are called {model!r}: give them names of their own, NAME=FOLDER")
+            found[model] = [path / "final" if (path / "final").exists() else path for path in paths]
+    return found, study
+
+
+def load_all(checkpoints: Mapping[str, Sequence[Path]], device: str) -> dict[str, list[Decoder]]:
+    """The decoders, by name."""
+    return {name: [checkpoint.load(path, device=device) for path in paths] for name, paths in checkpoints.items()}
+
+
+def read_tokens(path: str | Path) -> torch.Tensor:
+    """Token ids "sequence pos" from a ``.npy`` file.
+
+    Raises:
+        ProbeError: where it holds anything else.
+    """
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ProbeError(f"{path}: token ids in numpy's format were wanted: {error}") from None
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ProbeError(f"{path}: integers of shape (sequence, pos) were wanted, got {tokens.dtype} {tokens.shape}")
+    return torch.as_tensor(tokens.astype(np.int64))
+
+
+def compare_checkpoints(
+    models: Mapping[str, Sequence[Decoder]],
+    traced: TracedSequences,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Measure the attention of decoders and of the differences between them; write rows and a report into a folder.
+
+    Every model has an untrained one of its shape as control; the stages are a study's (``attention_stages``,
+    ``pair_stages``).
+
+    Returns:
+        The rows, with the columns measurement and encoding (the model's name).
+    """
+    folder = Path(folder)
+    untrained, start = {}, seed
+    for name, decoders in models.items():
+        # Equal starts would resemble each other for that reason alone.
+        untrained[name] = [untrained_like(decoder, start + r) for r, decoder in enumerate(decoders)]
+        start += len(decoders)
+    rows, drawings = [], {stage: {} for stage in FIGURE_STAGES}
+    for name, decoders in models.items():
+        for stage, measure in attention_stages(decoders, untrained[name], traced, seed).items():
+            found = measure()
+            if stage in drawings:
+                drawings[stage][name] = found
+            else:
+                rows.append(found.assign(measurement=stage, encoding=name))
+        say(f"{name}: measured")
+    if len(models) > 1:
+        for stage, measure in pair_stages(models, untrained, traced.tokens, seed).items():
+            rows.append(measure().assign(measurement=stage))
+        say("models compared")
+    collected = pd.concat(rows, ignore_index=True)
+    drawn = attention_figures(collected, drawings["maps"], drawings["curves"])
+    n, length = traced.tokens.shape
+    summary = [
+        f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens. Untrained models of the same "
+        "shape are the control."
+    ]
+    page = render_page("Attention compared", summary, attention_sections(collected, drawn))
+    write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
+    write_text(folder / "report.html", page)
+    return collected

@@ -1,0 +1,160 @@
+"""What is studied: settings, presets, and the data that they stand for."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from probe.config import check_size, from_mapping
+from probe.errors import ProbeError, unknown_name
+from probe.models.decoder import DecoderConfig
+from probe.models.encodings import ENCODINGS
+from probe.tasks import Splits, Task, make_task
+from probe.training import EncodedExamples, TrainingConfig, encode
+
+FORMAT = 1  # of study.json
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What is studied. The default takes minutes on two CPU cores; ``PRESETS["paper"]`` is the paper's size."""
+
+    task: str = "scan"
+    task_options: dict[str, Any] = field(default_factory=lambda: {"train_length": 16, "test_length": 32})
+    encodings: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "sinusoidal")
+    load: dict[str, str] = field(default_factory=dict)  # encoding -> folder of a checkpoint to load, not to train
+    # encoding -> how many times it is trained (once where it is not named). The further ones, of other seeds, are there
+    # for the distance between two models that differ in nothing else.
+    seeds: dict[str, int] = field(default_factory=lambda: {"none": 2})
+    n_train: int = 20_000
+    n_validation: int = 1_000
+    n_test: int = 1_500
+    model: dict[str, Any] = field(default_factory=lambda: {"n_layers": 3, "d_model": 128, "n_heads": 4})
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=1000, batch_size=96, learning_rate=1e-3, checkpoint_every=250)
+    )
+    trace_sequences: int = 160
+    trace_length: int = 20
+    verify_lengths: tuple[int, ...] = (64, 256, 1024)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_train", "n_validation", "n_test", "trace_sequences"):
+            check_size(name, getattr(self, name))
+        check_size("trace_length", self.trace_length, least=2)
+        check_size("seed", self.seed, least=0)
+        if not self.encodings or len(set(self.encodings)) != len(self.encodings):
+            raise ProbeError(f"encodings must name at least one, each once, got {self.encodings}")
+        for encoding in (*self.encodings, *self.load, *self.seeds):
+            if encoding not in ENCODINGS:
+                raise unknown_name("encoding", encoding, ENCODINGS)
+        for encoding in self.load:
+            if encoding not in self.encodings:
+                raise ProbeError(f"load names {encoding!r}, which is not among the encodings {self.encodings}")
+        for encoding, n in self.seeds.items():
+            check_size(f"seeds of {encoding!r}", n)
+        for length in self.verify_lengths:
+            check_size("verify_lengths", length, least=2)
+        for name in ("d_vocab", "encoding"):
+            if name in self.model:
+                raise ProbeError(f"model must leave {name!r} out: the study sets it")
+        task = make_task(self.task, self.task_options)
+        for encoding in self.encodings:
+            self.decoder(task, encoding, n_ctx=1)  # refuses impossible sizes before anything runs
+
+    def decoder(self, task: Task, encoding: str, n_ctx: int) -> DecoderConfig:
+        """The config of the decoder with that encoding."""
+        options = {"n_ctx": n_ctx, **self.model, "d_vocab": len(task.vocabulary), "encoding": encoding}
+        return DecoderConfig.from_dict(options)
+
+    def n_seeds(self, encoding: str) -> int:
+        """How many models of that encoding there are; one where it is loaded."""
+        return 1 if encoding in self.load else self.seeds.get(encoding, 1)
+
+    def training_of(self, encoding: str, replica: int = 0) -> TrainingConfig:
+        """How the model with that encoding is trained; replica r as a study of the seed ``self.seed + r`` does it.
+
+        Each model has a seed of its own: models that start from the same weights resemble each other for that reason
+        alone, head by head, which a comparison of their attention would take for a finding.
+        """
+        seed = (self.seed + replica) * len(ENCODINGS) + list(ENCODINGS).index(encoding)
+        return dataclasses.replace(self.training, seed=seed)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "StudyConfig":
+        """A study from its JSON object: a config file, or the ``study.json`` that a study left in its folder."""
+        values = dict(values)
+        if values.pop("format", FORMAT) != FORMAT:
+            raise ProbeError(f"a study of format {FORMAT} was wanted, got one of another version of this package")
+        if isinstance(values.get("training"), Mapping):
+            values["training"] = from_mapping(TrainingConfig, values["training"], "a study's training")
+        return from_mapping(cls, values, "a study")
+
+
+PRESETS: dict[str, StudyConfig] = {
+    "default": StudyConfig(),
+    # Kazemnejad et al. 2023, table 2; SCAN by output length at 25 actions.
+    "paper": StudyConfig(
+        task_options={"train_length": 25, "test_length": 48},
+        n_validation=1_777,
+        n_test=10_000,
+        model={"n_layers": 12, "d_model": 768, "n_heads": 12, "d_mlp": 3072, "dropout": 0.1},
+        training=TrainingConfig(),
+        trace_length=30,
+    ),
+}
+
+
+def run_name(encoding: str, replica: int) -> str:
+    """The name of a model's folder and stages."""
+    return encoding if replica == 0 else f"{encoding}-{replica}"
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The examples of a study."""
+
+    task: Task
+    splits: Splits
+    train: EncodedExamples
+    held_out: EncodedExamples
+
+    @classmethod
+    def of(cls, config: StudyConfig) -> "StudyData":
+        """Those that the settings stand for: the same every time."""
+        task = make_task(config.task, config.task_options)
+        splits = task.splits(
+            n_train=config.n_train, n_validation=config.n_validation, n_test=config.n_test, seed=config.seed
+        )
+        held_out = encode([*splits.validation, *splits.test], task.vocabulary)
+        return cls(task, splits, encode(splits.train, task.vocabulary), held_out)
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest example."""
+        return max(self.train.tokens.shape[1], self.held_out.tokens.shape[1])
+
+    def traced(self, config: StudyConfig) -> "TracedSequences":
+        """Held-out sequences, mixed and cut to one length: real text of the task, without padding."""
+        length = config.trace_length
+        tokens = self.held_out.to_length(length)
+        if len(tokens) < 4:
+            raise ProbeError(
+                f"trace_length ({length}) must be short enough for at least 4 held-out sequences, got {len(tokens)}"
+            )
+        prompts = self.held_out.prompt_lengths[self.held_out.lengths >= length]
+        scored = torch.arange(length) >= prompts[:, None]
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
+        kept = order[: config.trace_sequences]
+        return TracedSequences(tokens[kept], scored[kept])
+
+
+class TracedSequences(NamedTuple):
+    """Sequences on which models are looked at, and which of their tokens a model learns to predict (None: all)."""
+
+    tokens: Int[Tensor, "sequence pos"]
+    scored: Bool[Tensor, "sequence pos"] | None = None

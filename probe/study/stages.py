@@ -1,0 +1,164 @@
+"""What a study measures: a function a stage, from models and tokens to rows. A finished stage is a file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from probe.attention import (
+    ScoreSplit,
+    attention_maps,
+    attention_summary,
+    census,
+    compare_models,
+    compare_templates,
+    compare_to,
+    split_scores,
+)
+from probe.errors import ProbeError
+from probe.files import write_file
+from probe.models.decoder import Decoder
+from probe.models.encodings import T5
+from probe.position import fit_position_probe
+from probe.study.config import StudyData, TracedSequences
+from probe.tracing import PATTERN, SCORES, Trace, trace
+from probe.training import exact_match, predict
+
+# What is measured of each model, and what of it goes among the study's rows.
+ROW_STAGES = ("accuracy", "probe", "templates", "census", "split", "entropy")
+FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
+PAIR_STAGES = ("model_distance", "model_order", "trained_t5")
+
+
+def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) -> bool:
+    """Measure and keep the rows, unless they are there; says whether there was anything to do."""
+    path = folder / "rows" / f"{name}.parquet"
+    if path.exists():
+        return False
+    rows = measure()
+    write_file(path, lambda temporary: rows.to_parquet(temporary, index=False))
+    return True
+
+
+def read_stage(folder: str | Path, name: str) -> pd.DataFrame:
+    """The rows of a finished stage."""
+    path = Path(folder) / "rows" / f"{name}.parquet"
+    if not path.exists():
+        raise ProbeError(f"{path}: no such file; the study has not come to that stage")
+    return pd.read_parquet(path)
+
+
+Measure = Callable[[], pd.DataFrame]
+
+
+def model_stages(
+    decoders: Sequence[Decoder], untrained: Sequence[Decoder], data: StudyData, traced: TracedSequences, seed: int
+) -> dict[str, Measure]:
+    """The stages of one encoding, whose first model is measured; the others are its further seeds."""
+    return {
+        "accuracy": lambda: pd.concat(
+            [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
+        ),
+        "probe": lambda: fit_position_probe(decoders[0], traced.tokens, seed=seed),
+        **attention_stages(decoders, untrained, traced, seed),
+    }
+
+
+def attention_stages(
+    decoders: Sequence[Decoder], untrained: Sequence[Decoder], traced: TracedSequences, seed: int
+) -> dict[str, Measure]:
+    """The stages that look at attention, each beside the untrained model; further seeds are for the templates' null."""
+    models = {"none": decoders, "untrained": untrained}
+    tokens, scored = traced
+
+    def of_both(measure: Callable[[str, Sequence[Decoder]], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat([measure(c, of).assign(control=c) for c, of in models.items() if of], ignore_index=True)
+
+    def templates(control: str, of: Sequence[Decoder]) -> pd.DataFrame:
+        traces = [trace(model, tokens, [PATTERN]) for model in of[:2]]
+        other = traces[1] if len(traces) > 1 else None
+        rows = compare_templates(traces[0], **own_t5(of[0]), other_seed=other, seed=seed)
+        return rows.rename(columns={"distance": "metric"})
+
+    def split(of: Sequence[Decoder]) -> ScoreSplit:
+        return split_scores(trace(of[0], tokens, [SCORES]), seed=seed)
+
+    def heads(control: str, of: Sequence[Decoder]) -> pd.DataFrame:
+        return census(of[0], tokens, scored=scored, ablate=control == "none", seed=seed)
+
+    return {
+        "templates": lambda: of_both(templates),
+        "census": lambda: of_both(heads),
+        "split": lambda: of_both(lambda _, of: split(of).shares),
+        "curves": lambda: of_both(lambda _, of: split(of).curves),
+        "entropy": lambda: of_both(lambda _, of: attention_summary(trace(of[0], tokens, [PATTERN]), seed=seed)),
+        "maps": lambda: attention_maps(trace(decoders[0], tokens, [PATTERN]), **own_t5(decoders[0])),
+    }
+
+
+def accuracy(decoder: Decoder, data: StudyData) -> pd.DataFrame:
+    """Exact match by length, of both held-out splits."""
+    parts = []
+    for split in ("validation", "test"):
+        examples = getattr(data.splits, split)
+        if examples:
+            rows = exact_match(predict(decoder, examples, data.task.vocabulary))
+            parts.append(rows.assign(split=split))
+    return pd.concat(parts, ignore_index=True)
+
+
+def untrained_like(decoder: Decoder, seed: int) -> Decoder:
+    """The control of what training did: the same shape with the weights that a training of that seed starts from."""
+    return Decoder(decoder.config, seed=seed).to(decoder.device, decoder.dtype).eval()
+
+
+def own_t5(decoder: Decoder) -> dict[str, Any]:
+    """The bias that a decoder with T5's encoding has learned, as the measurements want it; nothing of others."""
+    if not isinstance(decoder.encoding, T5):
+        return {}
+    return {"t5_table": decoder.encoding.weight.detach(), "t5_max_distance": decoder.encoding.max_distance}
+
+
+def pair_stages(
+    models: Mapping[str, Sequence[Decoder]], untrained: Mapping[str, Sequence[Decoder]], tokens: torch.Tensor, seed: int
+) -> dict[str, Measure]:
+    """The stages that need all models at once: their distances, those between seeds of one of them included; which one
+    each of them is nearest to; and how far each is from the table that a model with T5's encoding has learned."""
+    controls = {"none": models, "untrained": untrained}
+
+    def of_both(measure: Callable[[dict[str, list[Trace]]], pd.DataFrame]) -> pd.DataFrame:
+        parts = []
+        for control, by_name in controls.items():
+            if all(by_name.get(name) for name in models):
+                traces = {name: [trace(m, tokens, [PATTERN]) for m in by_name[name]] for name in models}
+                parts.append(measure(traces).assign(control=control))
+        return pd.concat(parts, ignore_index=True).rename(columns={"distance": "metric"})
+
+    def distances(traces: dict[str, list[Trace]]) -> pd.DataFrame:
+        return pd.concat(
+            [compare_models(traces, aggregate=a, seed=seed) for a in ("minimum", "matching")], ignore_index=True
+        )
+
+    stages = {"model_distance": lambda: of_both(distances)}
+    if len(models) > 2:
+        stages["model_order"] = lambda: of_both(
+            lambda traces: pd.concat(
+                [compare_to(traces, name, seed=seed) for name in traces], ignore_index=True
+            ).rename(columns={"difference": "value"})
+        )
+    with_table = [(name, model) for name, of in models.items() for model in of[:1] if own_t5(model)]
+    if with_table:
+        owner, model = with_table[0]
+
+        def trained_table(traces: dict[str, list[Trace]]) -> pd.DataFrame:
+            found = []
+            for name, (first, *_) in traces.items():
+                if models[name][0].config.n_heads == model.config.n_heads:
+                    rows = compare_templates(first, ["t5"], **own_t5(model), seed=seed)
+                    found.append(rows.assign(encoding=name, table=owner))
+            return pd.concat(found, ignore_index=True)
+
+        stages["trained_t5"] = lambda: of_both(trained_table)
+    return stages

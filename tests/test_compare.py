@@ -1,0 +1,91 @@
+"""``probe compare`` and ``probe census``: decoders that exist already, on the command line."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from probe.attention import census, compare_models, split_scores
+from probe.cli import main
+from probe.models import checkpoint
+from probe.models.decoder import Decoder, DecoderConfig
+from probe.tracing import PATTERN, SCORES, trace
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three checkpoints, two of them seeds of one model, and tokens."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, encoding, seed in (("a", "none", 0), ("b", "none", 1), ("c", "t5", 2)):
+        config = DecoderConfig(d_vocab=11, n_ctx=16, n_layers=2, d_model=16, n_heads=2, encoding=encoding)
+        checkpoint.save(Decoder(config, seed=seed), folder / name)
+    tokens = np.random.default_rng(0).integers(0, 11, (12, 10))
+    np.save(folder / "tokens.npy", tokens)
+    return folder
+
+
+def tokens_of(folder):
+    return torch.as_tensor(np.load(folder / "tokens.npy"))
+
+
+def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys):
+    models = [f"nope={folder / 'a'},{folder / 'b'}", f"t5={folder / 'c'}"]
+    out = tmp_path / "out"
+    assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    rows = pd.read_parquet(out / "rows.parquet")
+    assert {"templates", "census", "split", "entropy", "model_distance", "trained_t5"} <= set(rows["measurement"])
+
+    # The same from Python.
+    a, b, c = (trace(checkpoint.load(folder / name), tokens_of(folder), [PATTERN, SCORES]) for name in "abc")
+    wanted = compare_models({"nope": [a, b], "t5": [c]})
+    found = rows[(rows["measurement"] == "model_distance") & (rows["control"] == "none")]
+    found = found[found["aggregate"] == "minimum"]
+    np.testing.assert_array_equal(found["value"], wanted["value"])
+    shares = rows[(rows["measurement"] == "split") & (rows["control"] == "none") & (rows["encoding"] == "t5")]
+    np.testing.assert_array_equal(shares["value"], split_scores(c).shares["value"])
+
+    page = (out / "report.html").read_text()
+    for words in ("Attention beside its templates", "Scores split", "Census of heads", "Models compared"):
+        assert words in page
+    assert len(page) < 5_000_000
+
+
+def test_census_prints_a_line_a_head(folder, capsys):
+    arguments = ["census", str(folder / "a"), "--tokens", str(folder / "tokens.npy")]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 4 and lines[0].split()[:5] == ["model", "replica", "layer", "head", "label"]
+    assert main([*arguments, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wanted = census(checkpoint.load(folder / "a"), tokens_of(folder))
+    assert [row["value"] for row in rows] == pytest.approx(wanted["value"].tolist(), rel=1e-9)
+    assert {row["model"] for row in rows} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{0}/a", "{0}/a"], "two models are called 'a'"),
+        (["{0}/nowhere"], "no such file"),
+        (["{0}/a", "--tokens", "{0}/a/config.json"], "token ids in numpy's format were wanted"),
+        (
+            ["{0}/a", "--tokens", "{0}/floats.npy"],
+            r"integers of shape \(sequence, pos\) were wanted, got float64 \(2,\)",
+        ),
+        (["{0}/a", "--tokens", "{0}/large.npy"], r"token ids must lie in 0…10"),
+        (["{0}/a", "--tokens", "{0}/missing.npy"], "No such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(folder, arguments, message, capsys, tmp_path):
+    np.save(folder / "floats.npy", np.zeros(2))
+    np.save(folder / "large.npy", np.full((4, 5), 11))
+    arguments = [a.format(folder) for a in arguments]
+    for command in (["compare", "--folder", str(tmp_path / "out")], ["census"]):
+        assert main([*command, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error) and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
