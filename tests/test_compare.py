@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from probe.attention import census, compare_models, split_scores
+from probe.attention import census, compare_models, compare_templates, split_scores
 from probe.cli import main
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
@@ -52,6 +52,24 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys):
     for words in ("Attention beside its templates", "Scores split", "Census of heads", "Models compared"):
         assert words in page
     assert len(page) < 5_000_000
+
+
+def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("probe.study.stages.DENSE", 1)
+    models = [f"nope={folder / 'a'}", f"t5={folder / 'c'}"]
+    out = tmp_path / "out"
+    assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out)]) == 0
+    assert "models not compared with each other" in capsys.readouterr().err
+    rows = pd.read_parquet(out / "rows.parquet")
+    assert set(rows["measurement"]) == {"templates", "split", "entropy"}
+    page = (out / "report.html").read_text()
+    assert "Scores split" in page and "Models compared" not in page
+    # The same as from whole patterns.
+    traced = trace(checkpoint.load(folder / "a"), tokens_of(folder), [PATTERN, SCORES])
+    keys = ["layer", "head", "template"]
+    found = rows[(rows["measurement"] == "templates") & (rows["encoding"] == "nope") & (rows["control"] == "none")]
+    both = found.merge(compare_templates(traced, list(found["template"].unique())), on=keys, validate="1:1")
+    np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
 
 
 def test_census_prints_a_line_a_head(folder, capsys):

@@ -9,8 +9,6 @@ slope over the keys 1…T-1 (key 0, where a sink would stand, has no say). Hence
 as well the absolute bias mi on keys.
 """
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +20,12 @@ from torch import Tensor, nn
 from probe.attention.bootstrap import Bootstrap
 from probe.attention.distances import valid_rows
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
+from probe.attention.split_parts import Curves, Stacks, settled, share_rows, subsets, with_interval
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.errors import ProbeError, unknown_name
-from probe.models.encodings import t5_bucket
 from probe.tracing import Trace
 
 CONTENT = ("none", "pair")
-CURVES = {"key": "f_abs", "query": "g", "distance": "f_rel"}
 
 
 @dataclass(frozen=True)
@@ -105,16 +102,17 @@ def split_scores(
         left = {(): squares - 2 * mean * right[..., :n_position].sum(-1)}
         left[()] += mean.square() * (trace.lengths * (trace.lengths + 1) / 2)[:, None]
         _check_varies(left[()].sum(0), squares.sum(0), layer)
-        for subset in _subsets(_parts(design)):
+        for subset in subsets(_parts(design)):
             theta = design.solve(right.sum(0), subset)
             residual = (cells - design.fitted(theta)).where(_seen(trace.lengths, n_position), 0.0)
             left[subset] = residual.square().sum((-2, -1))
-        curves = settled(theta, design)[None]  # the last subset holds all parts
+        basis = settled(theta, design)[None]  # the last subset holds all parts
         if weights is not None:
             unexplained = _right_sides(residual, trace.lengths, design)
-            curves = curves + n * torch.tensordot(weights, _pull(unexplained, right, design), dims=1)
-        shares = _share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths) | _shape(curves, design)
-        parts.append((layer, shares, _curves(curves, design)))
+            basis = torch.cat((basis, _pull(unexplained, right, design)))
+        curves = Curves(basis, weights, design)
+        shares = share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths) | curves.shape()
+        parts.append((layer, shares, curves))
     return _collected(parts, bootstrap if n > 1 else None, n, content)
 
 
@@ -123,7 +121,7 @@ def split_long_context(
     tokens: Int[Tensor, "sequence pos"],
     *,
     layers: Sequence[int] | None = None,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ScoreSplit:
@@ -164,16 +162,17 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         mean = _mean(right, design)
         left = {(): of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n}
         _check_varies(left[()].sum(0), of_layer.squares.sum(0), layer)
-        for subset in _subsets(PARTS):
+        for subset in subsets(PARTS):
             theta = design.solve(right.sum(0), subset)
             # |s_b - X_b θ|²; with one length X_bᵀX_b is XᵀX / n of every sequence.
             own = (theta * design.apply(theta)).sum(-1) / n
             left[subset] = of_layer.squares - 2 * (theta * right).sum(-1) + own
         unexplained = right - design.apply(theta) / n
-        curves = settled(theta, design)[None]
+        basis = settled(theta, design)[None]
         if weights is not None:
-            curves = curves + n * torch.tensordot(weights, _pull(unexplained, right, design), dims=1)
-        parts.append((layer, _share_rows(left, weights) | _shape(curves, design), _curves(curves, design)))
+            basis = torch.cat((basis, _pull(unexplained, right, design)))
+        curves = Curves(basis, weights, design)
+        parts.append((layer, share_rows(left, weights) | curves.shape(), curves))
     return _collected(parts, bootstrap if n > 1 else None, n, "none")
 
 
@@ -195,33 +194,8 @@ def _pull(
     return settled(pull, design).unflatten(0, (n, -1))
 
 
-def settled(theta: Float64[Tensor, "*stack unknown"], design: Design) -> Float64[Tensor, "*stack part=3 position"]:
-    """The parts by key, query and distance after what no data determine is settled: f_abs without a slope over the keys
-    1…T-1 (weighted by cells), its linear trend being f_rel's, and each part with mean 0 over cells."""
-    n = design.n
-    parts = theta[..., : 3 * n].unflatten(-1, (3, n))
-    cells = design.diagonal[: 3 * n].view(3, n)
-    at = torch.arange(n, dtype=torch.float64)
-    slope = _slope(parts[..., 0, 1:], cells[0, 1:])[..., None]
-    parts = parts + slope[..., None] * at * torch.tensor([[-1.0], [1.0], [-1.0]])
-    means = (parts * cells).sum(-1, keepdim=True) / cells.sum(-1, keepdim=True)
-    return torch.where(cells > 0, parts - means, 0.0)
-
-
-def _slope(y: Float64[Tensor, "*stack position"], weights: Float64[Tensor, "position"]) -> Float64[Tensor, "*stack"]:
-    """The slope of the weighted least squares line through y at 0, 1, 2, …; 0 where one point has all the weight."""
-    x = torch.arange(len(weights), dtype=torch.float64)
-    x = x - (weights * x).sum() / weights.sum()
-    spread = (weights * x.square()).sum()
-    return (weights * x * y).sum(-1) / spread if spread > 0 else torch.zeros_like(y[..., 0])
-
-
 def _parts(design: Design) -> tuple[str, ...]:
     return PARTS if design.pairs is None else (*PARTS, "content")
-
-
-def _subsets(parts: Sequence[str]) -> list[tuple[str, ...]]:
-    return [s for size in range(1, len(parts) + 1) for s in itertools.combinations(parts, size)]
 
 
 def _seen(lengths: Int[Tensor, "sequence"], n_position: int) -> Tensor:
@@ -261,35 +235,6 @@ def _check_varies(variance: Float64[Tensor, "head"], squares: Float64[Tensor, "h
         )
 
 
-Stacks = dict[tuple[str, str, str], Float64[Tensor, "draw head"]]  # by scope, part, metric; the first draw is the value
-
-
-def _share_rows(left: Mapping[tuple[str, ...], Tensor], weights: Tensor | None) -> Stacks:
-    """All shares of variance, from what each subset of the parts leaves unexplained ("sequence head")."""
-    unexplained = {s: v.sum(0, keepdim=True) if weights is None else weights @ v for s, v in left.items()}
-    parts = max(unexplained, key=len)
-    rest = tuple(p for p in parts if p != "query")
-
-    def within_rows(subset: tuple[str, ...]) -> Tensor:
-        return unexplained[tuple(p for p in parts if p == "query" or p in subset)]
-
-    rows: Stacks = {}
-    for scope, of, get in (("all", parts, unexplained.__getitem__), ("seen", rest, within_rows)):
-        whole = get(())
-        for part in of:
-            others = [s for s in [(), *_subsets([p for p in of if p != part])]]
-            gains = (
-                math.factorial(len(s))
-                * math.factorial(len(of) - len(s) - 1)
-                * (get(s) - get(tuple(p for p in of if p == part or p in s)))
-                for s in others
-            )
-            rows[scope, part, "share"] = sum(gains) / math.factorial(len(of)) / whole
-        rows[scope, "residual", "share"] = get(of) / whole
-    rows["seen", "distance", "toeplitz_r2"] = 1 - within_rows(("distance",)) / within_rows(())
-    return rows
-
-
 def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, lengths: Tensor) -> Stacks:
     """What f_rel explains of the mean scores' variance within rows."""
     reached = valid_rows(lengths, cells.shape[-1]).sum(0).double()
@@ -300,67 +245,14 @@ def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, le
     return {("mean", "distance", "toeplitz_r2"): (explained / variance)[None]}
 
 
-def _shape(curves: Float64[Tensor, "draw head part=3 position"], design: Design) -> Stacks:
-    """What f_rel looks like: its slope, and how much of it a line, a logarithm and T5's buckets explain."""
-    f_rel, cells = curves[..., 2, :], _distance_cells(design)
-    whole = (cells * f_rel.square()).sum(-1)
-    rows = {("seen", "distance", "slope"): -_slope(f_rel, cells)}
-    for name, fitted in _imitations(f_rel, cells).items():
-        rows["seen", "distance", f"{name}_r2"] = 1 - (cells * (f_rel - fitted).square()).sum(-1) / whole
-    return rows
-
-
-def _distance_cells(design: Design) -> Float64[Tensor, "distance"]:
-    return design.diagonal[2 * design.n : 3 * design.n]
-
-
-def _imitations(
-    f_rel: Float64[Tensor, "draw head distance"], cells: Float64[Tensor, "distance"]
-) -> dict[str, Float64[Tensor, "draw head distance"]]:
-    """What is nearest to f_rel, by least squares over cells, among ALiBi's lines, multiples of ln(1 + d), and T5's
-    biases; f_rel has mean 0 over cells, and so have they."""
-
-    def line(x: Float64[Tensor, "distance"]) -> Tensor:
-        x = x - (cells * x).sum() / cells.sum()
-        return x * ((cells * x * f_rel).sum(-1) / (cells * x.square()).sum())[..., None]
-
-    distance = torch.arange(f_rel.shape[-1])
-    t5 = _by_bucket(f_rel, cells)[..., t5_bucket(distance)]
-    return {"alibi": line(distance.double()), "logarithm": line(distance.double().log1p()), "t5": t5}
-
-
-def _by_bucket(f_rel: Float64[Tensor, "draw head distance"], cells: Float64[Tensor, "distance"]) -> Tensor:
-    """The mean of f_rel over the cells of each of T5's buckets, "draw head bucket"."""
-    bucket = t5_bucket(torch.arange(len(cells)))
-    total = f_rel.new_zeros(*f_rel.shape[:-1], int(bucket[-1]) + 1)
-    sums = total.scatter_add(-1, bucket.expand(f_rel.shape), f_rel * cells)
-    return sums / total.scatter_add(-1, bucket.expand(f_rel.shape), cells.expand(f_rel.shape))
-
-
-def _curves(curves: Float64[Tensor, "draw head part=3 position"], design: Design) -> dict[str, Tensor]:
-    cells, f_rel = _distance_cells(design), curves[..., 2, :]
-    parts = {CURVES[part]: curves[..., p, :] for p, part in enumerate(PARTS)}
-    imitations = {f"f_rel_{name}": fitted for name, fitted in _imitations(f_rel, cells).items() if name != "logarithm"}
-    return parts | imitations | {"t5_bucket": _by_bucket(f_rel, cells)}
-
-
 def _collected(
-    parts: Sequence[tuple[int, Stacks, dict[str, Tensor]]], bootstrap: Bootstrap | None, n: int, content: str
+    parts: Sequence[tuple[int, Stacks, Curves]], bootstrap: Bootstrap | None, n: int, content: str
 ) -> ScoreSplit:
-    shares, curves = [], []
-    for layer, metrics, of_layer in parts:
+    shares = []
+    for layer, metrics, _ in parts:
         for (scope, part, metric), stack in metrics.items():
             heads = {"layer": layer, "head": range(stack.shape[1]), "scope": scope, "part": part, "metric": metric}
-            shares.append(pd.DataFrame(heads | _with_interval(stack, bootstrap)).assign(n=n, content=content))
-        for curve, stack in of_layer.items():
-            head, index = torch.meshgrid(*(torch.arange(size) for size in stack.shape[1:]), indexing="ij")
-            heads = {"layer": layer, "head": head.flatten(), "curve": curve, "index": index.flatten()}
-            curves.append(pd.DataFrame(heads | _with_interval(stack.flatten(1), bootstrap)))
+            shares.append(pd.DataFrame(heads | with_interval(stack, bootstrap)).assign(n=n, content=content))
+    curves = [of_layer.rows(bootstrap).assign(layer=layer) for layer, _, of_layer in parts]
     order = ["layer", "head"]
     return ScoreSplit(*(pd.concat(p).sort_values(order, kind="stable", ignore_index=True) for p in (shares, curves)))
-
-
-def _with_interval(stack: Float64[Tensor, "draw entry"], bootstrap: Bootstrap | None) -> dict[str, Tensor]:
-    missing = torch.full_like(stack[0], math.nan)
-    low, high = (missing, missing) if bootstrap is None or len(stack) == 1 else bootstrap.interval(stack[1:])
-    return {"value": stack[0], "low": low, "high": high}

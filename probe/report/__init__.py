@@ -7,6 +7,7 @@ from probe.report.attention import (
     distance_matrix,
     entropy_by_query,
     f_rel_curves,
+    head_grid,
     template_distances,
 )
 from probe.report.constructions import (
@@ -30,6 +31,7 @@ __all__ = [
     "distance_matrix",
     "entropy_by_query",
     "f_rel_curves",
+    "head_grid",
     "learned_heads",
     "probe_by_site",
     "render_page",

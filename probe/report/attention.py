@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from probe.errors import ProbeError
 from probe.report.figures import ATTENTION_SCALE, CONTROL_LABELS, LAYOUT, colour, matrix, plain, some
 
 SHORT_LABELS = {"previous_token": "prev.", "diagonal": "self", "induction": "induct."}
@@ -221,13 +222,47 @@ def f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none")
     return figure.update_layout(**LAYOUT, height=120 + 190 * layers, legend={"orientation": "h", "y": -0.14})
 
 
-def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
-    """Entropy (or any other metric of ``attention_summary``) of every head against the query's position, a panel an
-    encoding; for entropy the greatest possible, ln(t + 1), is dotted.
+def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
+    """One number a head, layer × head, with its interval where there is one.
 
-    Rows: encoding, control, layer, head, query, metric, value.
+    Rows: layer, head, value, and perhaps low and high: one row a head. ``name`` says what the number is.
     """
-    rows = some(rows[(rows["metric"] == metric) & (rows["control"] == "none")], f"{metric} by query")
+    rows = some(rows, f"{name} by head")
+    if rows.duplicated(["layer", "head"]).any():
+        raise ProbeError("a grid of heads wants one row a head, got several of one: pick a metric, template, model, …")
+    z = rows.pivot(index="layer", columns="head", values="value")
+    if "low" in rows:
+        text = rows.assign(text=[f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in rows.itertuples()])
+    else:
+        text = rows.assign(text=rows["value"].map("{:.3f}".format))
+    figure = go.Figure(
+        go.Heatmap(
+            z=z.to_numpy(),
+            x=z.columns.tolist(),
+            y=z.index.tolist(),
+            customdata=text.pivot(index="layer", columns="head", values="text").to_numpy(),
+            texttemplate="%{z:.2f}",
+            hovertemplate="layer %{y}, head %{x}: %{customdata}<extra></extra>",
+            colorscale="Blues",
+            colorbar={"title": plain(name)},
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(title="head", dtick=1)
+    figure.update_yaxes(title="layer", dtick=1, autorange="reversed")
+    return figure.update_layout(**LAYOUT, height=150 + 45 * len(z))
+
+
+def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
+    """Entropy (or any other metric of ``attention_summary`` and of ``stream(…).rows()``) of every head against the
+    query's position, a panel an encoding; for entropy the greatest possible, ln(t + 1), is dotted.
+
+    Rows: layer, head, query, metric, value, and perhaps encoding and control (of which "none" is drawn).
+    """
+    rows = rows if "encoding" in rows else rows.assign(encoding="")
+    rows = rows[rows["control"] == "none"] if "control" in rows else rows
+    rows = some(rows[rows["metric"] == metric], f"{metric} by query")
     encodings = list(dict.fromkeys(rows["encoding"]))
     shades = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")
     figure = make_subplots(cols=len(encodings), shared_yaxes=True, subplot_titles=[plain(e) for e in encodings],

@@ -192,6 +192,7 @@ def null_table(rows: pd.DataFrame) -> pd.DataFrame:
         "null_seed": "another seed",
         "explained": "explained",
     }
+    columns = {column: name for column, name in columns.items() if column in nearest}
     means = nearest.groupby("encoding", sort=False)[list(columns)].mean()
     means["most often"] = nearest.groupby("encoding")["template"].agg(lambda names: names.mode().iloc[0])
     return means.rename(columns=columns).reset_index()

@@ -14,7 +14,7 @@ from probe.models.decoder import Decoder
 from probe.report.attention_sections import attention_figures, attention_sections
 from probe.report.page import render_page
 from probe.study.config import StudyConfig, TracedSequences, run_name
-from probe.study.stages import FIGURE_STAGES, attention_stages, pair_stages, untrained_like
+from probe.study.stages import FIGURE_STAGES, attention_stages, pair_stages, too_long, untrained_like
 
 
 def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], StudyConfig | None]:
@@ -81,7 +81,8 @@ def compare_checkpoints(
     """Measure the attention of decoders and of the differences between them; write rows and a report into a folder.
 
     Every model has an untrained one of its shape as control; the stages are a study's (``attention_stages``,
-    ``pair_stages``).
+    ``pair_stages``). Where the patterns are too large to be held, attention is streamed: then there is no census, and
+    models are not compared with each other.
 
     Returns:
         The rows, with the columns measurement and encoding (the model's name).
@@ -101,7 +102,9 @@ def compare_checkpoints(
             else:
                 rows.append(found.assign(measurement=stage, encoding=name))
         say(f"{name}: measured")
-    if len(models) > 1:
+    if len(models) > 1 and any(too_long(decoders[0], traced.tokens) for decoders in models.values()):
+        say("models not compared with each other: that wants whole patterns, which are too large at this length")
+    elif len(models) > 1:
         for stage, measure in pair_stages(models, untrained, traced.tokens, seed).items():
             rows.append(measure().assign(measurement=stage))
         say("models compared")

@@ -1,5 +1,6 @@
 """What a study measures: a function a stage, from models and tokens to rows. A finished stage is a file."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,18 @@ import pandas as pd
 import torch
 
 from probe.attention import (
+    LongContext,
     ScoreSplit,
     attention_maps,
     attention_summary,
     census,
+    compare_long_context,
     compare_models,
     compare_templates,
     compare_to,
+    split_long_context,
     split_scores,
+    stream,
 )
 from probe.errors import ProbeError
 from probe.files import write_file
@@ -30,6 +35,9 @@ from probe.training import exact_match, predict
 ROW_STAGES = ("accuracy", "probe", "templates", "census", "split", "entropy")
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
 PAIR_STAGES = ("model_distance", "model_order", "trained_t5")
+
+# Numbers in all patterns of a model from which on attention is streamed (2 GiB in float32).
+DENSE = 2**29
 
 
 def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) -> bool:
@@ -70,6 +78,8 @@ def attention_stages(
     decoders: Sequence[Decoder], untrained: Sequence[Decoder], traced: TracedSequences, seed: int
 ) -> dict[str, Measure]:
     """The stages that look at attention, each beside the untrained model; further seeds are for the templates' null."""
+    if too_long(decoders[0], traced.tokens):
+        return _long_stages(decoders[0], untrained[0], traced.tokens, seed)
     models = {"none": decoders, "untrained": untrained}
     tokens, scored = traced
 
@@ -82,8 +92,9 @@ def attention_stages(
         rows = compare_templates(traces[0], **own_t5(of[0]), other_seed=other, seed=seed)
         return rows.rename(columns={"distance": "metric"})
 
-    def split(of: Sequence[Decoder]) -> ScoreSplit:
-        return split_scores(trace(of[0], tokens, [SCORES]), seed=seed)
+    @functools.cache
+    def split(control: str) -> ScoreSplit:
+        return split_scores(trace(models[control][0], tokens, [SCORES]), seed=seed)
 
     def heads(control: str, of: Sequence[Decoder]) -> pd.DataFrame:
         return census(of[0], tokens, scored=scored, ablate=control == "none", seed=seed)
@@ -91,10 +102,40 @@ def attention_stages(
     return {
         "templates": lambda: of_both(templates),
         "census": lambda: of_both(heads),
-        "split": lambda: of_both(lambda _, of: split(of).shares),
-        "curves": lambda: of_both(lambda _, of: split(of).curves),
+        "split": lambda: of_both(lambda control, _: split(control).shares),
+        "curves": lambda: of_both(lambda control, _: split(control).curves),
         "entropy": lambda: of_both(lambda _, of: attention_summary(trace(of[0], tokens, [PATTERN]), seed=seed)),
         "maps": lambda: attention_maps(trace(decoders[0], tokens, [PATTERN]), **own_t5(decoders[0])),
+    }
+
+
+def too_long(decoder: Decoder, tokens: torch.Tensor) -> bool:
+    """Whether all patterns of a model on these sequences are more than ``DENSE`` numbers."""
+    n, length = tokens.shape
+    return n * decoder.config.n_layers * decoder.config.n_heads * length**2 > DENSE
+
+
+def _long_stages(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, seed: int) -> dict[str, Measure]:
+    """What can be known of attention without whole patterns: no census, and three fitted templates."""
+    models = {"none": decoder, "untrained": untrained}
+
+    def of_both(measure: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat([measure(control).assign(control=control) for control in models], ignore_index=True)
+
+    @functools.cache
+    def templates(control: str) -> LongContext:
+        return compare_long_context(models[control], tokens, seed=seed)
+
+    @functools.cache
+    def split(control: str) -> ScoreSplit:
+        return split_long_context(models[control], tokens, seed=seed)
+
+    return {
+        "templates": lambda: of_both(lambda c: templates(c).templates).rename(columns={"distance": "metric"}),
+        "split": lambda: of_both(lambda c: split(c).shares),
+        "entropy": lambda: of_both(lambda c: stream(models[c], tokens).rows()),
+        "curves": lambda: of_both(lambda c: split(c).curves),
+        "maps": lambda: templates("none").maps,
     }
 
 

@@ -3,21 +3,47 @@ import pandas as pd
 import pytest
 import torch
 
-from probe.attention import attention_maps, compare_models, compare_templates
+from probe.attention import attention_maps, attention_summary, census, compare_models, compare_templates, split_scores
 from probe.models.decoder import Decoder, DecoderConfig
-from probe.tracing import trace
+from probe.tracing import PATTERN, SCORES, trace
 
 NASTY = "<script>document.title='pwned'</script>&\"'"
 
 
 @pytest.fixture(scope="session")
-def traces():
-    tokens = torch.randint(0, 19, (12, 10), generator=torch.Generator().manual_seed(0))
+def tokens():
+    return torch.randint(0, 19, (12, 10), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def decoders():
     config = {"d_vocab": 19, "n_ctx": 16, "n_layers": 2, "d_model": 16, "n_heads": 2}
     return {
-        name: trace(Decoder(DecoderConfig(**config, encoding=encoding), seed=i).eval(), tokens)
+        name: Decoder(DecoderConfig(**config, encoding=encoding), seed=i).eval()
         for i, (name, encoding) in enumerate([("none", "none"), ("t5", "t5"), (NASTY, "alibi")])
     }
+
+
+@pytest.fixture(scope="session")
+def traces(decoders, tokens):
+    return {name: trace(decoder, tokens, [PATTERN, SCORES]) for name, decoder in decoders.items()}
+
+
+@pytest.fixture(scope="session")
+def census_rows(decoders, tokens):
+    parts = [census(decoder, tokens, n_bootstrap=10).assign(encoding=name) for name, decoder in decoders.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="session")
+def split(traces):
+    return split_scores(traces["none"], n_bootstrap=10)
+
+
+@pytest.fixture(scope="session")
+def entropy_rows(traces):
+    parts = [attention_summary(t, n_bootstrap=10).assign(encoding=e, control="none") for e, t in traces.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 @pytest.fixture(scope="session")

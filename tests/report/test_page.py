@@ -13,8 +13,12 @@ from probe.report import (
     Section,
     accuracy_by_length,
     attention_maps,
+    census_grid,
+    census_losses,
     construction_errors,
     distance_matrix,
+    entropy_by_query,
+    f_rel_curves,
     probe_by_site,
     render_page,
     template_distances,
@@ -35,7 +39,9 @@ NASTY = "<script>document.title='pwned'</script>&\"'"
 
 
 @pytest.fixture(scope="session")
-def page(accuracy_rows, probe_rows, map_rows, template_rows, pair_rows, construction_rows):
+def page(
+    accuracy_rows, probe_rows, map_rows, template_rows, pair_rows, construction_rows, census_rows, split, entropy_rows
+):
     table = pd.DataFrame({"name": [NASTY, "b"], "value": [0.5, 1e-12], "n": [3, 4], "missing": [pd.NA, None]})
     return render_page(
         f"A title {NASTY}",
@@ -57,6 +63,15 @@ def page(accuracy_rows, probe_rows, map_rows, template_rows, pair_rows, construc
                     ("templates", template_distances(template_rows)),
                     ("pairs", distance_matrix(pair_rows)),
                     ("constructions", construction_errors(construction_rows)),
+                ],
+            ),
+            Section(
+                "Three",
+                figures=[
+                    ("census", census_grid(census_rows)),
+                    ("losses", census_losses(census_rows)),
+                    ("curves", f_rel_curves(split.curves, split.shares)),
+                    ("entropy", entropy_by_query(entropy_rows)),
                 ],
             ),
         ],
@@ -112,6 +127,6 @@ def test_a_browser_draws_everything_and_complains_of_nothing(page, tmp_path):
     found = json.loads(report[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert found["complaints"] == []
     assert found["requests"] == []
-    assert found["divs"] == 6 and found["drawn"] >= 6
+    assert found["divs"] == 10 and found["drawn"] >= 10
     assert found["cells"] >= 12
     assert found["title"].startswith("A title <script>")  # as text: it did not run
