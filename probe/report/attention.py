@@ -48,13 +48,14 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
     )
     for row, (_, part) in enumerate(heads, start=1):
         pattern, template = matrix(part, "pattern"), matrix(part, "template_pattern")
+        positions = np.unique(part["key"]).tolist() if labels is None else labels
         for column, (z, axis) in enumerate(
             [(pattern, "coloraxis"), (template, "coloraxis"), (pattern - template, "coloraxis2")], start=1
         ):
             figure.add_heatmap(
                 z=z,
-                x=labels,
-                y=labels,
+                x=positions,
+                y=positions,
                 coloraxis=axis,
                 row=row,
                 col=column,

@@ -36,8 +36,9 @@ ROW_STAGES = ("accuracy", "probe", "templates", "census", "split", "entropy")
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
 PAIR_STAGES = ("model_distance", "model_order", "trained_t5")
 
-# Numbers in all patterns of a model from which on attention is streamed (2 GiB in float32).
-DENSE = 2**29
+# Attention is streamed where sequences are longer, or all patterns of a model hold more numbers (1 GiB in float32).
+DENSE_LENGTH = 1024
+DENSE = 2**28
 
 
 def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) -> bool:
@@ -110,9 +111,9 @@ def attention_stages(
 
 
 def too_long(decoder: Decoder, tokens: torch.Tensor) -> bool:
-    """Whether all patterns of a model on these sequences are more than ``DENSE`` numbers."""
+    """Whether a model's patterns on these sequences are too large for what wants them whole."""
     n, length = tokens.shape
-    return n * decoder.config.n_layers * decoder.config.n_heads * length**2 > DENSE
+    return length > DENSE_LENGTH or n * decoder.config.n_layers * decoder.config.n_heads * length**2 > DENSE
 
 
 def _long_stages(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, seed: int) -> dict[str, Measure]:
