@@ -29,6 +29,9 @@ _HOMES = {
     "DISTANCES": "probe.attention",
     "compare_templates": "probe.attention",
     "compare_models": "probe.attention",
+    "split_scores": "probe.attention",
+    "census": "probe.attention",
+    "stream": "probe.attention",
     "StudyConfig": "probe.study",
     "run_study": "probe.study",
 }

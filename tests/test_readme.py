@@ -14,5 +14,5 @@ def test_the_code_in_the_readme_runs(monkeypatch):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(block, names)  # the README's own code
-    assert len(shown) == 1
+    assert len(shown) == 2
     assert names["decoder"].config.encoding == "none"

@@ -152,8 +152,6 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
             text=text.to_numpy(),
             texttemplate="%{text}",
             colorscale="Blues",
-            zmin=0,
-            zmax=float(np.nanmax(z.to_numpy())) or 1.0,
             hoverongaps=False,
             hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
             colorbar={"title": "distance"},

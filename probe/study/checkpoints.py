@@ -108,7 +108,7 @@ def compare_checkpoints(
         for stage, measure in pair_stages(models, untrained, traced.tokens, seed).items():
             rows.append(measure().assign(measurement=stage))
         say("models compared")
-    collected = pd.concat(rows, ignore_index=True)
+    collected = pd.concat(rows, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
     drawn = attention_figures(collected, drawings["maps"], drawings["curves"])
     n, length = traced.tokens.shape
     summary = [

@@ -202,6 +202,7 @@ def collect_rows(config: StudyConfig, folder: Path) -> pd.DataFrame:
     claims = read_stage(folder, "constructions").rename(columns={"largest_error": "value"})
     claims = claims.assign(measurement="construction", metric="largest_error", task=config.task, seed=config.seed)
     rows = pd.concat([rows, claims.astype({"holds": "boolean"})], ignore_index=True)
+    rows = rows.astype({"layer": "Int64", "head": "Int64"})  # missing where a row is of a model or a construction
     keys = ["measurement", "task", "encoding", "seed"]
     return rows[[*keys, *(c for c in rows.columns if c not in keys)]]
 
