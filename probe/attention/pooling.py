@@ -40,7 +40,8 @@ def pooled_pattern(
     index = torch.arange(n, device=q.device) * bins // n
     total = torch.zeros(n_heads, bins, bins, dtype=torch.float64, device=q.device)
     step = max(1, _BLOCK // (n_heads * n))
-    for start in range(0, n, step):
+    # The widest block goes first, so that all later ones find room in what it leaves; growing ones would find none.
+    for start in range((n - 1) // step * step, -1, -step):
         end = min(start + step, n)
         rows = q[:, start:end].reshape(len(k), -1, d_head) @ k[:, :end].transpose(1, 2)
         rows = rows.view(n_heads, end - start, end) * scale
