@@ -1,0 +1,143 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from probe.errors import ProbeError
+from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.lens import to_bridge
+from probe.position.causal import erase_position, patch_position, steer_position
+
+V, P = 8, 24  # tokens, positions
+LAST = "blocks.0.hook_resid_pre"
+
+
+def of(rows, **where):
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def looks_back():
+    """A head that looks at the previous token and predicts it again, from a position p, p², 1 in the stream: its scores
+    are -c (t - 1 - i)² but for what depends on t alone. The position is that of a learned table."""
+    config = DecoderConfig(
+        d_vocab=V, n_ctx=P, n_layers=1, d_model=2 * V + 3, n_heads=1, d_head=V, d_mlp=1, normalization="none",
+        encoding="learned", score_scale=1.0,
+    )  # fmt: skip
+    decoder = Decoder(config, seed=0).eval()
+    p, p2, one, c = 2 * V, 2 * V + 1, 2 * V + 2, 6.0
+    at = torch.arange(P, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.token_embedding.weight[:, :V] = torch.eye(V)
+        decoder.encoding.weight[:, p:] = torch.stack([at / 10, at**2 / 100, torch.ones(P)], dim=1)
+        attention = decoder.layers[0].attention
+        attention.q_proj.weight[0, p], attention.q_proj.weight[0, one] = 2 * c * 10, -2 * c
+        attention.k_proj.weight[0, p] = 10
+        attention.q_proj.weight[1, one], attention.k_proj.weight[1, p2] = -c, 100
+        attention.v_proj.weight[:, :V] = torch.eye(V)
+        attention.o_proj.weight[V : 2 * V] = torch.eye(V)
+        decoder.head.weight[:, V : 2 * V] = 10 * torch.eye(V)
+    return decoder
+
+
+@pytest.fixture(scope="module")
+def alternating():
+    """Two tokens in turn: the next token is the previous one."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.stack([torch.randperm(V, generator=generator)[:2] for _ in range(24)])
+    return pairs.repeat(1, P // 2)
+
+
+def after_the_first():
+    """The tokens that follow from earlier ones: all from position 2 on."""
+    return (torch.arange(P) >= 2).expand(24, -1)
+
+
+def test_what_is_used_is_missed_when_it_is_erased(looks_back, alternating):
+    rows = erase_position(looks_back, alternating, [LAST], scored=after_the_first(), n_random=3, n_bootstrap=50)
+    for name in ("position", "classes"):
+        erased, random = (of(rows, concept=name, control=c).set_index("metric") for c in ("none", "random"))
+        assert erased.loc["loss", "low"] > 1.0
+        assert erased.loc["token_accuracy", "value"] < -0.3
+        assert erased.loc["exact_match", "value"] == -1.0
+        assert erased.loc["template_distance", "value"] > 0.1
+        assert abs(erased.loc["probe_r2", "value"]) < 1e-6
+        assert random.loc["probe_r2", "value"] > 0.5
+
+
+def test_what_is_not_used_is_not_missed(looks_back, alternating):
+    """The same states behind the last attention: position is there as before, and nothing reads it."""
+    rows = erase_position(looks_back, alternating, ["blocks.0.hook_resid_post"], concepts=["position"], n_bootstrap=50)
+    found = of(rows, control="none").set_index("metric")
+    assert abs(found.loc["loss", "value"]) < 0.02
+    assert "template_distance" not in found.index  # no attention reads that site
+
+
+def test_exact_match_by_length(looks_back, alternating):
+    lengths = torch.tensor([P, 10] * 12)
+    rows = erase_position(looks_back, alternating, [LAST], lengths=lengths, scored=after_the_first(), n_bootstrap=20)
+    found = of(rows, metric="exact_match", concept="position", control="none").set_index("length")["value"]
+    assert set(found.index.dropna()) == {10, P} and (found == -1).all()
+
+
+def test_attention_follows_the_position_that_is_steered(looks_back, alternating):
+    rows = steer_position(looks_back, alternating, LAST, n_bootstrap=20)
+    moved = of(rows, metric="attention_moved").set_index("control")["value"]
+    assert moved["none"] == pytest.approx(1, abs=2e-3)
+    assert abs(moved["random"]) < 0.6
+    attended = of(rows, metric="attended", control="none").set_index("shift")["value"]
+    np.testing.assert_allclose(attended, P // 2 - 1 + attended.index.to_numpy(), atol=1e-2)
+
+
+def test_a_linear_bias_does_not_move_with_the_query(make_decoder, random_tokens):
+    """-m (t + k - i) is -m (t - i) to softmax: position in the bias alone cannot be steered from the stream."""
+    decoder = make_decoder(encoding="alibi")
+    with torch.no_grad():
+        for block in decoder.layers:
+            block.attention.q_proj.weight.zero_()
+    rows = steer_position(decoder, random_tokens(8, 12), "blocks.1.hook_resid_pre", n_bootstrap=10)
+    assert of(rows, metric="attention_moved")["value"].abs().max() < 1e-6
+
+
+def test_patched_positions_are_read_further_on(looks_back, alternating):
+    rows = patch_position(looks_back, alternating, LAST, shifts=(0, 1, 3), n_bootstrap=20)
+    shift = of(rows, metric="decoded_shift", control="none").set_index("shift")["value"]
+    np.testing.assert_allclose(shift, shift.index.to_numpy(), atol=1e-3)
+    loss = of(rows, metric="loss", control="none").set_index("shift")["value"]
+    # All rows of a sequence move together, but for the last ones: the head looks at distances and minds these only.
+    assert loss.abs()[[0, 1]].max() < 0.1
+    assert abs(of(rows, metric="decoded_shift", control="random", shift=0)["value"].item()) < 0.5
+
+
+def test_a_bridge_gives_what_its_decoder_gives(make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding="rotary"), random_tokens(8, 10)
+    site = "blocks.1.hook_resid_pre"
+    for measure in (
+        lambda m: erase_position(m, tokens, [site], n_random=1, n_bootstrap=5),
+        lambda m: steer_position(m, tokens, site, n_random=1, n_bootstrap=5),
+        lambda m: patch_position(m, tokens, site, n_random=1, n_bootstrap=5),
+    ):
+        ours, theirs = measure(decoder), measure(to_bridge(decoder))
+        pd.testing.assert_frame_equal(ours, theirs, atol=1e-3, rtol=1e-2)
+
+
+def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
+    decoder, tokens = make_decoder(), random_tokens(8, 10)
+    with pytest.raises(ProbeError, match="at least 4 sequences are wanted"):
+        erase_position(decoder, tokens[:3])
+    with pytest.raises(ProbeError, match="at least one token .* must be scored"):
+        erase_position(decoder, tokens, scored=torch.zeros(8, 10, dtype=torch.bool))
+    with pytest.raises(ProbeError, match="unknown site"):
+        erase_position(decoder, tokens, ["blocks.9.hook_resid_post"])
+    with pytest.raises(ProbeError, match="no attention reads"):
+        steer_position(decoder, tokens, "blocks.1.hook_resid_post")
+    with pytest.raises(ProbeError, match="at least two different shifts"):
+        steer_position(decoder, tokens, "hook_embed", shifts=[1])
+    with pytest.raises(ProbeError, match="query must be a row 1…9, got 10"):
+        steer_position(decoder, tokens, "hook_embed", query=10)
+    with pytest.raises(ProbeError, match="shifts must be 0…9 tokens, got 10"):
+        patch_position(decoder, tokens, "hook_embed", shifts=[10])
