@@ -18,6 +18,7 @@ from probe.report.constructions import (
 )
 from probe.report.figures import accuracy_by_length, probe_by_site
 from probe.report.page import Section, render_page
+from probe.report.position import erasure_losses
 
 __all__ = [
     "Section",
@@ -30,6 +31,7 @@ __all__ = [
     "construction_portrait",
     "distance_matrix",
     "entropy_by_query",
+    "erasure_losses",
     "f_rel_curves",
     "head_grid",
     "learned_heads",

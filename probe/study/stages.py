@@ -27,13 +27,15 @@ from probe.files import write_file
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
 from probe.position import fit_position_probe
+from probe.position.causal import erase_position
 from probe.study.config import StudyData, TracedSequences
 from probe.tracing import PATTERN, SCORES, Trace, trace
 from probe.training import exact_match, predict
 
 # What is measured of each model, and what of it goes among the study's rows.
-ROW_STAGES = ("accuracy", "probe", "templates", "census", "split", "entropy")
+ROW_STAGES = ("accuracy", "probe", "use", "templates", "census", "split", "entropy")
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
+RESID_PRE = "hook_resid_pre"
 PAIR_STAGES = ("model_distance", "model_order", "trained_t5")
 
 # Attention is streamed where sequences are longer, or all patterns of a model hold more numbers (1 GiB in float32).
@@ -71,6 +73,7 @@ def model_stages(
             [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
         ),
         "probe": lambda: fit_position_probe(decoders[0], traced.tokens, seed=seed),
+        "use": lambda: erase_position(decoders[0], traced.tokens, [RESID_PRE], scored=traced.scored, seed=seed),
         **attention_stages(decoders, untrained, traced, seed),
     }
 
