@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from patterns import make_trace, random_pattern, with_garbage
 from scipy.spatial.distance import jensenshannon
 
 from probe.attention import (
@@ -20,19 +21,7 @@ from probe.attention import (
 from probe.attention.nulls import shuffled
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
-from probe.tracing import PATTERN, Trace, block_site, trace
-
-
-def random_pattern(batch, head, n, seed=0, spread=1.0):
-    scores = spread * torch.randn(batch, head, n, n, generator=torch.Generator().manual_seed(seed)).double()
-    return scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
-
-
-def make_trace(*patterns, lengths=None):
-    batch, _, n, _ = patterns[0].shape
-    tokens = torch.arange(batch * n).view(batch, n)
-    lengths = torch.full((batch,), n) if lengths is None else torch.tensor(lengths)
-    return Trace(tokens, lengths, {block_site(i, PATTERN): p for i, p in enumerate(patterns)}, len(patterns))
+from probe.tracing import PATTERN, trace
 
 
 def positional_decoder(encoding, **options):
@@ -50,17 +39,6 @@ def positional_decoder(encoding, **options):
 
 def tokens(n_sequences=6, n=40):
     return torch.randint(11, (n_sequences, n), generator=torch.Generator().manual_seed(2))
-
-
-def with_garbage(t, **changes):
-    """The same trace with garbage in the rows (and tokens) of the padding."""
-    values = {site: value.clone() for site, value in t.values.items()}
-    padded = t.tokens.clone()
-    for b, length in enumerate(t.lengths.tolist()):
-        padded[b, length:] = 0
-        for value in values.values():
-            value[b, :, length:] = math.nan
-    return dataclasses.replace(t, tokens=padded, values=values, **changes)
 
 
 def test_an_alibi_decoder_is_nearest_to_alibi():
