@@ -94,25 +94,55 @@ def trace(
     Raises:
         ProbeError: for an empty batch, an unknown site, or lengths that do not fit the tokens.
     """
-    if tokens.ndim != 2 or tokens.numel() == 0:
-        raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
-    if batch_size < 1:
-        raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
+    _check_tokens(tokens)
     if lengths is None:
         lengths = torch.full((len(tokens),), tokens.shape[1])
     if lengths.shape != (len(tokens),) or int(lengths.min()) < 1 or int(lengths.max()) > tokens.shape[1]:
         raise ProbeError(f"lengths must be {len(tokens)} numbers in 1…{tokens.shape[1]}, got {lengths.tolist()}")
-    run = _from_decoder if isinstance(model, Decoder) else _from_bridge
+    kept: dict[str, list[Tensor]] = {}
+    n_layers = visit(
+        model,
+        tokens,
+        sites,
+        lambda site, value, _: kept.setdefault(site, []).append(value.cpu()),
+        batch_size=batch_size,
+    )
+    values = {site: torch.cat(kept[site]) for site in expand_sites(sites, n_layers)}
+    return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
+
+
+@torch.no_grad()
+def visit(
+    model: nn.Module,
+    tokens: Int[Tensor, "batch pos"],
+    sites: Sequence[str],
+    fn: Callable[[str, Tensor, slice], object],
+    *,
+    batch_size: int = 64,
+) -> int:
+    """Run a model on token ids and call ``fn(site, value, rows)`` with each value as it is computed; keep nothing.
+
+    ``value`` is that of the sequences ``tokens[rows]``, on the model's device; it must not be changed, and what ``fn``
+    returns is not read. Sites and errors are those of ``trace``.
+
+    Returns:
+        The number of layers of the model.
+    """
+    _check_tokens(tokens)
+    if batch_size < 1:
+        raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
+    run = _run_decoder if isinstance(model, Decoder) else _run_bridge
     n_layers = model.config.n_layers if isinstance(model, Decoder) else _bridge_config(model).n_layers
     full = expand_sites(sites, n_layers)
     was_training = model.training
     model.eval()
     try:
-        batches = [run(model, part, full) for part in tokens.split(batch_size)]
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, min(start + batch_size, len(tokens)))
+            run(model, tokens[rows], {site: _call(fn, site, rows) for site in full})
     finally:
         model.train(was_training)
-    values = {site: torch.cat([batch[site] for batch in batches]) for site in full}
-    return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
+    return n_layers
 
 
 @torch.no_grad()
@@ -149,25 +179,31 @@ def _bridge_config(model: nn.Module) -> Any:
     return model.cfg
 
 
-def _from_decoder(model: Decoder, tokens: Tensor, sites: list[str]) -> dict[str, Tensor]:
-    kept: dict[str, Tensor] = {}
+def _check_tokens(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
 
-    def keep(site: str):
-        def hook(value: Tensor) -> None:
-            kept[site] = value.cpu()
+
+def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) -> Callable[[Tensor], None]:
+    def hook(value: Tensor) -> None:
+        fn(site, value, rows)
+
+    return hook
+
+
+def _run_decoder(model: Decoder, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
+    model(tokens.to(model.device), hooks=hooks)
+
+
+def _run_bridge(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
+    def at(site: str) -> Callable[[Tensor, Any], None]:
+        def hook(value: Tensor, hook: Any) -> None:
+            if site.endswith(SCORES):  # the bridge hides future keys by the lowest finite number
+                future = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu(1)
+                value = value.masked_fill(future, -torch.inf)
+            hooks[site](value)
 
         return hook
 
-    model(tokens.to(model.device), hooks={site: keep(site) for site in sites})
-    return kept
-
-
-def _from_bridge(model: Any, tokens: Tensor, sites: list[str]) -> dict[str, Tensor]:
     device = next(model.parameters()).device
-    _, cache = model.run_with_cache(tokens.to(device), names_filter=sites)
-    kept = {site: cache[site].cpu() for site in sites}
-    for site, value in kept.items():
-        if site.endswith(SCORES):  # the bridge hides future keys by the lowest finite number
-            future = torch.ones(value.shape[-2:], dtype=torch.bool).triu(1)
-            kept[site] = value.masked_fill(future, -torch.inf)
-    return kept
+    model.run_with_hooks(tokens.to(device), fwd_hooks=[(site, at(site)) for site in hooks])

@@ -1,5 +1,35 @@
-"""Where position lives in hidden states."""
+"""Where position lives in hidden states: linear probes, what they may be asked, and what they must be compared with."""
 
-from probe.position.linear import fit_position_probe
+from probe.position.classification import SoftmaxProbe
+from probe.position.controls import CONTROLS
+from probe.position.linear import PROBES, fit_position_probe
+from probe.position.moments import Moments
+from probe.position.pairs import PAIR_PROBES, pair_probe
+from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
+from probe.position.splits import Split, constant_tokens, random_tokens
+from probe.position.streaming import ALL_SITES, probe_positions
+from probe.position.targets import TARGETS, Target, TargetContext, position_classes, target_values
 
-__all__ = ["fit_position_probe"]
+__all__ = [
+    "ALL_SITES",
+    "ALPHAS",
+    "CONTROLS",
+    "PAIR_PROBES",
+    "PROBES",
+    "TARGETS",
+    "Moments",
+    "RidgeProbe",
+    "SoftmaxProbe",
+    "Split",
+    "Target",
+    "TargetContext",
+    "constant_tokens",
+    "fit_folds",
+    "fit_position_probe",
+    "pair_probe",
+    "position_classes",
+    "probe_positions",
+    "random_tokens",
+    "ridge_path",
+    "target_values",
+]

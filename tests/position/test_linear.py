@@ -1,16 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import Ridge
-from sklearn.metrics import accuracy_score, mean_absolute_error, r2_score
+from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.preprocessing import StandardScaler
 
 from probe.errors import ProbeError
 from probe.models.lens import to_bridge
-from probe.position import linear
-from probe.position.linear import Tokens, fit_position_probe
+from probe.position import fit_position_probe
+from probe.position.splits import Split
 from probe.tracing import Trace, trace
 
 QUICK = {"n_bootstrap": 20}
@@ -21,26 +20,6 @@ def value(rows, **where):
         rows = rows[rows[column] == wanted]
     assert len(rows) == 1
     return float(rows["value"].iloc[0])
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (linear.r2, r2_score),
-        (linear.mean_absolute_error, mean_absolute_error),
-        (linear.spearman, lambda a, b: spearmanr(a, b).statistic),
-    ],
-)
-def test_metrics_are_those_of_scikit_learn_and_scipy(ours, theirs):
-    rng = np.random.default_rng(0)
-    true, predicted = rng.integers(0, 20, 300), rng.normal(size=300).round(1)
-    assert ours(true, predicted) == pytest.approx(theirs(true, predicted), rel=1e-12)
-
-
-def test_accuracy_and_a_constant_prediction():
-    true = np.array([0, 1, 2, 3])
-    assert linear.accuracy(true, np.array([0, 1, 9, 3])) == accuracy_score(true, [0, 1, 9, 3]) == 0.75
-    assert linear.spearman(true, np.ones(4)) == 0.0
 
 
 def test_a_learned_table_is_read_perfectly_and_the_embedding_not(make_decoder, random_tokens):
@@ -82,14 +61,16 @@ def test_the_regression_is_scikit_learns(make_decoder, random_tokens):
     rows = fit_position_probe(
         decoder, tokens, ["blocks.0.hook_resid_post"], probes=["ridge"], controls=(), seed=5, alpha=3.0, **QUICK
     )
-    hidden = trace(decoder, tokens, ["blocks.0.hook_resid_post"])["blocks.0.hook_resid_post"].numpy()
-    order = np.random.default_rng(5).permutation(40)
-    test, train = order[:12], order[12:]
-    position = np.tile(np.arange(16), (40, 1))
-    scaler = StandardScaler().fit(hidden[train].reshape(-1, 32))
-    ridge = Ridge(alpha=3.0).fit(scaler.transform(hidden[train].reshape(-1, 32)), position[train].ravel())
-    predicted = ridge.predict(scaler.transform(hidden[test].reshape(-1, 32)))
-    assert value(rows, metric="r2") == pytest.approx(r2_score(position[test].ravel(), predicted), abs=1e-4)
+    split = Split.by_sequence(tokens, None, 0.3, 5)
+    site = "blocks.0.hook_resid_post"
+    train, test = (
+        trace(decoder, part.tokens, [site])[site].reshape(-1, 32).numpy() for part in (split.train, split.test)
+    )
+    scaler = StandardScaler().fit(train)
+    ridge = Ridge(alpha=3.0).fit(scaler.transform(train), np.tile(np.arange(16), 28))
+    true, predicted = np.tile(np.arange(16), 12), ridge.predict(scaler.transform(test))
+    assert value(rows, metric="r2") == pytest.approx(r2_score(true, predicted), abs=1e-4)
+    assert value(rows, metric="mean_absolute_error") == pytest.approx(mean_absolute_error(true, predicted), abs=1e-4)
     assert rows["n_train"].unique() == [28] and rows["n_test"].unique() == [12]
 
 
@@ -99,17 +80,6 @@ def test_whole_sequences_are_split_and_doubles_count_once(make_decoder, random_t
     assert set(twice["n_train"] + twice["n_test"]) == {20}
 
 
-def test_shuffling_deals_positions_out_within_each_sequence():
-    sequence = np.repeat([0, 1, 2], [5, 3, 4])
-    position = np.concatenate([np.arange(5), np.arange(3), np.arange(4)])
-    hidden = np.arange(12.0)[:, None]
-    dealt = Tokens(hidden, position, sequence).shuffled(np.random.default_rng(0))
-    assert dealt.hidden is hidden
-    for s in range(3):
-        assert sorted(dealt.position[sequence == s]) == sorted(position[sequence == s])
-    assert not np.array_equal(dealt.position, position)
-
-
 def test_padding_is_left_out(make_decoder, random_tokens):
     decoder, tokens = make_decoder(), random_tokens(batch=30)
     lengths = torch.arange(30) % 10 + 6
@@ -117,9 +87,6 @@ def test_padding_is_left_out(make_decoder, random_tokens):
     padded[torch.arange(16) >= lengths[:, None]] = 0
     a, b = (fit_position_probe(decoder, t, lengths=lengths, probes=["ridge"], **QUICK) for t in (tokens, padded))
     assert a["value"].tolist() == pytest.approx(b["value"].tolist())
-    assert (
-        len(Tokens.of(trace(decoder, tokens, ["hook_embed"], lengths=lengths), "hook_embed").position) == lengths.sum()
-    )
 
 
 def test_a_bridge_gives_what_its_decoder_gives(make_decoder, random_tokens):
@@ -136,7 +103,9 @@ def test_intervals_hold_the_value_and_are_repeatable(make_decoder, random_tokens
     a, b = (fit_position_probe(make_decoder(), tokens, probes=["ridge"], seed=2, n_bootstrap=200) for _ in range(2))
     assert a.equals(b)
     assert ((a["low"] <= a["value"]) & (a["value"] <= a["high"])).all()
-    assert (a["high"] - a["low"] > 0).all()
+    assert (a["high"] - a["low"] > 0)[a["metric"] != "selectivity"].all()
+    at_embedding = a[(a["metric"] == "selectivity") & (a["control"] == "embedding") & (a["site"] == "hook_embed")]
+    assert (at_embedding[["value", "low", "high"]] == 0).all(axis=None)  # the draws are paired
 
 
 def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
@@ -145,8 +114,8 @@ def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
         fit_position_probe(decoder, tokens[:1].expand(9, -1))
     with pytest.raises(ProbeError, match="at least 2 tokens, got shape"):
         fit_position_probe(decoder, tokens[:, :1])
-    with pytest.raises(ProbeError, match="unknown control 'random'; known: embedding, shuffled, untrained"):
-        fit_position_probe(decoder, tokens, controls=["random"])
+    with pytest.raises(ProbeError, match="unknown control 'none'; known: embedding, random, shuffled, untrained"):
+        fit_position_probe(decoder, tokens, controls=["none"])
     with pytest.raises(ProbeError, match="unknown probe 'mlp'; known: logistic, ridge"):
         fit_position_probe(decoder, tokens, probes=["mlp"])
     with pytest.raises(ProbeError, match="unknown site 'blocks.7.hook_resid_post'"):
