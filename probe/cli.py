@@ -66,7 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     census.set_defaults(run=_census)
     census.add_argument("--head-detector", action="store_true", help="TransformerLens's scores beside them")
     census.add_argument("--json", action="store_true", help="rows as JSON lines")
-    for command in (compare, census):
+    fit = commands.add_parser("fit", help="probes of position at every site of decoders, beside their controls")
+    fit.set_defaults(run=_fit)
+    fit.add_argument("--folder", default="runs/fit", help="where rows and report go (default: %(default)s)")
+    fit.add_argument("--sites", type=_words, metavar="SITE,…", help="TransformerLens names (default: all)")
+    fit.add_argument("--targets", type=_words, metavar="NAME,…", help="what is read (default: position, log, inverse)")
+    fit.add_argument("--fitted-length", type=int, metavar="N", help="fit to N tokens and score on up to 4 N as well")
+    for command in (compare, census, fit):
         command.add_argument(
             "models",
             nargs="+",
@@ -219,6 +225,26 @@ def _compare(options: argparse.Namespace) -> int:
     models, traced, seed = _models_and_tokens(options)
     folder = Path(options.folder)
     compare_checkpoints(models, traced, folder, seed=seed, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(folder / "report.html")
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from probe.study.checkpoints import fit_checkpoints
+
+    models, traced, seed = _models_and_tokens(options)
+    given = {name: getattr(options, name) for name in ("sites", "targets") if getattr(options, name)}
+    folder = Path(options.folder)
+    rows = fit_checkpoints(models, traced, folder, fitted_length=options.fitted_length, seed=seed, **given)
+    fit = rows[rows["measurement"] == "fit"]
+    found = fit[(fit["control"] == "none") & (fit["metric"] == "r2")].assign(what="r2")
+    beside = fit[fit["metric"] == "selectivity"].assign(what=lambda each: "less " + each["control"])
+    table = pd.concat([found, beside]).pivot_table(
+        index=["encoding", "site", "target"], columns="what", values="value", sort=False
+    )
+    print(table.rename_axis(columns=None).to_string(float_format=lambda x: f"{x:.3f}"))
     print(folder / "report.html")
     return 0
 

@@ -12,6 +12,7 @@ from probe.attention import census, compare_models, compare_templates, split_sco
 from probe.cli import main
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.position import probe_positions
 from probe.tracing import PATTERN, SCORES, trace
 
 
@@ -70,6 +71,25 @@ def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch):
     found = rows[(rows["measurement"] == "templates") & (rows["encoding"] == "nope") & (rows["control"] == "none")]
     both = found.merge(compare_templates(traced, list(found["template"].unique())), on=keys, validate="1:1")
     np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
+
+
+def test_fit_prints_r2_beside_its_controls(folder, tmp_path, capsys):
+    models = [f"nope={folder / 'a'},{folder / 'b'}", f"t5={folder / 'c'}"]
+    out = tmp_path / "out"
+    arguments = ["--tokens", str(folder / "tokens.npy"), "--folder", str(out), "--fitted-length", "3"]
+    assert main(["fit", *models, *arguments, "--targets", "position,fourier"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(out / "report.html")
+    assert printed[0].split() == ["r2", "less", "untrained", "less", "embedding", "less", "shuffled", "less", "random"]
+    rows = pd.read_parquet(out / "rows.parquet")
+    of_c = rows[(rows["encoding"] == "t5") & (rows["measurement"] == "fit") & (rows["control"] == "none")]
+    wanted = probe_positions(
+        checkpoint.load(folder / "c"), tokens_of(folder), targets=("position", "fourier"), controls=()
+    )
+    np.testing.assert_allclose(of_c["value"], wanted["value"])
+    assert set(rows["measurement"]) == {"fit", "extrapolation"}
+    assert main(["fit", *models, *arguments, "--targets", "place"]) == 2
+    assert "unknown target 'place'" in capsys.readouterr().err
 
 
 def test_census_prints_a_line_a_head(folder, capsys):

@@ -18,7 +18,7 @@ from probe.report.constructions import (
 )
 from probe.report.figures import accuracy_by_length, probe_by_site
 from probe.report.page import Section, render_page
-from probe.report.position import erasure_losses
+from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
 
 __all__ = [
     "Section",
@@ -32,10 +32,12 @@ __all__ = [
     "distance_matrix",
     "entropy_by_query",
     "erasure_losses",
+    "extrapolation_curve",
     "f_rel_curves",
     "head_grid",
     "learned_heads",
     "probe_by_site",
+    "probe_heatmap",
     "render_page",
     "template_distances",
 ]

@@ -18,12 +18,13 @@ COLOURS = {
     "learned": "#E69F00",
 }
 OTHER_COLOURS = ("#56B4E9", "#999999", "#8C564B", "#17BECF", "#7F7F00", "#5E4FA2")
-DASHES = {"none": "solid", "untrained": "dash", "embedding": "dot", "shuffled": "dashdot"}
+DASHES = {"none": "solid", "untrained": "dash", "embedding": "dot", "shuffled": "dashdot", "random": "longdash"}
 CONTROL_LABELS = {
     "none": "trained model",
     "untrained": "untrained model",
     "embedding": "token embedding alone",
     "shuffled": "shuffled positions",
+    "random": "random projection of the token",
 }
 # Most attention weights are small: the colours are spread by the square root, so that 0.05 can be told from 0.
 ATTENTION_SCALE = [[(i / (len(sequential.Blues) - 1)) ** 2, shade] for i, shade in enumerate(sequential.Blues)]

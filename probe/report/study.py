@@ -11,7 +11,7 @@ from probe.report.attention_sections import DISTANCE, attention_figures, attenti
 from probe.report.constructions import construction_errors
 from probe.report.figures import short_site
 from probe.report.page import Section, render_page
-from probe.report.position import erasure_losses
+from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
 
 IN_DISTRIBUTION, LONGER = "validation", "test"
 
@@ -33,6 +33,8 @@ def study_figures(
         "accuracy": figures.accuracy_by_length(accuracy, train_length),
         "probe_r2": figures.probe_by_site(of(rows, "probe", probe="ridge"), "r2"),
         "probe_accuracy": figures.probe_by_site(of(rows, "probe", probe="logistic"), "accuracy"),
+        "probe_heatmap": probe_heatmap(of(rows, "fit")),
+        "extrapolation": extrapolation_curve(of(rows, "extrapolation")),
         "use": erasure_losses(of(rows, "use")),
         **attention_figures(rows, maps, curves),
         "constructions": construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
@@ -77,6 +79,17 @@ def study_page(
             figures=[
                 ("R² of the regressed position by site.", drawn["probe_r2"]),
                 ("Accuracy of the classified position by site.", drawn["probe_accuracy"]),
+                (
+                    "R² of the regressed position at every site and head; the colour is what training added.",
+                    drawn["probe_heatmap"],
+                ),
+                (
+                    "Error of a probe behind the last layer, fitted left of the line only.",
+                    drawn["extrapolation"],
+                ),
+            ],
+            tables=[
+                ("Behind the last layer: R² and, in parentheses, that less the untrained model's.", fit_table(rows))
             ],
         ),
         Section(
@@ -186,6 +199,22 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
             "high": overall["high"],
             "n": overall["n"].astype(int),
         }
+    )
+
+
+def fit_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """R² of every target behind the last layer, beside its selectivity, a column an encoding."""
+    fit = of(rows, "fit", scope="all")
+    fit = fit[fit["site"].str.endswith("hook_resid_post")]
+    fit = fit[fit["site"].map(_depth) == fit["site"].map(_depth).max()].set_index(["target", "encoding"])
+    r2 = fit[(fit["control"] == "none") & (fit["metric"] == "r2")]["value"]
+    gained = fit[(fit["control"] == "untrained") & (fit["metric"] == "selectivity")]["value"]
+    encodings = list(dict.fromkeys(r2.index.get_level_values("encoding")))
+    return pd.DataFrame(
+        [
+            {"target": target} | {e: f"{r2[target, e]:.3f} ({gained[target, e]:+.3f})" for e in encodings}
+            for target in dict.fromkeys(r2.index.get_level_values("target"))
+        ]
     )
 
 

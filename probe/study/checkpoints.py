@@ -1,4 +1,4 @@
-"""The attention of decoders that exist already: the stages of a study without its training."""
+"""Decoders that exist already: the stages of a study without its training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,21 @@ from probe.errors import ProbeError
 from probe.files import read_json_object, write_file, write_text
 from probe.models import checkpoint
 from probe.models.decoder import Decoder
+from probe.position import ALL_SITES
 from probe.report.attention_sections import attention_figures, attention_sections
-from probe.report.page import render_page
+from probe.report.page import Section, render_page
+from probe.report.position import extrapolation_curve, probe_heatmap
 from probe.study.config import StudyConfig, TracedSequences, run_name
-from probe.study.stages import FIGURE_STAGES, attention_stages, pair_stages, too_long, untrained_like
+from probe.study.stages import (
+    FIGURE_STAGES,
+    PROBE_TARGETS,
+    attention_stages,
+    extrapolation,
+    fitted_probes,
+    pair_stages,
+    too_long,
+    untrained_like,
+)
 
 
 def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], StudyConfig | None]:
@@ -119,3 +130,50 @@ def compare_checkpoints(
     write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
     write_text(folder / "report.html", page)
     return collected
+
+
+def fit_checkpoints(
+    models: Mapping[str, Sequence[Decoder]],
+    traced: TracedSequences,
+    folder: str | Path,
+    *,
+    sites: Sequence[str] = ALL_SITES,
+    targets: Sequence[str] = PROBE_TARGETS,
+    fitted_length: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Fit probes of position to decoders, those of one name being its seeds; write rows and a report into a folder.
+
+    With ``fitted_length`` there are probes besides that are fitted to so many tokens and scored on up to four times as
+    many. Controls as ``probe_positions`` has them.
+    """
+    folder, rows = Path(folder), []
+    lengths = torch.full((len(traced.tokens),), traced.tokens.shape[1])
+    for i, (name, decoders) in enumerate(models.items()):
+        untrained = [untrained_like(d, seed + 1000 * i + r) for r, d in enumerate(decoders)]
+        found = fitted_probes(decoders, untrained, traced.tokens, sites=sites, targets=targets, seed=seed)
+        rows.append(found.assign(measurement="fit", encoding=name))
+        if fitted_length is not None:
+            found = extrapolation(decoders, untrained, traced.tokens, lengths, fitted_length=fitted_length, seed=seed)
+            rows.append(found.assign(measurement="extrapolation", encoding=name))
+    collected = pd.concat(rows, ignore_index=True)
+    fit = collected[collected["measurement"] == "fit"]
+    in_layers = fit[fit["site"].str.startswith("blocks.")]
+    figures = [(f"R² by layer and site: {t}.", probe_heatmap(in_layers, t)) for t in _drawn_targets(in_layers)]
+    if fitted_length is not None:
+        beyond = collected[collected["measurement"] == "extrapolation"]
+        figures.append(("Error by position, fitted left of the line only.", extrapolation_curve(beyond)))
+    text = [
+        "Ridge regressions on held-out sequences, beside an untrained model, the token embedding, shuffled positions "
+        "and a random projection of the token; the colour is the R² less the untrained model's."
+    ]
+    n, length = traced.tokens.shape
+    summary = [f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens."]
+    page = render_page("Position in hidden states", summary, [Section("Probes of position", text, figures=figures)])
+    write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
+    write_text(folder / "report.html", page)
+    return collected
+
+
+def _drawn_targets(rows: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(rows["target"]))

@@ -152,6 +152,11 @@ class StudyData:
         kept = order[: config.trace_sequences]
         return TracedSequences(tokens[kept], scored[kept])
 
+    def held_out_sequences(self, seed: int, most: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole held-out sequences, mixed, right-padded, and their lengths."""
+        order = torch.randperm(len(self.held_out), generator=torch.Generator().manual_seed(seed))[:most]
+        return self.held_out.tokens[order], self.held_out.lengths[order]
+
 
 class TracedSequences(NamedTuple):
     """Sequences on which models are looked at, and which of their tokens a model learns to predict (None: all)."""

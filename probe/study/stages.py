@@ -26,16 +26,17 @@ from probe.errors import ProbeError
 from probe.files import write_file
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
-from probe.position import fit_position_probe
+from probe.position import ALL_SITES, fit_position_probe, probe_positions
 from probe.position.causal import erase_position
 from probe.study.config import StudyData, TracedSequences
-from probe.tracing import PATTERN, SCORES, Trace, trace
+from probe.tracing import PATTERN, RESID_POST, SCORES, Trace, block_site, trace
 from probe.training import exact_match, predict
 
 # What is measured of each model, and what of it goes among the study's rows.
-ROW_STAGES = ("accuracy", "probe", "use", "templates", "census", "split", "entropy")
+ROW_STAGES = ("accuracy", "probe", "fit", "extrapolation", "use", "templates", "census", "split", "entropy")
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
 RESID_PRE = "hook_resid_pre"
+PROBE_TARGETS = ("position", "log_position", "inverse_position")
 PAIR_STAGES = ("model_distance", "model_order", "trained_t5")
 
 # Attention is streamed where sequences are longer, or all patterns of a model hold more numbers (1 GiB in float32).
@@ -73,6 +74,8 @@ def model_stages(
             [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
         ),
         "probe": lambda: fit_position_probe(decoders[0], traced.tokens, seed=seed),
+        "fit": lambda: fitted_probes(decoders, untrained, traced.tokens, seed=seed),
+        "extrapolation": lambda: extrapolation(decoders, untrained, *data.held_out_sequences(seed), seed=seed),
         "use": lambda: erase_position(decoders[0], traced.tokens, [RESID_PRE], scored=traced.scored, seed=seed),
         **attention_stages(decoders, untrained, traced, seed),
     }
@@ -141,6 +144,42 @@ def _long_stages(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, see
         "curves": lambda: of_both(lambda c: split(c).curves),
         "maps": lambda: templates("none").maps,
     }
+
+
+def fitted_probes(
+    decoders: Sequence[Decoder],
+    untrained: Sequence[Decoder],
+    tokens: torch.Tensor,
+    *,
+    sites: Sequence[str] = ALL_SITES,
+    targets: Sequence[str] = PROBE_TARGETS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ridge probes at every site, beside their controls, over all seeds of a model."""
+    return probe_positions(list(decoders), tokens, sites, targets=targets, untrained=list(untrained), seed=seed)
+
+
+def extrapolation(
+    decoders: Sequence[Decoder],
+    untrained: Sequence[Decoder],
+    tokens: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    fitted_length: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Probes behind the last layer, fitted to the first part of the sequences (a quarter of the longest by default) and
+    scored by position beyond it."""
+    last = block_site(decoders[0].config.n_layers - 1, RESID_POST)
+    return probe_positions(
+        list(decoders),
+        tokens,
+        [last],
+        lengths=lengths,
+        fitted_length=fitted_length or max(2, tokens.shape[1] // 4),
+        untrained=list(untrained),
+        seed=seed,
+    )
 
 
 def accuracy(decoder: Decoder, data: StudyData) -> pd.DataFrame:
