@@ -153,12 +153,21 @@ def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
     ]
     lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
     if "none" in encodings and len(encodings) > 1:
-        lines.append(f"In its attention patterns NoPE is nearest to: {_nearest_to_nope(rows)} (nats; one seed each).")
+        lines.append(
+            f"In its attention patterns NoPE is nearest to: {_nearest_to_nope(rows)} (nats).{_between_seeds(rows)}"
+        )
     lines.append(_position_in_attention(rows, encodings))
     claims = of(rows, "construction")
     holds = int(claims["holds"].astype(bool).sum())
     lines.append(f"Of the hand-built constructions' {len(claims)} checks, {holds} hold.")
     return lines
+
+
+def _between_seeds(rows: pd.DataFrame) -> str:
+    """How far two seeds of NoPE are apart, which every distance between models has to be read beside."""
+    pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum", control="none")
+    own = pairs[(pairs["model_a"] == "none") & (pairs["model_b"] == "none")]
+    return "" if own.empty else f" Two seeds of NoPE are {interval(own.iloc[0])} apart."
 
 
 def _position_in_attention(rows: pd.DataFrame, encodings: Sequence[str]) -> str:
