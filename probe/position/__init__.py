@@ -2,7 +2,16 @@
 
 from probe.position.classification import SoftmaxProbe
 from probe.position.controls import CONTROLS
+from probe.position.emergence import probe_over_training
+from probe.position.geometry import (
+    HiddenDecomposition,
+    decompose_hidden,
+    neighbour_similarity,
+    position_channels,
+    variance_by_position,
+)
 from probe.position.linear import PROBES, fit_position_probe
+from probe.position.mechanism import mechanism_table, name_mechanism
 from probe.position.moments import Moments
 from probe.position.pairs import PAIR_PROBES, pair_probe
 from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
@@ -17,6 +26,7 @@ __all__ = [
     "PAIR_PROBES",
     "PROBES",
     "TARGETS",
+    "HiddenDecomposition",
     "Moments",
     "RidgeProbe",
     "SoftmaxProbe",
@@ -24,12 +34,19 @@ __all__ = [
     "Target",
     "TargetContext",
     "constant_tokens",
+    "decompose_hidden",
     "fit_folds",
     "fit_position_probe",
+    "mechanism_table",
+    "name_mechanism",
+    "neighbour_similarity",
     "pair_probe",
+    "position_channels",
     "position_classes",
+    "probe_over_training",
     "probe_positions",
     "random_tokens",
     "ridge_path",
     "target_values",
+    "variance_by_position",
 ]

@@ -17,6 +17,15 @@ from probe.report.constructions import (
     learned_heads,
 )
 from probe.report.figures import accuracy_by_length, probe_by_site
+from probe.report.geometry import (
+    channel_correlations,
+    mechanism_readouts,
+    position_against_loss,
+    position_basis,
+    similarity_by_lag,
+    variance_against_position,
+    variance_shares,
+)
 from probe.report.page import Section, render_page
 from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
 
@@ -26,6 +35,7 @@ __all__ = [
     "attention_maps",
     "census_grid",
     "census_losses",
+    "channel_correlations",
     "construction_errors",
     "construction_matrices",
     "construction_portrait",
@@ -36,8 +46,14 @@ __all__ = [
     "f_rel_curves",
     "head_grid",
     "learned_heads",
+    "mechanism_readouts",
+    "position_against_loss",
+    "position_basis",
     "probe_by_site",
     "probe_heatmap",
     "render_page",
+    "similarity_by_lag",
     "template_distances",
+    "variance_against_position",
+    "variance_shares",
 ]
