@@ -132,7 +132,7 @@ def visit(
     if batch_size < 1:
         raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
     run = _run_decoder if isinstance(model, Decoder) else _run_bridge
-    n_layers = model.config.n_layers if isinstance(model, Decoder) else _bridge_config(model).n_layers
+    n_layers = n_layers_of(model)
     full = expand_sites(sites, n_layers)
     was_training = model.training
     model.eval()
@@ -165,12 +165,17 @@ def logits_with_edits(
             # The explicit path always: two runs differ by the edit and not by a kernel.
             logits = model(tokens.to(model.device), hooks=edits, attention="explicit")
         else:
-            sites = expand_sites([*edits], _bridge_config(model).n_layers)
+            sites = expand_sites([*edits], n_layers_of(model))
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
             logits = model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
     finally:
         model.train(was_training)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def n_layers_of(model: nn.Module) -> int:
+    """The number of layers of a ``Decoder`` or a ``TransformerBridge``."""
+    return model.config.n_layers if isinstance(model, Decoder) else _bridge_config(model).n_layers
 
 
 def _bridge_config(model: nn.Module) -> Any:

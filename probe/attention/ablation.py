@@ -32,15 +32,13 @@ class HeadAblations:
         return torch.cat(found)
 
     def changes(
-        self, layer: int, templates: Float64[Tensor, "head query key"]
+        self, layer: int, templates: Float64[Tensor, "head query key"], uniform: Float64[Tensor, "query key"]
     ) -> dict[str, Float64[Tensor, "sequence head"]]:
         """The change of each sequence's summed loss under each of ``ABLATIONS``, one head at a time.
 
         A pattern is its template T and the rest of it: T + r. The four of T or uniform, with r or without, are a
         factorial design. Uniform + r may have weights below 0; its rows sum to 1 all the same.
         """
-        n = templates.shape[-1]
-        uniform = torch.ones(n, n, dtype=torch.float64).tril() / torch.arange(1, n + 1)[:, None]
         changed: dict[str, list[Tensor]] = {metric: [] for metric in ABLATIONS}
         for head, template in enumerate(templates):
             replacements = (

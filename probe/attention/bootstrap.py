@@ -48,6 +48,12 @@ class Bootstrap:
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         return cls(drawn_shares(n_sequences, n_draws, generator), confidence)
 
+    @property
+    def value_and_draws(self) -> Float64[Tensor, "one_and_draw sequence"]:
+        """``weights`` with the mean over all sequences, which is the value itself, as the first row."""
+        n = self.weights.shape[1]
+        return torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), self.weights))
+
     def means(self, values: Float64[Tensor, "sequence *rest"]) -> Float64[Tensor, "draw *rest"]:
         """The mean of each draw; infinite where an infinite value was drawn."""
         infinite = values.isinf()

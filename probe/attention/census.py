@@ -101,7 +101,7 @@ def census(
     fitted_on, measured_on = halves(traced)
     bootstrap = Bootstrap.draw(len(traced.tokens) - measured_on.start, n_bootstrap, confidence, seed)
     n = len(traced.tokens) - measured_on.start
-    weights = torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), bootstrap.weights))
+    weights = bootstrap.value_and_draws
     if ablate:
         counted = _counted(traced, scored)[measured_on]
         losses = HeadAblations(model, traced.tokens[measured_on], counted, batch_size)
@@ -114,7 +114,10 @@ def census(
         if head_detector:
             scores |= _head_detector(traced, layer, measured_on, weights)
         if ablate:
-            changes = {m: weights @ each / n_counted for m, each in losses.changes(layer, heads.templates).items()}
+            changes = {
+                m: weights @ each / n_counted
+                for m, each in losses.changes(layer, heads.templates, heads.uniform[0]).items()
+            }
             scores |= changes
             use = used_for(changes, bootstrap)
         keys = {"layer": layer, "head": range(len(labels)), "label": labels, "template": heads.best}

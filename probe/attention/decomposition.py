@@ -93,7 +93,7 @@ def split_scores(
         )
     bootstrap = Bootstrap.draw(len(trace.tokens), n_bootstrap, confidence, seed)
     n = len(trace.tokens)
-    weights, parts = _draw_weights(n, bootstrap), []
+    weights, parts = bootstrap.value_and_draws if n > 1 else None, []
     for layer in range(trace.n_layers) if layers is None else layers:
         cells = _checked_scores(trace, layer, n_position)
         squares = cells.square().sum((-2, -1))
@@ -158,7 +158,7 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         if n_position < 2:
             raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
         design = Design(torch.full((n,), n_position), n_position)
-        right, weights = of_layer.sums.flatten(-2), _draw_weights(n, bootstrap)
+        right, weights = of_layer.sums.flatten(-2), None if n == 1 or bootstrap is None else bootstrap.value_and_draws
         mean = _mean(right, design)
         left = {(): of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n}
         _check_varies(left[()].sum(0), of_layer.squares.sum(0), layer)
@@ -174,13 +174,6 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         curves = Curves(basis, weights, design)
         parts.append((layer, share_rows(left, weights) | curves.shape(), curves))
     return _collected(parts, bootstrap if n > 1 else None, n, "none")
-
-
-def _draw_weights(n: int, bootstrap: Bootstrap | None) -> Float64[Tensor, "draw sequence"] | None:
-    """The share of each sequence in the value and in every draw; None where there is nothing to draw."""
-    if n == 1 or bootstrap is None:
-        return None
-    return torch.cat((torch.full((1, n), 1 / n, dtype=torch.float64), bootstrap.weights))
 
 
 def _pull(

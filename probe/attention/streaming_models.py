@@ -16,7 +16,7 @@ from probe.attention.streaming_template import StreamTemplate
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
-from probe.tracing import PATTERN, block_site
+from probe.tracing import PATTERN, block_site, n_layers_of
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
 
@@ -54,7 +54,7 @@ def attention_inputs(
     run = _from_decoder if isinstance(model, Decoder) else _from_bridge
     if run is _from_bridge and not hasattr(model, "run_with_hooks"):
         raise ProbeError(f"streaming wants a Decoder or a TransformerBridge, got {type(model).__name__}")
-    n_layers = model.config.n_layers if isinstance(model, Decoder) else model.cfg.n_layers
+    n_layers = n_layers_of(model)
     layers = range(n_layers) if layers is None else sorted({*layers})
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ProbeError(f"layers must be some of 0…{n_layers - 1}, got {list(layers)}")

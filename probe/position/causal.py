@@ -19,7 +19,7 @@ from probe.attention.comparison import checked_pattern
 from probe.attention.distances import valid_rows
 from probe.errors import ProbeError
 from probe.position.erasure import Subspace, concept, concept_subspace, random_subspace, square_root
-from probe.tracing import PATTERN, RESID_POST, SCORES, block_site, expand_sites, logits_with_edits, trace
+from probe.tracing import PATTERN, RESID_POST, SCORES, block_site, expand_sites, logits_with_edits, n_layers_of, trace
 
 TEMPLATE = "t5_fitted"
 Edit = Callable[[Tensor], Tensor]
@@ -42,13 +42,12 @@ class _Setting:
         if not self.scored[self.half :].any():
             raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
         self.bootstrap = Bootstrap.draw(n - self.half, n_bootstrap, confidence, seed)
-        share = torch.full((1, n - self.half), 1 / (n - self.half), dtype=torch.float64)
-        self.weights = torch.cat((share, self.bootstrap.weights))
+        self.weights = self.bootstrap.value_and_draws
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def n_layers(self) -> int:
-        return self.model.config.n_layers if hasattr(self.model, "config") else self.model.cfg.n_layers
+        return n_layers_of(self.model)
 
     def hidden(self, site: str) -> tuple[Tensor, Tensor]:
         """Hidden states of the first half, a row a token, and the rows' positions."""

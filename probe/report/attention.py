@@ -9,7 +9,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probe.errors import ProbeError
-from probe.report.figures import ATTENTION_SCALE, CONTROL_LABELS, LAYOUT, colour, matrix, plain, some
+from probe.report.figures import (
+    ATTENTION_SCALE,
+    CONTROL_LABELS,
+    LAYOUT,
+    colour,
+    interval,
+    interval_bars,
+    matrix,
+    plain,
+    some,
+)
 
 SHORT_LABELS = {"previous_token": "prev.", "diagonal": "self", "induction": "induct."}
 LOSSES = {
@@ -116,10 +126,7 @@ def template_distances(rows: pd.DataFrame) -> go.Figure:
                     "size": 7 if trained else 9,
                     "opacity": 0.6,
                 },
-                text=[
-                    f"layer {r.layer}, head {r.head}: {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]"
-                    for r in part.itertuples()
-                ],
+                text=[f"layer {r.layer}, head {r.head}: {interval(r.value, r.low, r.high)}" for r in part.itertuples()],
                 hovertemplate="%{text}<extra>" + plain(CONTROL_LABELS.get(control, control)) + "</extra>",
             )
     figure.update_xaxes(rangemode="tozero")
@@ -231,7 +238,7 @@ def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
         raise ProbeError("a grid of heads wants one row a head, got several of one: pick a metric, template, model, …")
     z = rows.pivot(index="layer", columns="head", values="value")
     if "low" in rows:
-        text = rows.assign(text=[f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in rows.itertuples()])
+        text = rows.assign(text=[interval(r.value, r.low, r.high) for r in rows.itertuples()])
     else:
         text = rows.assign(text=rows["value"].map("{:.3f}".format))
     figure = go.Figure(
@@ -349,14 +356,7 @@ def census_losses(rows: pd.DataFrame) -> go.Figure:
                 legendgroup=metric,
                 showlegend=row == 1,
                 marker={"color": stroke, "size": 8},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1.2,
-                    "width": 3,
-                    "array": (line["high"] - line["value"]).tolist(),
-                    "arrayminus": (line["value"] - line["low"]).tolist(),
-                },
+                error_y=interval_bars(line, width=3, thickness=1.2),
                 hovertemplate="head %{x}: %{y:.4f} nats<extra>" + label + "</extra>",
                 row=row,
                 col=1,
@@ -371,7 +371,7 @@ def census_losses(rows: pd.DataFrame) -> go.Figure:
 
 def _scores_in_words(part: pd.DataFrame) -> str:
     first = part.iloc[0]
-    scores = "<br>".join(f"{r.metric}: {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in part.itertuples())
+    scores = "<br>".join(f"{r.metric}: {interval(r.value, r.low, r.high)}" for r in part.itertuples())
     return (
         f"{plain(first['label'])}; template {plain(first['template'])}; used for {plain(first['used_for'])}<br>{scores}"
     )

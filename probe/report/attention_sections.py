@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import attention
+from probe.report.figures import interval
 from probe.report.page import Section
 
 DISTANCE = "jensen_shannon"
@@ -20,9 +21,9 @@ def of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
     return kept
 
 
-def interval(row: Mapping[str, Any] | pd.Series) -> str:
-    """``0.117 [0.114, 0.120]``"""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def interval_of(row: Mapping[str, Any] | pd.Series) -> str:
+    """A row's value and interval in words."""
+    return interval(row["value"], row["low"], row["high"])
 
 
 def attention_figures(
@@ -239,7 +240,7 @@ def order_table(order: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    both = pairs.assign(pair=pairs["model_a"] + " – " + pairs["model_b"], text=pairs.apply(interval, axis=1))
+    both = pairs.assign(pair=pairs["model_a"] + " – " + pairs["model_b"], text=pairs.apply(interval_of, axis=1))
     table = both.pivot_table(index="pair", columns="control", values="text", aggfunc="first", sort=False)
     return table.rename(columns={"none": "trained"}).rename_axis(columns=None).reset_index()
 

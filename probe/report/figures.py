@@ -111,18 +111,28 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
                 showlegend=column == 1,
                 mode="lines+markers",
                 line={"color": colour(encoding) if control == "none" else "#777777", "dash": DASHES.get(control)},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1,
-                    "width": 2,
-                    "array": (line["high"] - line["value"]).tolist(),
-                    "arrayminus": (line["value"] - line["low"]).tolist(),
-                },
+                error_y=interval_bars(line),
             )
     figure.update_xaxes(tickangle=-35)
     figure.update_yaxes(title=metric.replace("_", " "), col=1)
     return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.35})
+
+
+def interval_bars(line: pd.DataFrame, width: int = 2, thickness: float = 1) -> dict:
+    """Error bars from value, low and high."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": thickness,
+        "width": width,
+        "array": (line["high"] - line["value"]).tolist(),
+        "arrayminus": (line["value"] - line["low"]).tolist(),
+    }
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """``0.117 [0.114, 0.120]``"""
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def short_site(site: str) -> str:

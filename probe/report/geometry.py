@@ -5,7 +5,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from probe.report.figures import CONTROL_LABELS, DASHES, LAYOUT, colour, plain, short_site, some
+from probe.report.figures import (
+    CONTROL_LABELS,
+    DASHES,
+    LAYOUT,
+    colour,
+    interval,
+    interval_bars,
+    plain,
+    short_site,
+    some,
+)
 
 PART_COLOURS = {"position": "#0072B2", "context": "#E69F00", "token": "#CCCCCC", "residual": "#EEEEEE"}
 CONTROL_COLOURS = {"none": "#0072B2", "untrained": "#777777", "shuffled": "#BBBBBB"}
@@ -185,7 +195,7 @@ def mechanism_readouts(rows: pd.DataFrame) -> go.Figure:
             error_x={"type": "data", "symmetric": False, "thickness": 1.2, "width": 3,
                      "array": (shown["high"] - shown["value"]).tolist(),
                      "arrayminus": (shown["value"] - shown["low"]).tolist()},
-            customdata=[f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in points.itertuples()],
+            customdata=[interval(r.value, r.low, r.high) for r in points.itertuples()],
             hovertemplate="%{y}: R² %{customdata}<extra>" + label + "</extra>",
         )  # fmt: skip
     figure.add_vline(x=0, line_width=1, line_color="#999999")
@@ -218,9 +228,7 @@ def position_against_loss(rows: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=line["step"].tolist(), y=line["value"].tolist(), mode="lines+markers", name=label, row=row, col=1,
             line={"color": stroke}, marker={"size": 5},
-            error_y={"type": "data", "symmetric": False, "thickness": 1, "width": 2,
-                     "array": (line["high"] - line["value"]).tolist(),
-                     "arrayminus": (line["value"] - line["low"]).tolist()},
+            error_y=interval_bars(line),
             hovertemplate="step %{x}: %{y:.3f}<extra>" + label + "</extra>",
         )  # fmt: skip
     metric = ", ".join(dict.fromkeys(scores["metric"])).replace("r2", "R²")

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from probe.report.figures import CONTROL_LABELS, DASHES, LAYOUT, colour, plain, short_site, some
+from probe.report.figures import CONTROL_LABELS, DASHES, LAYOUT, colour, interval_bars, plain, short_site, some
 
 CONCEPTS = {"position": "circle", "classes": "square"}
 
@@ -34,14 +34,7 @@ def erasure_losses(rows: pd.DataFrame, metric: str = "loss") -> go.Figure:
                 mode="lines+markers",
                 line={"color": colour(encoding) if erased else "#999999", "dash": "solid" if erased else "dot"},
                 marker={"symbol": CONCEPTS.get(concept, "diamond"), "size": 8},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1,
-                    "width": 3,
-                    "array": (line["high"] - line["value"]).tolist(),
-                    "arrayminus": (line["value"] - line["low"]).tolist(),
-                },
+                error_y=interval_bars(line, width=3),
                 text=[f"rank {int(r)}" for r in line["rank"]],
                 hovertemplate="%{x}: %{y:.3f} (%{text})<extra>" + plain(what) + "</extra>",
                 row=1,
@@ -127,14 +120,7 @@ def extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error")
                 mode="lines+markers",
                 line={"color": colour(encoding) if control == "none" else "#999999", "dash": DASHES.get(control)},
                 marker={"size": 5},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1,
-                    "width": 2,
-                    "array": (line["high"] - line["value"]).tolist(),
-                    "arrayminus": (line["value"] - line["low"]).tolist(),
-                },
+                error_y=interval_bars(line),
                 hovertemplate="position %{x}: %{y:.2f}<extra>" + plain(label) + "</extra>",
                 **at,
             )

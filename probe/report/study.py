@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import figures
-from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, interval, null_table, of
+from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, interval_of, null_table, of
 from probe.report.constructions import construction_errors
 from probe.report.figures import short_site
 from probe.report.page import Section, render_page
@@ -141,13 +141,13 @@ def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
         f"{_size(settings)}."
     ]
     for split, what in ((IN_DISTRIBUTION, "In distribution"), (LONGER, "On the test set")):
-        said = [f"{e} {interval(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
+        said = [f"{e} {interval_of(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
         if said:
             lines.append(f"{what}, exact match is {', '.join(said)}.")
     ridge = of(rows, "probe", probe="ridge", metric="r2")
     last = ridge[ridge["site"].map(_depth) == ridge["site"].map(_depth).max()].set_index(["encoding", "control"])
     said = [
-        f"{e} {interval(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
+        f"{e} {interval_of(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
         f"{last.loc[(e, 'embedding'), 'value']:.3f})"
         for e in encodings
     ]
@@ -167,7 +167,7 @@ def _between_seeds(rows: pd.DataFrame) -> str:
     """How far two seeds of NoPE are apart, which every distance between models has to be read beside."""
     pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum", control="none")
     own = pairs[(pairs["model_a"] == "none") & (pairs["model_b"] == "none")]
-    return "" if own.empty else f" Two seeds of NoPE are {interval(own.iloc[0])} apart."
+    return "" if own.empty else f" Two seeds of NoPE are {interval_of(own.iloc[0])} apart."
 
 
 def _position_in_attention(rows: pd.DataFrame, encodings: Sequence[str]) -> str:
@@ -188,7 +188,7 @@ def _nearest_to_nope(rows: pd.DataFrame) -> str:
     other = pairs["model_a"].where(pairs["model_a"] != "none", pairs["model_b"])
     untrained = pairs[pairs["control"] == "untrained"].set_index(other[pairs["control"] == "untrained"])["value"]
     said = [
-        f"{name} {interval(pair)} (untrained {untrained[name]:.3f})"
+        f"{name} {interval_of(pair)} (untrained {untrained[name]:.3f})"
         for name, pair in zip(other, pairs.to_dict("records"), strict=True)
         if pair["control"] == "none"
     ]
