@@ -110,12 +110,12 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32])
         x, targets = torch.as_tensor(np.ascontiguousarray(X)), as_columns(y)
         if len(self.alphas) == 1:
-            return self._fit_folds([Moments.of(x, targets)], y.ndim)
+            return self._fit_folds([Moments.of(x, targets, torch.float64)], y.ndim)
         _, group = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)
         n_folds = min(self.folds, int(group.max()) + 1)
         if n_folds < 2:
             raise ProbeError(f"a choice between strengths wants at least 2 groups of samples, got n_samples={len(y)}")
-        empty = Moments.about(x, targets)
+        empty = Moments.about(x, targets, torch.float64)
         parts = [torch.as_tensor(np.flatnonzero(group % n_folds == f)) for f in range(n_folds)]
         return self._fit_folds([empty.and_rows(x[part], targets[part]) for part in parts], y.ndim)
 

@@ -119,7 +119,7 @@ def test_folds_are_of_groups():
     # Each group has features of its own that tell nothing: within groups they seem to.
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 6)
-    X, y = np.eye(30)[groups], rng.normal(size=30)[groups] + 0.1 * rng.normal(size=180)
+    X, y = rng.normal(size=(30, 20))[groups], rng.normal(size=30)[groups] + 0.1 * rng.normal(size=180)
     alphas = (1e-3, 1e4)
     assert RidgeProbe(alphas).fit(X, y, groups=groups).alpha_ == 1e4
     assert RidgeProbe(alphas).fit(X, y).alpha_ == 1e-3
@@ -135,6 +135,17 @@ def test_float32_activations_give_what_float64_gives():
     assert theirs.coef_.dtype == np.float32
     away = [np.linalg.norm(p.coef_ - exact) / np.linalg.norm(exact) for p in (ours, theirs)]
     assert away[0] < 1e-9 < 1e-5 < away[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_products_lie_nearer_to_float64_than_scikit_learns_float32(seed):
+    X, Y = data(n=20_000, d=32, mean=20.0, dtype=np.float32, seed=seed)
+    exact = Ridge(1.0, solver="svd").fit(X.astype(np.float64), Y)
+    streamed = RidgeProbe.from_moments(moments(X, Y))
+    theirs = Ridge(1.0).fit(X, Y.astype(np.float32))
+    away = [np.linalg.norm(p.coef_ - exact.coef_) / np.linalg.norm(exact.coef_) for p in (streamed, theirs)]
+    assert away[0] < away[1] and away[0] < 1e-2
+    assert abs(streamed.score(X, Y) - exact.score(X, Y)) < 1e-7
 
 
 @pytest.mark.parametrize("alphas", [(1.0,), (0.1, 10.0)])
