@@ -14,6 +14,7 @@ from probe.attention.distances import (
     total_variation,
     wasserstein,
 )
+from probe.attention.fitted_distance import distance_from_template
 from probe.attention.head_pairs import head_pair_distances
 from probe.attention.long_context import LongContext, compare_long_context
 from probe.attention.maps import attention_maps
@@ -50,6 +51,7 @@ __all__ = [
     "compare_models",
     "compare_templates",
     "compare_to",
+    "distance_from_template",
     "head_pair_distances",
     "hellinger",
     "jensen_shannon",

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from probe.attention.ablation import HeadAblations, used_for
-from probe.attention.bootstrap import Bootstrap
 from probe.attention.comparison import checked_pattern, halves
 from probe.attention.distances import pattern_distance, valid_rows
 from probe.attention.templates import TEMPLATES
+from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.tracing import PATTERN, Trace, trace
 

@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from probe.attention.bootstrap import Bootstrap
 from probe.attention.distance_family import DistanceMass, fit
 from probe.attention.pooling import BINS, bin_starts, pooled_pattern
 from probe.attention.streaming import stream_attention
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.attention.streaming_template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
+from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 
 KERNELS: dict[str, Kernel] = {"alibi_fitted": ALIBI, "power_law": POWER_LAW, "t5_fitted": T5}

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from probe.attention.bootstrap import Bootstrap, drawn_shares
 from probe.attention.comparison import check_comparable, check_names, checked_pattern
 from probe.attention.distances import DISTANCES
 from probe.attention.head_pairs import head_pair_distances
+from probe.bootstrap import Bootstrap, drawn_shares
 from probe.errors import ProbeError
 from probe.tracing import Trace
 

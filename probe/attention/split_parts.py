@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from probe.attention.bootstrap import Bootstrap
 from probe.attention.score_sums import PARTS, Design
+from probe.bootstrap import Bootstrap
 from probe.models.encodings import t5_bucket
 
 _CHUNK = 2048  # entries of curves that are drawn at a time

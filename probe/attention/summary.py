@@ -8,8 +8,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.special import entr
 
-from probe.attention.bootstrap import Bootstrap
 from probe.attention.comparison import checked_pattern
+from probe.bootstrap import Bootstrap
 from probe.tracing import Trace
 
 Pattern = Float64[Tensor, "batch head query key"]

@@ -1,5 +1,6 @@
 """Where position lives in hidden states: linear probes, what they may be asked, and what they must be compared with."""
 
+from probe.position.causal import erase_position
 from probe.position.classification import SoftmaxProbe
 from probe.position.controls import CONTROLS
 from probe.position.emergence import probe_over_training
@@ -16,6 +17,7 @@ from probe.position.moments import Moments
 from probe.position.pairs import PAIR_PROBES, pair_probe
 from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
 from probe.position.splits import Split, constant_tokens, random_tokens
+from probe.position.steering import patch_position, steer_position
 from probe.position.streaming import ALL_SITES, probe_positions
 from probe.position.targets import TARGETS, Target, TargetContext, position_classes, target_values
 
@@ -35,18 +37,21 @@ __all__ = [
     "TargetContext",
     "constant_tokens",
     "decompose_hidden",
+    "erase_position",
     "fit_folds",
     "fit_position_probe",
     "mechanism_table",
     "name_mechanism",
     "neighbour_similarity",
     "pair_probe",
+    "patch_position",
     "position_channels",
     "position_classes",
     "probe_over_training",
     "probe_positions",
     "random_tokens",
     "ridge_path",
+    "steer_position",
     "target_values",
     "variance_by_position",
 ]

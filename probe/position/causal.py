@@ -1,96 +1,22 @@
-"""Whether a model uses the position that a probe finds in it: take it out, move it, exchange it, and see what changes.
+"""Whether a model uses the position that a probe finds in it: take it out, and see what changes.
 
 Everything is fitted on the first half of the sequences (n // 2) and measured on the other half, beside a control that
-has nothing to do with position: a random subspace of the same rank, a random direction of the same length. All edits go
-through ``probe.tracing``, so that they reach a ``Decoder`` and a ``TransformerBridge`` alike.
+has nothing to do with position: a random subspace of the same rank. Edits go through ``probe.tracing``, so that they
+reach a ``Decoder`` and a ``TransformerBridge`` alike. ``probe.position.steering`` moves position, and exchanges it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from probe.attention import TEMPLATES, pattern_distance
-from probe.attention.bootstrap import Bootstrap
-from probe.attention.comparison import checked_pattern
-from probe.attention.distances import valid_rows
-from probe.errors import ProbeError
-from probe.position.erasure import Subspace, concept, concept_subspace, random_subspace, square_root
-from probe.tracing import PATTERN, RESID_POST, SCORES, block_site, expand_sites, logits_with_edits, n_layers_of, trace
+from probe.position.edits import OfPattern, Outcome, Setting, first_layer_behind
+from probe.position.erasure import concept, concept_subspace, random_subspace
+from probe.tracing import RESID_POST, expand_sites
 
-TEMPLATE = "t5_fitted"
-Edit = Callable[[Tensor], Tensor]
-
-
-class _Setting:
-    """A model and its sequences, of which the first half is fitted on and the other measured."""
-
-    def __init__(self, model, tokens, lengths, scored, n_bootstrap, confidence, seed):
-        if len(tokens) < 4:
-            raise ProbeError(f"at least 4 sequences are wanted, 2 to fit on and 2 to measure, got {len(tokens)}")
-        n, T = tokens.shape
-        self.model, self.tokens = model, tokens.cpu()
-        self.lengths = torch.full((n,), T) if lengths is None else lengths.cpu()
-        rows = valid_rows(self.lengths, T)
-        self.rows = rows
-        scored = rows if scored is None else rows & scored.cpu()
-        self.scored = scored & (torch.arange(T) > 0)
-        self.half = n // 2
-        if not self.scored[self.half :].any():
-            raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
-        self.bootstrap = Bootstrap.draw(n - self.half, n_bootstrap, confidence, seed)
-        self.weights = self.bootstrap.value_and_draws
-        self.generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def n_layers(self) -> int:
-        return n_layers_of(self.model)
-
-    def hidden(self, site: str) -> tuple[Tensor, Tensor]:
-        """Hidden states of the first half, a row a token, and the rows' positions."""
-        values = trace(self.model, self.tokens[: self.half], [site]).hidden(site)
-        rows = self.rows[: self.half]
-        positions = torch.arange(self.tokens.shape[1]).expand(rows.shape)[rows]
-        return values[rows], positions
-
-    def run(self, edits: Mapping[str, Edit]) -> "_Outcome":
-        """What the model makes of the second half under these edits, patterns included."""
-        patterns: dict[int, list[Tensor]] = {}
-
-        def keep(layer: int) -> Edit:
-            def edit(pattern: Tensor) -> Tensor:
-                patterns[layer] = pattern.detach().double().cpu()
-                return pattern
-
-            return edit
-
-        watched = {block_site(layer, PATTERN): keep(layer) for layer in range(self.n_layers)}
-        tokens, scored = self.tokens[self.half :], self.scored[self.half :, 1:]
-        logits = logits_with_edits(self.model, tokens, {**watched, **edits})[:, :-1]
-        loss = cross_entropy(logits.transpose(1, 2).double(), tokens[:, 1:], reduction="none").where(scored, 0.0)
-        right = (logits.argmax(-1) == tokens[:, 1:]) | ~scored
-        return _Outcome(loss.sum(-1), (right & scored).sum(-1).double(), right.all(-1).double(), patterns)
-
-    def measured(self, stack: Float64[Tensor, "draw"]) -> dict[str, float]:
-        low, high = self.bootstrap.interval(stack[1:])
-        return {"value": float(stack[0]), "low": float(low), "high": float(high), "n": len(self.weights[0])}
-
-
-def _one_site(site: str, setting: _Setting) -> str:
-    sites = expand_sites([site], setting.n_layers)
-    if len(sites) > 1:
-        raise ProbeError(f"one site is wanted, with its layer: {sites[0]!r}, …, got {site!r}")
-    return sites[0]
-
-
-class _Outcome:
-    """Per sequence: summed loss (nats), right tokens, whether all scored tokens are right; and the patterns."""
-
-    def __init__(self, loss: Tensor, right: Tensor, exact: Tensor, patterns: dict[int, Tensor]):
-        self.loss, self.right, self.exact, self.patterns = loss, right, exact, patterns
+FitDistance = Callable[[nn.Module, Int[Tensor, "sequence pos"], Int[Tensor, "sequence"]], OfPattern]
 
 
 def erase_position(
@@ -101,6 +27,7 @@ def erase_position(
     lengths: Int[Tensor, "sequence"] | None = None,
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concepts: Sequence[str] = ("position", "classes"),
+    distance: FitDistance | None = None,
     n_random: int = 5,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -110,8 +37,8 @@ def erase_position(
 
     Metrics, each the change from the unedited model: "loss" (nats a scored token), "token_accuracy", "exact_match" (the
     share of sequences whose scored tokens are all the likeliest, given the right ones before), the last for each length
-    too; "template_distance", by layer behind the site, the mean over heads of the Jensen–Shannon divergence from the
-    head's own T5 template, fitted to the unedited model (where it rises, attention was positional through this site).
+    too; where a ``distance`` is given, "template_distance", by layer behind the site: that of its patterns from the
+    template that was fitted to the unedited model (where it rises, attention was positional through this site).
     "probe_r2" is no change but the R² of the position in the edited states, by least squares on them: what is left.
 
     Args:
@@ -119,6 +46,7 @@ def erase_position(
         scored: which tokens' predictions count; by default all but the first.
         concepts: names in ``erasure.CONCEPTS``: "position" erases it from every linear regression (rank 1), "classes"
             from every linear classifier (rank up to T - 1).
+        distance: fits templates to a model on sequences, ``probe.attention.distance_from_template`` for one.
         n_random: random subspaces of the same rank; their rows (control "random") are means over them.
 
     Returns:
@@ -128,14 +56,10 @@ def erase_position(
     Raises:
         ProbeError: for fewer than 4 sequences, no scored token, hidden states that are not finite, an unknown name.
     """
-    setting = _Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
-    plain = setting.run({})
-    unedited = trace(model, setting.tokens[: setting.half], [PATTERN], lengths=setting.lengths[: setting.half])
-    of_first = setting.lengths[: setting.half]
-    templates = {
-        layer: TEMPLATES[TEMPLATE](checked_pattern(unedited, layer), of_first).pattern
-        for layer in range(setting.n_layers)
-    }
+    setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
+    first = slice(0, setting.half)
+    of_pattern = None if distance is None else distance(model, setting.tokens[first], setting.lengths[first])
+    plain = setting.run({}, of_pattern)
     rows = []
     for site in expand_sites(sites, setting.n_layers):
         states, positions = setting.hidden(site)
@@ -145,8 +69,8 @@ def erase_position(
             random = [random_subspace(states, rank, setting.generator) for _ in range(n_random)]
             for control, subspaces in (("none", [found]), ("random", random)):
                 keys = {"site": site, "concept": name, "rank": rank, "control": control}
-                outcomes = [setting.run({site: subspace.erased}) for subspace in subspaces]
-                for more, stack in _changes(setting, site, plain, outcomes, templates):
+                outcomes = [setting.run({site: subspace.erased}, of_pattern) for subspace in subspaces]
+                for more, stack in _changes(setting, site, plain, outcomes):
                     rows.append(keys | more | setting.measured(stack))
                 left = sum(_r2(subspace.erased(states.double()), positions) for subspace in subspaces) / max(
                     1, len(subspaces)
@@ -158,12 +82,12 @@ def erase_position(
 _KEYS = ("site", "concept", "rank", "control", "metric", "layer", "length")
 
 
-def _changes(setting: _Setting, site: str, plain: _Outcome, outcomes: Sequence[_Outcome], templates):
+def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Outcome]):
     """The keys and the draws of every change, means over the outcomes."""
     scored = setting.scored[setting.half :].sum(-1).double()
     lengths = setting.lengths[setting.half :]
 
-    def mean(get: Callable[[_Outcome], Tensor]) -> Tensor:
+    def mean(get: Callable[[Outcome], Tensor]) -> Tensor:
         return torch.stack([get(outcome) - get(plain) for outcome in outcomes]).mean(0)
 
     for metric, get in (("loss", lambda o: o.loss), ("token_accuracy", lambda o: o.right)):
@@ -174,21 +98,9 @@ def _changes(setting: _Setting, site: str, plain: _Outcome, outcomes: Sequence[_
         of = (lengths == length).double()
         share = setting.weights @ of
         yield {"metric": "exact_match", "length": length}, (setting.weights @ (exact * of)) / share.clamp(min=1e-300)
-    for layer in range(_first_layer_behind(site), setting.n_layers):
-        distance = mean(
-            lambda o, layer=layer: pattern_distance(
-                o.patterns[layer], templates[layer][None], "jensen_shannon", lengths
-            ).mean(-1)
-        )
+    for layer in range(first_layer_behind(site), setting.n_layers) if plain.of_patterns else ():
+        distance = mean(lambda o, layer=layer: o.of_patterns[layer])
         yield {"metric": "template_distance", "layer": layer}, setting.weights @ distance
-
-
-def _first_layer_behind(site: str) -> int:
-    """The first layer whose attention reads what stands at a site."""
-    if not site.startswith("blocks."):
-        return 0
-    layer = int(site.split(".")[1])
-    return layer if site.endswith("hook_resid_pre") else layer + 1
 
 
 def _r2(states: Tensor, positions: Tensor) -> float:
@@ -196,207 +108,3 @@ def _r2(states: Tensor, positions: Tensor) -> float:
     x, y = states.double() - states.double().mean(0), positions.double() - positions.double().mean()
     fitted = x @ torch.linalg.lstsq(x, y[:, None], rcond=1e-9, driver="gelsd").solution[:, 0]
     return float(1 - (y - fitted).square().sum() / y.square().sum())
-
-
-def position_direction(states: Tensor, positions: Tensor) -> tuple[Float64[Tensor, "feature"], Subspace]:
-    """By how much hidden states have to be moved for one token further, and the rank-1 subspace that it spans.
-
-    Along the covariance of states and position, the direction in which positions lie (Haufe et al. 2014), as far as
-    moves the reading of the least squares probe by 1.
-    """
-    subspace = concept_subspace(states, positions[:, None].double())
-    x, y = states.double() - states.double().mean(0), positions.double() - positions.double().mean()
-    probe = torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0]
-    along = x.T @ y
-    return along / (probe @ along), subspace
-
-
-def steer_position(
-    model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
-    site: str,
-    shifts: Sequence[float] = (-4, -3, -2, -1, 0),
-    *,
-    query: int | None = None,
-    n_random: int = 5,
-    n_bootstrap: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Move one token's hidden state along the position direction by k tokens; does its attention move by k?
-
-    Only the query's row is moved. In every head of the layers behind the site the mean attended position Σ_i α_i i of
-    that row is taken for each shift, over the keys before it (its own key is moved with it), and its slope over the
-    shifts by least squares: 1 where attention follows the position that is read there, 0 where it does not, or where
-    the head is of a kind that a shift does not move (-m(t + k - i) is -m(t - i) to softmax).
-
-    Args:
-        tokens: sequences of one length.
-        site: hidden states that attention reads, such as "blocks.1.hook_resid_pre".
-        shifts: in tokens, at least two; backward ones by default, for what lies ahead cannot be attended.
-        query: the row that is moved, at least 1, by default the middle one.
-
-    Returns:
-        Columns site, layer, head, query, control ("none", "random": directions of the same Mahalanobis length), metric
-        ("attention_moved", tokens per token; "attended" with its shift, tokens), shift, value, low, high, n.
-    """
-    setting = _Setting(model, tokens, None, None, n_bootstrap, confidence, seed)
-    if len(set(shifts)) < 2:
-        raise ProbeError(f"at least two different shifts are wanted, got {list(shifts)}")
-    T = tokens.shape[1]
-    query = T // 2 if query is None else query
-    if not 1 <= query < T:
-        raise ProbeError(f"query must be a row 1…{T - 1}, got {query}")
-    site = _one_site(site, setting)
-    layers = range(_first_layer_behind(site), setting.n_layers)
-    if not layers:
-        raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
-    states, positions = setting.hidden(site)
-    step, _ = position_direction(states, positions)
-    controls = {"none": [step], "random": [_like(step, states, setting.generator) for _ in range(n_random)]}
-    rows = []
-    for control, steps in controls.items():
-        attended = torch.stack([_attended(setting, site, query, s, shifts, layers) for s in steps]).mean(0)
-        # "shift sequence layer head": the slope over shifts of each sequence.
-        k = torch.tensor(shifts, dtype=torch.float64)
-        k = k - k.mean()
-        slope = torch.einsum("k,ksld->sld", k, attended) / k.square().sum()
-        for i, layer in enumerate(layers):
-            for head in range(attended.shape[-1]):
-                keys = {"site": site, "layer": layer, "head": head, "query": query, "control": control}
-                moved = setting.measured(setting.weights @ slope[:, i, head])
-                rows.append(keys | {"metric": "attention_moved"} | moved)
-                for j, shift in enumerate(shifts):
-                    at = setting.measured(setting.weights @ attended[j, :, i, head])
-                    rows.append(keys | {"metric": "attended", "shift": shift} | at)
-    columns = ["site", "layer", "head", "query", "control", "metric", "shift", "value", "low", "high", "n"]
-    return pd.DataFrame(rows).reindex(columns=columns)
-
-
-def _attended(setting: _Setting, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: range) -> Tensor:
-    """The mean attended position of the moved row among the keys before it, "shift sequence layer head"."""
-    found = []
-    for shift in shifts:
-        attended: dict[int, Tensor] = {}
-
-        def moved(x: Tensor, shift=shift) -> Tensor:
-            x = x.clone()
-            x[:, query] += (shift * step).to(x)
-            return x
-
-        def watch(layer: int, attended=attended) -> Edit:
-            def edit(scores: Tensor) -> Tensor:
-                pattern = scores[:, :, query, :query].detach().double().cpu().softmax(-1)
-                attended[layer] = pattern @ torch.arange(query, dtype=torch.float64)
-                return scores
-
-            return edit
-
-        logits_with_edits(
-            setting.model,
-            setting.tokens[setting.half :],
-            {site: moved} | {block_site(layer, SCORES): watch(layer) for layer in layers},
-        )
-        found.append(torch.stack([attended[layer] for layer in layers], dim=1))
-    return torch.stack(found)
-
-
-def _like(step: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
-    """A random direction of the same Mahalanobis length: as far among the hidden states, and nowhere in particular."""
-    root, inverse, _ = square_root(states)
-    direction = inverse @ root @ torch.randn(len(step), generator=generator, dtype=torch.float64)
-    return root @ direction / direction.norm() * (inverse @ step).norm()
-
-
-def patch_position(
-    model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
-    site: str,
-    shifts: Sequence[int] = (0, 1, 2, 4),
-    *,
-    lengths: Int[Tensor, "sequence"] | None = None,
-    scored: Bool[Tensor, "sequence pos"] | None = None,
-    concept_name: str = "classes",
-    n_random: int = 5,
-    n_bootstrap: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Give every token the position part of another sequence's token, so many places further on.
-
-    At the site the part of row t in the subspace of position is replaced by that of row t + shift of the next sequence
-    (where it has that row; other rows stay). With shift 0 nothing about position changes, and what the loss does then
-    is the price of the exchange. Metrics: "loss" and "token_accuracy", changes as in ``erase_position``, over the
-    scored tokens of all rows; "decoded_shift", by layer behind the site, by how many tokens the position that a least
-    squares probe reads at its resid_post moves in the patched rows: the shift where later layers take it over.
-
-    Returns:
-        Columns site, concept, rank, control ("none", "random": the part in a random subspace of the same rank),
-        shift, metric, layer, value, low, high, n.
-    """
-    setting = _Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
-    site = _one_site(site, setting)
-    for shift in shifts:
-        if not 0 <= shift < tokens.shape[1]:
-            raise ProbeError(f"shifts must be 0…{tokens.shape[1] - 1} tokens, got {shift}")
-    states, positions = setting.hidden(site)
-    found = concept_subspace(states, concept(concept_name, positions))
-    rank = min(found.rank, states.shape[1] - 1)
-    subspaces = {"none": [found], "random": [random_subspace(states, rank, setting.generator) for _ in range(n_random)]}
-    layers = range(_first_layer_behind(site), setting.n_layers)
-    probes = {layer: _probe(*setting.hidden(block_site(layer, RESID_POST))) for layer in layers}
-    plain, read = _run_and_read(setting, {}, probes)
-    rows, scored_tokens = [], setting.scored[setting.half :].sum(-1).double()
-    for shift in shifts:
-        patched = torch.zeros_like(setting.rows[setting.half :])
-        own, other = setting.rows[setting.half :], setting.rows[setting.half :].roll(-1, 0)
-        patched[:, : patched.shape[1] - shift] = own[:, : patched.shape[1] - shift] & other[:, shift:]
-        count = patched.sum(-1).double()
-        for control, of in subspaces.items():
-            keys = {"site": site, "concept": concept_name, "rank": rank, "control": control, "shift": shift}
-            outcomes = [_run_and_read(setting, {site: _exchange(s, shift, patched)}, probes) for s in of]
-            changes = {
-                "loss": torch.stack([o.loss - plain.loss for o, _ in outcomes]).mean(0),
-                "token_accuracy": torch.stack([o.right - plain.right for o, _ in outcomes]).mean(0),
-            }
-            for metric, change in changes.items():
-                stack = (setting.weights @ change) / (setting.weights @ scored_tokens).clamp(min=1e-300)
-                rows.append(keys | {"metric": metric} | setting.measured(stack))
-            for layer in layers:
-                moved = torch.stack([r[layer] - read[layer] for _, r in outcomes]).mean(0).where(patched, 0.0).sum(-1)
-                stack = (setting.weights @ moved) / (setting.weights @ count).clamp(min=1e-300)
-                rows.append(keys | {"metric": "decoded_shift", "layer": layer} | setting.measured(stack))
-    columns = [*("site", "concept", "rank", "control", "shift", "metric", "layer"), "value", "low", "high", "n"]
-    return pd.DataFrame(rows).reindex(columns=columns)
-
-
-def _exchange(subspace: Subspace, shift: int, patched: Bool[Tensor, "sequence pos"]) -> Edit:
-    def edit(x: Tensor) -> Tensor:
-        part = subspace.part(x)
-        given = part.roll(-1, 0).roll(-shift, 1)
-        return torch.where(patched.to(x.device)[..., None], x - part + given, x)
-
-    return edit
-
-
-def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
-    """The least squares reading of the position."""
-    x, y = states.double(), positions.double()
-    mean, offset = x.mean(0), y.mean()
-    weight = torch.linalg.lstsq(x - mean, (y - offset)[:, None], driver="gelsd").solution[:, 0]
-    return lambda value: (value.double().cpu() - mean) @ weight + offset
-
-
-def _run_and_read(setting: _Setting, edits: Mapping[str, Edit], probes) -> tuple[_Outcome, dict[int, Tensor]]:
-    read: dict[int, Tensor] = {}
-
-    def reading(layer: int) -> Edit:
-        def edit(value: Tensor) -> Tensor:
-            value = edits.get(block_site(layer, RESID_POST), lambda x: x)(value)
-            read[layer] = probes[layer](value)
-            return value
-
-        return edit
-
-    watched = {block_site(layer, RESID_POST): reading(layer) for layer in probes}
-    return setting.run({**edits, **watched}), read

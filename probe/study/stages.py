@@ -18,6 +18,7 @@ from probe.attention import (
     compare_models,
     compare_templates,
     compare_to,
+    distance_from_template,
     split_long_context,
     split_scores,
     stream,
@@ -26,8 +27,7 @@ from probe.errors import ProbeError
 from probe.files import write_file
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
-from probe.position import ALL_SITES, fit_position_probe, probe_positions
-from probe.position.causal import erase_position
+from probe.position import ALL_SITES, erase_position, fit_position_probe, probe_positions
 from probe.study.config import StudyData, TracedSequences
 from probe.tracing import PATTERN, RESID_POST, SCORES, Trace, block_site, trace
 from probe.training import exact_match, predict
@@ -76,7 +76,14 @@ def model_stages(
         "probe": lambda: fit_position_probe(decoders[0], traced.tokens, seed=seed),
         "fit": lambda: fitted_probes(decoders, untrained, traced.tokens, seed=seed),
         "extrapolation": lambda: extrapolation(decoders, untrained, *data.held_out_sequences(seed), seed=seed),
-        "use": lambda: erase_position(decoders[0], traced.tokens, [RESID_PRE], scored=traced.scored, seed=seed),
+        "use": lambda: erase_position(
+            decoders[0],
+            traced.tokens,
+            [RESID_PRE],
+            scored=traced.scored,
+            distance=distance_from_template,
+            seed=seed,
+        ),
         **attention_stages(decoders, untrained, traced, seed),
     }
 

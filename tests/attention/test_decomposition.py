@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from peak_memory import peak_bytes
 
 from probe.attention import split_long_context, split_scores, split_sums
-from probe.attention.bootstrap import Bootstrap
 from probe.attention.score_sums import ScoreSums
+from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
 from probe.tracing import SCORES, Trace, block_site, trace

@@ -10,7 +10,7 @@ from patterns import make_trace, random_pattern, with_garbage
 from scipy.spatial.distance import jensenshannon
 
 from probe.attention import AGGREGATES, compare_models, compare_to, pattern_distance
-from probe.attention.bootstrap import drawn_shares
+from probe.bootstrap import drawn_shares
 from probe.errors import ProbeError
 
 LENGTHS = [7, 4, 6, 7, 2]

@@ -3,13 +3,16 @@ import pandas as pd
 import pytest
 import torch
 
+from probe.attention import distance_from_template
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
-from probe.position.causal import erase_position, patch_position, steer_position
+from probe.position import erase_position, patch_position, steer_position
 
 V, P = 8, 24  # tokens, positions
 LAST = "blocks.0.hook_resid_pre"
+
+TO_TEMPLATE = {"distance": distance_from_template}
 
 
 def of(rows, **where):
@@ -58,7 +61,15 @@ def after_the_first():
 
 
 def test_what_is_used_is_missed_when_it_is_erased(looks_back, alternating):
-    rows = erase_position(looks_back, alternating, [LAST], scored=after_the_first(), n_random=3, n_bootstrap=50)
+    rows = erase_position(
+        looks_back,
+        alternating,
+        [LAST],
+        scored=after_the_first(),
+        **TO_TEMPLATE,
+        n_random=3,
+        n_bootstrap=50,
+    )
     for name in ("position", "classes"):
         erased, random = (of(rows, concept=name, control=c).set_index("metric") for c in ("none", "random"))
         assert erased.loc["loss", "low"] > 1.0
@@ -71,7 +82,14 @@ def test_what_is_used_is_missed_when_it_is_erased(looks_back, alternating):
 
 def test_what_is_not_used_is_not_missed(looks_back, alternating):
     """The same states behind the last attention: position is there as before, and nothing reads it."""
-    rows = erase_position(looks_back, alternating, ["blocks.0.hook_resid_post"], concepts=["position"], n_bootstrap=50)
+    rows = erase_position(
+        looks_back,
+        alternating,
+        ["blocks.0.hook_resid_post"],
+        concepts=["position"],
+        **TO_TEMPLATE,
+        n_bootstrap=50,
+    )
     found = of(rows, control="none").set_index("metric")
     assert abs(found.loc["loss", "value"]) < 0.02
     assert "template_distance" not in found.index  # no attention reads that site
@@ -117,7 +135,7 @@ def test_a_bridge_gives_what_its_decoder_gives(make_decoder, random_tokens):
     decoder, tokens = make_decoder(encoding="rotary"), random_tokens(8, 10)
     site = "blocks.1.hook_resid_pre"
     for measure in (
-        lambda m: erase_position(m, tokens, [site], n_random=1, n_bootstrap=5),
+        lambda m: erase_position(m, tokens, [site], **TO_TEMPLATE, n_random=1, n_bootstrap=5),
         lambda m: steer_position(m, tokens, site, n_random=1, n_bootstrap=5),
         lambda m: patch_position(m, tokens, site, n_random=1, n_bootstrap=5),
     ):

@@ -1,0 +1,221 @@
+"""Position moved and exchanged: does what the model does move with it?
+
+As in ``probe.position.causal``, everything is fitted on the first half of the sequences and measured on the other half,
+beside a random direction of the same length, or a random subspace of the same rank.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+from probe.position.edits import Edit, Outcome, Setting, first_layer_behind, one_site
+from probe.position.erasure import Subspace, concept, concept_subspace, random_subspace, square_root
+from probe.tracing import RESID_POST, SCORES, block_site, logits_with_edits
+
+
+def position_direction(states: Tensor, positions: Tensor) -> tuple[Float64[Tensor, "feature"], Subspace]:
+    """By how much hidden states have to be moved for one token further, and the rank-1 subspace that it spans.
+
+    Along the covariance of states and position, the direction in which positions lie (Haufe et al. 2014), as far as
+    moves the reading of the least squares probe by 1.
+    """
+    subspace = concept_subspace(states, positions[:, None].double())
+    x, y = states.double() - states.double().mean(0), positions.double() - positions.double().mean()
+    probe = torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0]
+    along = x.T @ y
+    return along / (probe @ along), subspace
+
+
+def steer_position(
+    model: nn.Module,
+    tokens: Int[Tensor, "sequence pos"],
+    site: str,
+    shifts: Sequence[float] = (-4, -3, -2, -1, 0),
+    *,
+    query: int | None = None,
+    n_random: int = 5,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Move one token's hidden state along the position direction by k tokens; does its attention move by k?
+
+    Only the query's row is moved. In every head of the layers behind the site the mean attended position Σ_i α_i i of
+    that row is taken for each shift, over the keys before it (its own key is moved with it), and its slope over the
+    shifts by least squares: 1 where attention follows the position that is read there, 0 where it does not, or where
+    the head is of a kind that a shift does not move (-m(t + k - i) is -m(t - i) to softmax).
+
+    Args:
+        tokens: sequences of one length.
+        site: hidden states that attention reads, such as "blocks.1.hook_resid_pre".
+        shifts: in tokens, at least two; backward ones by default, for what lies ahead cannot be attended.
+        query: the row that is moved, at least 1, by default the middle one.
+
+    Returns:
+        Columns site, layer, head, query, control ("none", "random": directions of the same Mahalanobis length), metric
+        ("attention_moved", tokens per token; "attended" with its shift, tokens), shift, value, low, high, n.
+    """
+    setting = Setting(model, tokens, None, None, n_bootstrap, confidence, seed)
+    if len(set(shifts)) < 2:
+        raise ProbeError(f"at least two different shifts are wanted, got {list(shifts)}")
+    T = tokens.shape[1]
+    query = T // 2 if query is None else query
+    if not 1 <= query < T:
+        raise ProbeError(f"query must be a row 1…{T - 1}, got {query}")
+    site = one_site(site, setting)
+    layers = range(first_layer_behind(site), setting.n_layers)
+    if not layers:
+        raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
+    states, positions = setting.hidden(site)
+    step, _ = position_direction(states, positions)
+    controls = {"none": [step], "random": [_like(step, states, setting.generator) for _ in range(n_random)]}
+    rows = []
+    for control, steps in controls.items():
+        attended = torch.stack([_attended(setting, site, query, s, shifts, layers) for s in steps]).mean(0)
+        # "shift sequence layer head": the slope over shifts of each sequence.
+        k = torch.tensor(shifts, dtype=torch.float64)
+        k = k - k.mean()
+        slope = torch.einsum("k,ksld->sld", k, attended) / k.square().sum()
+        for i, layer in enumerate(layers):
+            for head in range(attended.shape[-1]):
+                keys = {"site": site, "layer": layer, "head": head, "query": query, "control": control}
+                moved = setting.measured(setting.weights @ slope[:, i, head])
+                rows.append(keys | {"metric": "attention_moved"} | moved)
+                for j, shift in enumerate(shifts):
+                    at = setting.measured(setting.weights @ attended[j, :, i, head])
+                    rows.append(keys | {"metric": "attended", "shift": shift} | at)
+    columns = ["site", "layer", "head", "query", "control", "metric", "shift", "value", "low", "high", "n"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: range) -> Tensor:
+    """The mean attended position of the moved row among the keys before it, "shift sequence layer head"."""
+    found = []
+    for shift in shifts:
+        attended: dict[int, Tensor] = {}
+
+        def moved(x: Tensor, shift=shift) -> Tensor:
+            x = x.clone()
+            x[:, query] += (shift * step).to(x)
+            return x
+
+        def watch(layer: int, attended=attended) -> Edit:
+            def edit(scores: Tensor) -> Tensor:
+                pattern = scores[:, :, query, :query].detach().double().cpu().softmax(-1)
+                attended[layer] = pattern @ torch.arange(query, dtype=torch.float64)
+                return scores
+
+            return edit
+
+        logits_with_edits(
+            setting.model,
+            setting.tokens[setting.half :],
+            {site: moved} | {block_site(layer, SCORES): watch(layer) for layer in layers},
+        )
+        found.append(torch.stack([attended[layer] for layer in layers], dim=1))
+    return torch.stack(found)
+
+
+def _like(step: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
+    """A random direction of the same Mahalanobis length: as far among the hidden states, and nowhere in particular."""
+    root, inverse, _ = square_root(states)
+    direction = inverse @ root @ torch.randn(len(step), generator=generator, dtype=torch.float64)
+    return root @ direction / direction.norm() * (inverse @ step).norm()
+
+
+def patch_position(
+    model: nn.Module,
+    tokens: Int[Tensor, "sequence pos"],
+    site: str,
+    shifts: Sequence[int] = (0, 1, 2, 4),
+    *,
+    lengths: Int[Tensor, "sequence"] | None = None,
+    scored: Bool[Tensor, "sequence pos"] | None = None,
+    concept_name: str = "classes",
+    n_random: int = 5,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Give every token the position part of another sequence's token, so many places further on.
+
+    At the site the part of row t in the subspace of position is replaced by that of row t + shift of the next sequence
+    (where it has that row; other rows stay). With shift 0 nothing about position changes, and what the loss does then
+    is the price of the exchange. Metrics: "loss" and "token_accuracy", changes as in ``erase_position``, over the
+    scored tokens of all rows; "decoded_shift", by layer behind the site, by how many tokens the position that a least
+    squares probe reads at its resid_post moves in the patched rows: the shift where later layers take it over.
+
+    Returns:
+        Columns site, concept, rank, control ("none", "random": the part in a random subspace of the same rank),
+        shift, metric, layer, value, low, high, n.
+    """
+    setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
+    site = one_site(site, setting)
+    for shift in shifts:
+        if not 0 <= shift < tokens.shape[1]:
+            raise ProbeError(f"shifts must be 0…{tokens.shape[1] - 1} tokens, got {shift}")
+    states, positions = setting.hidden(site)
+    found = concept_subspace(states, concept(concept_name, positions))
+    rank = min(found.rank, states.shape[1] - 1)
+    subspaces = {"none": [found], "random": [random_subspace(states, rank, setting.generator) for _ in range(n_random)]}
+    layers = range(first_layer_behind(site), setting.n_layers)
+    probes = {layer: _probe(*setting.hidden(block_site(layer, RESID_POST))) for layer in layers}
+    plain, read = _run_and_read(setting, {}, probes)
+    rows, scored_tokens = [], setting.scored[setting.half :].sum(-1).double()
+    for shift in shifts:
+        patched = torch.zeros_like(setting.rows[setting.half :])
+        own, other = setting.rows[setting.half :], setting.rows[setting.half :].roll(-1, 0)
+        patched[:, : patched.shape[1] - shift] = own[:, : patched.shape[1] - shift] & other[:, shift:]
+        count = patched.sum(-1).double()
+        for control, of in subspaces.items():
+            keys = {"site": site, "concept": concept_name, "rank": rank, "control": control, "shift": shift}
+            outcomes = [_run_and_read(setting, {site: _exchange(s, shift, patched)}, probes) for s in of]
+            changes = {
+                "loss": torch.stack([o.loss - plain.loss for o, _ in outcomes]).mean(0),
+                "token_accuracy": torch.stack([o.right - plain.right for o, _ in outcomes]).mean(0),
+            }
+            for metric, change in changes.items():
+                stack = (setting.weights @ change) / (setting.weights @ scored_tokens).clamp(min=1e-300)
+                rows.append(keys | {"metric": metric} | setting.measured(stack))
+            for layer in layers:
+                moved = torch.stack([r[layer] - read[layer] for _, r in outcomes]).mean(0).where(patched, 0.0).sum(-1)
+                stack = (setting.weights @ moved) / (setting.weights @ count).clamp(min=1e-300)
+                rows.append(keys | {"metric": "decoded_shift", "layer": layer} | setting.measured(stack))
+    columns = [*("site", "concept", "rank", "control", "shift", "metric", "layer"), "value", "low", "high", "n"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _exchange(subspace: Subspace, shift: int, patched: Bool[Tensor, "sequence pos"]) -> Edit:
+    def edit(x: Tensor) -> Tensor:
+        part = subspace.part(x)
+        given = part.roll(-1, 0).roll(-shift, 1)
+        return torch.where(patched.to(x.device)[..., None], x - part + given, x)
+
+    return edit
+
+
+def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    """The least squares reading of the position."""
+    x, y = states.double(), positions.double()
+    mean, offset = x.mean(0), y.mean()
+    weight = torch.linalg.lstsq(x - mean, (y - offset)[:, None], driver="gelsd").solution[:, 0]
+    return lambda value: (value.double().cpu() - mean) @ weight + offset
+
+
+def _run_and_read(setting: Setting, edits: Mapping[str, Edit], probes) -> tuple[Outcome, dict[int, Tensor]]:
+    read: dict[int, Tensor] = {}
+
+    def reading(layer: int) -> Edit:
+        def edit(value: Tensor) -> Tensor:
+            value = edits.get(block_site(layer, RESID_POST), lambda x: x)(value)
+            read[layer] = probes[layer](value)
+            return value
+
+        return edit
+
+    watched = {block_site(layer, RESID_POST): reading(layer) for layer in probes}
+    return setting.run({**edits, **watched}), read
