@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--sites", type=_words, metavar="SITE,…", help="TransformerLens names (default: all)")
     fit.add_argument("--targets", type=_words, metavar="NAME,…", help="what is read (default: position, log, inverse)")
     fit.add_argument("--fitted-length", type=int, metavar="N", help="fit to N tokens and score on up to 4 N as well")
+    fit.add_argument("--over-training", action="store_true", help="probes at every checkpoint that the runs have kept")
     for command in (compare, census, fit):
         command.add_argument(
             "models",
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     training.set_defaults(run=_train)
     training.add_argument("--folder", required=True, help="where the run goes")
     training.add_argument("--encoding", default="none")
+    training.add_argument("--keep-checkpoints", action="store_true", help="for `probe fit --over-training`")
     training.add_argument("--preset", default="default")
     training.add_argument("--config", metavar="FILE", help="a study's JSON file")
     _add_device(training)
@@ -205,7 +207,7 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _models_and_tokens(options: argparse.Namespace):
-    """The models by name, the sequences on which they are looked at, and a seed."""
+    """The models by name, the folders of their checkpoints, the sequences on which they are looked at, and a seed."""
     from probe.device import find_device
     from probe.study import StudyData, TracedSequences
     from probe.study.checkpoints import find_checkpoints, load_all, read_tokens
@@ -216,13 +218,13 @@ def _models_and_tokens(options: argparse.Namespace):
         traced = StudyData.of(config).traced(config)
     else:
         traced = TracedSequences(read_tokens(options.tokens))
-    return load_all(checkpoints, str(find_device(options.device))), traced, config.seed
+    return load_all(checkpoints, str(find_device(options.device))), checkpoints, traced, config.seed
 
 
 def _compare(options: argparse.Namespace) -> int:
     from probe.study.checkpoints import compare_checkpoints
 
-    models, traced, seed = _models_and_tokens(options)
+    models, _, traced, seed = _models_and_tokens(options)
     folder = Path(options.folder)
     compare_checkpoints(models, traced, folder, seed=seed, say=lambda line: print(line, file=sys.stderr, flush=True))
     print(folder / "report.html")
@@ -234,10 +236,13 @@ def _fit(options: argparse.Namespace) -> int:
 
     from probe.study.checkpoints import fit_checkpoints
 
-    models, traced, seed = _models_and_tokens(options)
+    models, checkpoints, traced, seed = _models_and_tokens(options)
+    runs = {name: paths[0].parent for name, paths in checkpoints.items()} if options.over_training else {}
     given = {name: getattr(options, name) for name in ("sites", "targets") if getattr(options, name)}
     folder = Path(options.folder)
-    rows = fit_checkpoints(models, traced, folder, fitted_length=options.fitted_length, seed=seed, **given)
+    rows = fit_checkpoints(
+        models, traced, folder, fitted_length=options.fitted_length, over_training=runs, seed=seed, **given
+    )
     fit = rows[rows["measurement"] == "fit"]
     found = fit[(fit["control"] == "none") & (fit["metric"] == "r2")].assign(what="r2")
     beside = fit[fit["metric"] == "selectivity"].assign(what=lambda each: "less " + each["control"])
@@ -254,7 +259,7 @@ def _census(options: argparse.Namespace) -> int:
 
     from probe.attention import census, census_table
 
-    models, (tokens, scored), seed = _models_and_tokens(options)
+    models, _, (tokens, scored), seed = _models_and_tokens(options)
     rows = []
     for name, decoders in models.items():
         for replica, decoder in enumerate(decoders):
@@ -275,7 +280,8 @@ def _train(options: argparse.Namespace) -> int:
     config, folder = _study_config(options), Path(options.folder)
     with _bars(config.training.steps) as (_, on_log):
         watch = functools.partial(on_log, options.encoding)
-        train_one(config, options.encoding, folder, device=options.device, on_log=watch)
+        keep = options.keep_checkpoints
+        train_one(config, options.encoding, folder, device=options.device, keep_checkpoints=keep, on_log=watch)
     print(folder / "final")
     return 0
 

@@ -2,7 +2,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from probe.cli import main
 
@@ -89,21 +92,35 @@ def test_a_claim_that_does_not_hold_is_status_1(monkeypatch, capsys):
     assert main(["verify"]) == 1
 
 
+TINY_TRAINING = [
+    a
+    for i, a in enumerate(TINY)
+    if not {TINY[i], TINY[i - 1]} & {"--trace-sequences", "--trace-length", "--verify-lengths"}
+]
+
+
 def test_train_trains_one_decoder(tmp_path):
-    done = run(
-        "train",
-        "--folder",
-        str(tmp_path / "run"),
-        "--encoding",
-        "t5",
-        *[
-            a
-            for i, a in enumerate(TINY)
-            if not {TINY[i], TINY[i - 1]} & {"--trace-sequences", "--trace-length", "--verify-lengths"}
-        ],
-    )
+    done = run("train", "--folder", str(tmp_path / "run"), "--encoding", "t5", *TINY_TRAINING)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
+    kept = ["--keep-checkpoints", "--checkpoint-every", "2"]
+    done = run("train", "--folder", str(tmp_path / "run"), *TINY_TRAINING, *kept)
+    assert done.returncode == 0, done.stderr
+    tokens = torch.randint(4, 9, (24, 9), generator=torch.Generator().manual_seed(0)).numpy()
+    np.save(tmp_path / "tokens.npy", tokens)
+    fit = ["fit", f"nope={tmp_path / 'run'}", "--tokens", str(tmp_path / "tokens.npy"), "--targets", "position"]
+    assert main([*fit, "--over-training", "--folder", str(tmp_path / "fit")]) == 0
+    rows = pd.read_parquet(tmp_path / "fit" / "rows.parquet")
+    over = rows[rows["measurement"] == "over_training"]
+    assert sorted(set(over["step"])) == [0, 2, 4, 5] and set(over["metric"]) == {"r2", "loss"}
+    assert "over the training of nope" in (tmp_path / "fit" / "report.html").read_text()
+    capsys.readouterr()
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    assert main([*fit, "--over-training", "--folder", str(tmp_path / "fit")]) == 2
+    assert "a finished run that has kept its checkpoints was wanted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def probe_over_training(
 
     Args:
         checkpoints: the step and the model as it was after it; models are asked for one at a time, so a generator that
-            loads them holds one. ``train`` keeps its newest checkpoint only: copy the others while it runs.
+            loads them holds one: ``probe.training.checkpoints_of``.
         tokens: sequences of one length, none padded, the same at every step.
         measure: rows of a model on these tokens, with site, metric, value, low, high and n.
         scored: which tokens' predictions count in the loss (a task's completions); all but the first by default.

@@ -16,6 +16,7 @@ from probe.position.scores import Draws
 from probe.position.subject import Subject, token_rows
 from probe.tracing import EMBED, block_site
 
+MECHANISM_LENGTH = 8  # the fewest tokens in a sequence
 COLUMNS = ["mechanism", "verdict", "intervention", "site", "metric", "value", "low", "high", "n"]
 
 
@@ -159,8 +160,10 @@ def name_mechanism(
         ProbeError: for fewer than 10 distinct sequences, sequences of fewer than 8 tokens, a site that the model has
             not or that holds no hidden states, hidden states that are not finite, or ``scored`` of another shape.
     """
-    if tokens.ndim != 2 or tokens.shape[1] < 8:
-        raise ProbeError(f"naming a mechanism wants sequences of at least 8 tokens, got shape {tuple(tokens.shape)}")
+    if tokens.ndim != 2 or tokens.shape[1] < MECHANISM_LENGTH:
+        raise ProbeError(
+            f"naming a mechanism wants sequences of at least {MECHANISM_LENGTH} tokens, got shape {tuple(tokens.shape)}"
+        )
     if scored is not None and scored.shape != tokens.shape:
         raise ProbeError(f"scored must be as the tokens, {tuple(tokens.shape)}, got {tuple(scored.shape)}")
     check_number("test_share", test_share, 0, 1)

@@ -1,29 +1,15 @@
 """What a page says about attention: templates, the split of scores, the census, models compared."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import attention
-from probe.report.figures import interval
 from probe.report.page import Section
+from probe.report.tables import beside_untrained, interval_of, of
 
 DISTANCE = "jensen_shannon"
-
-
-def of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
-    """The rows of a measurement, with those values in those columns."""
-    kept = rows[rows["measurement"] == measurement]
-    for column, value in where.items():
-        kept = kept[kept[column] == value] if column in kept else kept[:0]
-    return kept
-
-
-def interval_of(row: Mapping[str, Any] | pd.Series) -> str:
-    """A row's value and interval in words."""
-    return interval(row["value"], row["low"], row["high"])
 
 
 def attention_figures(
@@ -79,7 +65,7 @@ def _templates(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
             (
                 f"Distance from the bias that the model {trained['table'].iloc[0]} has learned: each head beside the "
                 "column of the table with its own number, means over heads.",
-                _beside_untrained(trained, "template"),
+                beside_untrained(trained, "template"),
             )
         )
     return Section(
@@ -177,7 +163,7 @@ def template_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean distance over heads, a row a template, a column an encoding; the untrained model's in parentheses."""
     templates = of(rows, "templates", metric=DISTANCE)
     parameters = templates.groupby("template")["n_parameters"].max().astype(int)
-    table = _beside_untrained(templates, "template")
+    table = beside_untrained(templates, "template")
     table.insert(1, "parameters", table["template"].map(parameters))
     return table
 
@@ -212,14 +198,14 @@ def split_table(split: pd.DataFrame) -> pd.DataFrame:
     }
     keys = pd.Series(list(zip(split["scope"], split["part"], split["metric"], strict=True)), index=split.index)
     named = split.assign(quantity=keys.map(names)).dropna(subset="quantity")
-    return _beside_untrained(named, "quantity")
+    return beside_untrained(named, "quantity")
 
 
 def census_counts(census: pd.DataFrame) -> pd.DataFrame:
     """How many heads have each label, and how many are used for what, a column an encoding."""
     heads = census.drop_duplicates(["encoding", "control", "layer", "head"])
     labels = heads.groupby(["encoding", "control", "label"], sort=False).size().rename("value").reset_index()
-    table = _beside_untrained(labels, "label", "{:.0f}")
+    table = beside_untrained(labels, "label", "{:.0f}")
     used = heads[heads["control"] == "none"].groupby(["encoding", "used_for"]).size().unstack(0).fillna(0).astype(int)
     used = used.rename_axis(columns=None).astype(str).reset_index().rename(columns={"used_for": "label"})
     return pd.concat([table, used.assign(label="used for " + used["label"])], ignore_index=True)
@@ -243,24 +229,6 @@ def _pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
     both = pairs.assign(pair=pairs["model_a"] + " – " + pairs["model_b"], text=pairs.apply(interval_of, axis=1))
     table = both.pivot_table(index="pair", columns="control", values="text", aggfunc="first", sort=False)
     return table.rename(columns={"none": "trained"}).rename_axis(columns=None).reset_index()
-
-
-def _beside_untrained(rows: pd.DataFrame, index: str, form: str = "{:.3f}") -> pd.DataFrame:
-    """The mean of values, a row an ``index``, a column an encoding; the untrained model's in parentheses."""
-    mean = rows.pivot_table(index=index, columns=["encoding", "control"], values="value", sort=False)
-    encodings = list(dict.fromkeys(rows["encoding"]))
-
-    def cell(row: pd.Series, encoding: str) -> str:
-        trained, untrained = (row.get((encoding, control), float("nan")) for control in ("none", "untrained"))
-        if pd.isna(trained) and pd.isna(untrained):
-            return ""
-        text = form.format(0 if pd.isna(trained) else trained)
-        return text if pd.isna(untrained) else f"{text} ({form.format(untrained)})"
-
-    return pd.DataFrame(
-        [{index: name} | {e: cell(row, e) for e in encodings} for name, row in mean.iterrows()],
-        columns=[index, *encodings],
-    )
 
 
 def _closest_head_of_each_layer(heads: pd.DataFrame) -> pd.DataFrame:

@@ -7,11 +7,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import figures
-from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, interval_of, null_table, of
+from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, null_table
 from probe.report.constructions import construction_errors
-from probe.report.figures import short_site
 from probe.report.page import Section, render_page
-from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
+from probe.report.position_sections import depth, position_figures, position_sections
+from probe.report.tables import interval_of, of
 
 IN_DISTRIBUTION, LONGER = "validation", "test"
 
@@ -31,11 +31,7 @@ def study_figures(
     accuracy = of(rows, "accuracy").sort_values("split").drop_duplicates(["encoding", "length"])
     return {
         "accuracy": figures.accuracy_by_length(accuracy, train_length),
-        "probe_r2": figures.probe_by_site(of(rows, "probe", probe="ridge"), "r2"),
-        "probe_accuracy": figures.probe_by_site(of(rows, "probe", probe="logistic"), "accuracy"),
-        "probe_heatmap": probe_heatmap(of(rows, "fit")),
-        "extrapolation": extrapolation_curve(of(rows, "extrapolation")),
-        "use": erasure_losses(of(rows, "use")),
+        **position_figures(rows),
         **attention_figures(rows, maps, curves),
         "constructions": construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
     }
@@ -68,48 +64,8 @@ def study_page(
             figures=[("Exact match by length.", drawn["accuracy"])],
             tables=[("In distribution (held-out sequences of trained lengths) and beyond.", accuracy_table(rows))],
         ),
-        Section(
-            "Position in hidden states",
-            [
-                "Linear probes on held-out sequences, split by sequence. Ridge regression of the position (R²) and "
-                "logistic classification of it (accuracy), beside three controls: the same probe on an untrained model "
-                "of the same shape, on the token embedding alone, and with the positions of each sequence shuffled. "
-                "Only what stands above the untrained model was learned. Bars: 95 % bootstrap over test sequences."
-            ],
-            figures=[
-                ("R² of the regressed position by site.", drawn["probe_r2"]),
-                ("Accuracy of the classified position by site.", drawn["probe_accuracy"]),
-                (
-                    "R² of the regressed position at every site and head; the colour is what training added.",
-                    drawn["probe_heatmap"],
-                ),
-                (
-                    "Error of a probe behind the last layer, fitted left of the line only.",
-                    drawn["extrapolation"],
-                ),
-            ],
-            tables=[
-                ("Behind the last layer: R² and, in parentheses, that less the untrained model's.", fit_table(rows))
-            ],
-        ),
-        Section(
-            "Is position used?",
-            [
-                "That position can be read does not say that the model reads it. Here it is taken out of the stream "
-                "before each layer by least-squares concept erasure (LEACE, Belrose et al. 2023), after which no "
-                "linear regression (position, one direction) or no linear classifier (classes, up to one direction a "
-                "position) finds it; beside it random subspaces of the same rank. The loss is that of the tokens that "
-                "the model learns to predict, given the right ones before, on held-out sequences; 95 % bootstrap, "
-                "paired. Where erasing position costs more than erasing anything else of its size, it was used. "
-                "Before layer 0 a model without position embeddings has nothing but its tokens, some of which are "
-                "likelier at some places: there it is content that is erased."
-            ],
-            figures=[("Change of the loss, nats a token.", drawn["use"])],
-            tables=[
-                ("Change of the loss before each layer, in parentheses that of random subspaces.", use_table(rows))
-            ],
-        ),
     ]
+    sections += position_sections(rows, drawn)
     sections += attention_sections(rows, drawn)
     sections += [
         Section(
@@ -145,7 +101,7 @@ def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
         if said:
             lines.append(f"{what}, exact match is {', '.join(said)}.")
     ridge = of(rows, "probe", probe="ridge", metric="r2")
-    last = ridge[ridge["site"].map(_depth) == ridge["site"].map(_depth).max()].set_index(["encoding", "control"])
+    last = ridge[ridge["site"].map(depth) == ridge["site"].map(depth).max()].set_index(["encoding", "control"])
     said = [
         f"{e} {interval_of(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
         f"{last.loc[(e, 'embedding'), 'value']:.3f})"
@@ -211,37 +167,6 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def fit_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """R² of every target behind the last layer, beside its selectivity, a column an encoding."""
-    fit = of(rows, "fit", scope="all")
-    fit = fit[fit["site"].str.endswith("hook_resid_post")]
-    fit = fit[fit["site"].map(_depth) == fit["site"].map(_depth).max()].set_index(["target", "encoding"])
-    r2 = fit[(fit["control"] == "none") & (fit["metric"] == "r2")]["value"]
-    gained = fit[(fit["control"] == "untrained") & (fit["metric"] == "selectivity")]["value"]
-    encodings = list(dict.fromkeys(r2.index.get_level_values("encoding")))
-    return pd.DataFrame(
-        [
-            {"target": target} | {e: f"{r2[target, e]:.3f} ({gained[target, e]:+.3f})" for e in encodings}
-            for target in dict.fromkeys(r2.index.get_level_values("target"))
-        ]
-    )
-
-
-def use_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The change of the loss by site and concept, a column an encoding."""
-    use = of(rows, "use", metric="loss")
-    values = use.pivot_table(index=["site", "concept"], columns=["encoding", "control"], values="value", sort=False)
-    encodings = list(dict.fromkeys(use["encoding"]))
-    return pd.DataFrame(
-        [
-            {"site": short_site(site), "concept": concept}
-            | {e: f"{row[e, 'none']:.3f} ({row[e, 'random']:.3f})" for e in encodings if pd.notna(row.get((e, "none")))}
-            for (site, concept), row in values.iterrows()
-        ],
-        columns=["site", "concept", *encodings],
-    )
-
-
 def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a construction: what it claims, to what length it was checked here, and in how many checks it holds."""
     claims = of(rows, "construction").rename(columns={"value": "largest_error"})
@@ -261,10 +186,6 @@ def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
             for name, part in claims.groupby("construction", sort=False)
         ]
     )
-
-
-def _depth(site: str) -> int:
-    return int(site.split(".")[1]) if site.startswith("blocks.") else -1
 
 
 def _size(settings: Mapping[str, Any]) -> str:

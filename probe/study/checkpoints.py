@@ -1,5 +1,6 @@
 """Decoders that exist already: the stages of a study without its training."""
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from probe.errors import ProbeError
 from probe.files import read_json_object, write_file, write_text
 from probe.models import checkpoint
 from probe.models.decoder import Decoder
-from probe.position import ALL_SITES
+from probe.position import ALL_SITES, probe_over_training
 from probe.report.attention_sections import attention_figures, attention_sections
+from probe.report.geometry import position_against_loss
 from probe.report.page import Section, render_page
 from probe.report.position import extrapolation_curve, probe_heatmap
 from probe.study.config import StudyConfig, TracedSequences, run_name
@@ -26,6 +28,7 @@ from probe.study.stages import (
     too_long,
     untrained_like,
 )
+from probe.training import checkpoints_of
 
 
 def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], StudyConfig | None]:
@@ -140,12 +143,14 @@ def fit_checkpoints(
     sites: Sequence[str] = ALL_SITES,
     targets: Sequence[str] = PROBE_TARGETS,
     fitted_length: int | None = None,
+    over_training: Mapping[str, Path] = types.MappingProxyType({}),
     seed: int = 0,
 ) -> pd.DataFrame:
     """Fit probes of position to decoders, those of one name being its seeds; write rows and a report into a folder.
 
     With ``fitted_length`` there are probes besides that are fitted to so many tokens and scored on up to four times as
-    many. Controls as ``probe_positions`` has them.
+    many. ``over_training`` names runs that kept their checkpoints: the position is then probed at each of these, beside
+    the loss. Controls as ``probe_positions`` has them.
     """
     folder, rows = Path(folder), []
     lengths = torch.full((len(traced.tokens),), traced.tokens.shape[1])
@@ -156,6 +161,9 @@ def fit_checkpoints(
         if fitted_length is not None:
             found = extrapolation(decoders, untrained, traced.tokens, lengths, fitted_length=fitted_length, seed=seed)
             rows.append(found.assign(measurement="extrapolation", encoding=name))
+    for name, run in over_training.items():
+        found = probe_over_training(checkpoints_of(run), traced.tokens, scored=traced.scored, seed=seed)
+        rows.append(found.assign(measurement="over_training", encoding=name))
     collected = pd.concat(rows, ignore_index=True)
     fit = collected[collected["measurement"] == "fit"]
     in_layers = fit[fit["site"].str.startswith("blocks.")]
@@ -163,6 +171,9 @@ def fit_checkpoints(
     if fitted_length is not None:
         beyond = collected[collected["measurement"] == "extrapolation"]
         figures.append(("Error by position, fitted left of the line only.", extrapolation_curve(beyond)))
+    for name in over_training:
+        run = collected[(collected["measurement"] == "over_training") & (collected["encoding"] == name)]
+        figures.append((f"R² of the position and loss over the training of {name}.", position_against_loss(run)))
     text = [
         "Ridge regressions on held-out sequences, beside an untrained model, the token embedding, shuffled positions "
         "and a random projection of the token; the colour is the R² less the untrained model's."

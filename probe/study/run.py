@@ -193,6 +193,7 @@ def collect_rows(config: StudyConfig, folder: Path) -> pd.DataFrame:
         read_stage(folder, f"{stage}-{encoding}").assign(measurement=stage, encoding=encoding)
         for stage in ROW_STAGES
         for encoding in config.encodings
+        if (folder / "rows" / f"{stage}-{encoding}.parquet").exists()  # no census of long sequences
     ]
     for stage in PAIR_STAGES:
         if (folder / "rows" / f"{stage}.parquet").exists():
@@ -246,6 +247,7 @@ def train_one(
     folder: Path,
     *,
     device: str | None = None,
+    keep_checkpoints: bool = False,
     on_log: Callable[[dict], None] | None = None,
 ) -> Decoder:
     """Train the decoder with one encoding, as a study would, into a folder of its own."""
@@ -253,4 +255,5 @@ def train_one(
         raise unknown_name("encoding", encoding, ENCODINGS)
     data = StudyData.of(config)
     model = config.decoder(data.task, encoding, data.n_ctx)
-    return train(model, data.train, config.training_of(encoding), folder, device=device, on_log=on_log)
+    training = config.training_of(encoding)
+    return train(model, data.train, training, folder, device=device, keep_checkpoints=keep_checkpoints, on_log=on_log)

@@ -27,15 +27,27 @@ from probe.errors import ProbeError
 from probe.files import write_file
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
-from probe.position import ALL_SITES, erase_position, fit_position_probe, probe_positions
+from probe.position import (
+    ALL_SITES,
+    MECHANISM_LENGTH,
+    decompose_hidden,
+    erase_position,
+    fit_position_probe,
+    name_mechanism,
+    probe_positions,
+    variance_by_position,
+)
 from probe.study.config import StudyData, TracedSequences
-from probe.tracing import PATTERN, RESID_POST, SCORES, Trace, block_site, trace
+from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, Trace, block_site, trace
 from probe.training import exact_match, predict
 
 # What is measured of each model, and what of it goes among the study's rows.
-ROW_STAGES = ("accuracy", "probe", "fit", "extrapolation", "use", "templates", "census", "split", "entropy")
+ROW_STAGES = (
+    *("accuracy", "probe", "fit", "extrapolation", "use", "geometry", "mechanism"),
+    *("templates", "census", "split", "entropy"),
+)
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
-RESID_PRE = "hook_resid_pre"
+RESID_PRE, ATTN_OUT = "hook_resid_pre", "hook_attn_out"
 PROBE_TARGETS = ("position", "log_position", "inverse_position")
 PAIR_STAGES = ("model_distance", "model_order", "trained_t5")
 
@@ -69,23 +81,29 @@ def model_stages(
     decoders: Sequence[Decoder], untrained: Sequence[Decoder], data: StudyData, traced: TracedSequences, seed: int
 ) -> dict[str, Measure]:
     """The stages of one encoding, whose first model is measured; the others are its further seeds."""
-    return {
+    first, control, tokens = decoders[0], untrained[0], traced.tokens
+    stages = {
         "accuracy": lambda: pd.concat(
             [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
         ),
-        "probe": lambda: fit_position_probe(decoders[0], traced.tokens, seed=seed),
-        "fit": lambda: fitted_probes(decoders, untrained, traced.tokens, seed=seed),
+        "probe": lambda: fit_position_probe(first, tokens, seed=seed),
+        "fit": lambda: fitted_probes(decoders, untrained, tokens, seed=seed),
         "extrapolation": lambda: extrapolation(decoders, untrained, *data.held_out_sequences(seed), seed=seed),
         "use": lambda: erase_position(
-            decoders[0],
-            traced.tokens,
-            [RESID_PRE],
-            scored=traced.scored,
-            distance=distance_from_template,
-            seed=seed,
+            first, tokens, [RESID_PRE], scored=traced.scored, distance=distance_from_template, seed=seed
         ),
+        "geometry": lambda: geometry(first, control, tokens, seed=seed),
         **attention_stages(decoders, untrained, traced, seed),
     }
+    if tokens.shape[1] >= MECHANISM_LENGTH:
+        stages["mechanism"] = lambda: pd.concat(
+            [
+                name_mechanism(model, tokens, scored=traced.scored, seed=seed).assign(control=of)
+                for of, model in (("none", first), ("untrained", control))
+            ],
+            ignore_index=True,
+        )
+    return stages
 
 
 def attention_stages(
@@ -187,6 +205,14 @@ def extrapolation(
         untrained=list(untrained),
         seed=seed,
     )
+
+
+def geometry(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, *, seed: int = 0) -> pd.DataFrame:
+    """The parts of hidden states behind every layer, and how the variance of attention outputs falls with position."""
+    traces = [trace(model, tokens, [EMBED, RESID_POST, ATTN_OUT]) for model in (decoder, untrained)]
+    streams = [site for site in traces[0].values if not site.endswith(ATTN_OUT)]
+    parts = decompose_hidden(traces[0], streams, untrained=traces[1], seed=seed).shares
+    return pd.concat([parts, variance_by_position(traces[0], untrained=traces[1], seed=seed)], ignore_index=True)
 
 
 def accuracy(decoder: Decoder, data: StudyData) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from torch.nn import functional as F
 from probe.config import check_number, check_size
 from probe.device import find_device
 from probe.errors import ProbeError
-from probe.files import claim_folder, write_folder, write_text
+from probe.files import claim_folder, read_json_object, write_folder, write_text
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.training.data import BatchOrder, EncodedExamples
 
 MIXED_PRECISION = ("no", "bf16")
+MOMENTS = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def train(
     folder: str | Path | None = None,
     *,
     device: str | None = None,
+    keep_checkpoints: bool = False,
     on_log: Callable[[dict], None] | None = None,
 ) -> Decoder:
     """Train a decoder on the completions of ``data`` and return it, in eval mode.
@@ -82,13 +84,15 @@ def train(
     same to the last bit. Several GPUs: start the program with ``accelerate launch``.
 
     Args:
+        keep_checkpoints: leave the weights of every checkpoint in the folder, and those before the first step, for
+            ``checkpoints_of``.
         on_log: called with each object that goes into the log.
 
     Raises:
         ProbeError: where the folder holds a run of other settings or data, or the loss stops being finite.
     """
     torch_device = find_device(device)
-    run = None if folder is None else _RunFolder(Path(folder), model, data, config)
+    run = None if folder is None else _RunFolder(Path(folder), model, data, config, keep_checkpoints)
     if run is not None and (run.folder / "final").is_dir():
         return checkpoint.load(run.folder / "final", device=torch_device)
     with torch.random.fork_rng():
@@ -207,8 +211,8 @@ def _load_moments(optimizer, decoder: Decoder, moments: dict[str, Tensor]) -> No
 class _RunFolder:
     """The files of one run."""
 
-    def __init__(self, folder: Path, model: DecoderConfig, data: EncodedExamples, config: TrainingConfig):
-        self.folder = folder
+    def __init__(self, folder: Path, model: DecoderConfig, data: EncodedExamples, config: TrainingConfig, keep: bool):
+        self.folder, self.keep = folder, keep
         digest = hashlib.sha256(data.tokens.numpy().tobytes() + data.prompt_lengths.numpy().tobytes()).hexdigest()
         identity = {"model": dataclasses.asdict(model), "training": dataclasses.asdict(config), "data": digest}
         claim_folder(folder, "run.json", identity)
@@ -216,24 +220,33 @@ class _RunFolder:
     def resume(self, decoder: Decoder) -> _Resumed:
         """Load the newest checkpoint into the decoder; say at which step it was and with which moments."""
         newest = max((self.folder / "checkpoints").glob("step-*"), default=None)
-        if newest is None:
+        if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
+            if self.keep:
+                write_folder(
+                    self.folder / "checkpoints" / "step-000000000", lambda f: checkpoint.write_into(decoder, f)
+                )
             return _Resumed()
         decoder.load_state_dict(checkpoint.load(newest).state_dict())
-        return _Resumed(
-            int(newest.name.removeprefix("step-")), checkpoint.read_tensors(newest / "optimizer.safetensors")
-        )
+        return _Resumed(int(newest.name.removeprefix("step-")), checkpoint.read_tensors(newest / MOMENTS))
 
     def save_checkpoint(self, decoder: Decoder, optimizer, step: int) -> None:
         def write(folder: Path) -> None:
             checkpoint.write_into(decoder, folder)
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
-            save_file(moments, folder / "optimizer.safetensors")
+            save_file(moments, folder / MOMENTS)
 
         newest = self.folder / "checkpoints" / f"step-{step:09d}"
         write_folder(newest, write)
         for older in (self.folder / "checkpoints").glob("step-*"):
             if older != newest:
-                shutil.rmtree(older)
+                self._outlived(older)
+
+    def _outlived(self, checkpoint_folder: Path) -> None:
+        """Nothing goes on from this checkpoint any more."""
+        if self.keep:
+            (checkpoint_folder / MOMENTS).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(checkpoint_folder)
 
     def open_log(self, step: int):
         """The log for appending, without what a broken run wrote after the checkpoint that it goes on from."""
@@ -245,7 +258,27 @@ class _RunFolder:
 
     def finish(self, decoder: Decoder) -> None:
         write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        for outlived in (self.folder / "checkpoints").glob("step-*"):
+            self._outlived(outlived)
+        if not self.keep:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def checkpoints_of(folder: str | Path, device: str | None = None) -> Iterator[tuple[int, Decoder]]:
+    """The steps and decoders of a finished run that kept its checkpoints, one at a time, from step 0 to the last.
+
+    Raises:
+        ProbeError: where the run is not finished or kept none.
+    """
+    folder = Path(folder)
+    kept = sorted((folder / "checkpoints").glob("step-*"))
+    if not kept or not (folder / "final").is_dir():
+        raise ProbeError(
+            f"{folder}: a finished run that kept its checkpoints was wanted (train(…, keep_checkpoints=True))"
+        )
+    for path in kept:
+        yield int(path.name.removeprefix("step-")), checkpoint.load(path, device=device)
+    yield read_json_object(folder / "run.json")["training"]["steps"], checkpoint.load(folder / "final", device=device)
 
 
 def newest_log_entry(folder: Path) -> dict | None:

@@ -13,7 +13,7 @@ from probe.errors import ProbeError
 from probe.models import checkpoint
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
-from probe.training import TrainingConfig, encode, exact_match, predict, train
+from probe.training import TrainingConfig, checkpoints_of, encode, exact_match, predict, train
 
 # What a user's script does; the slow log makes it likely that the kill falls between two checkpoints.
 SCRIPT = """
@@ -197,3 +197,16 @@ def test_bad_configs_are_one_clear_line(options, message):
 def test_examples_must_be_there(task):
     with pytest.raises(ProbeError, match="at least one example was wanted"):
         encode([], task.vocabulary)
+
+
+def test_checkpoints_are_kept_where_they_are_wanted(small, data, quick, unbroken, tmp_path):
+    kept = train(small, data, quick, tmp_path / "kept", device="cpu", keep_checkpoints=True)
+    found = dict(checkpoints_of(tmp_path / "kept"))
+    assert list(found) == [0, 10, 20, 30]
+    assert same_weights(found[0], Decoder(small, seed=quick.seed))
+    assert same_weights(found[30], kept) and same_weights(kept, unbroken)
+    assert not same_weights(found[20], kept)
+    assert not list((tmp_path / "kept").rglob("optimizer.safetensors"))
+    train(small, data, quick, tmp_path / "not", device="cpu")
+    with pytest.raises(ProbeError, match="a finished run that has kept its checkpoints was wanted"):
+        next(checkpoints_of(tmp_path / "not"))
