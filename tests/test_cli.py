@@ -120,7 +120,7 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
     assert main([*fit, "--over-training", "--folder", str(tmp_path / "fit")]) == 2
-    assert "a finished run that has kept its checkpoints was wanted" in capsys.readouterr().err
+    assert "a finished run that kept its checkpoints was wanted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ class _RunFolder:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
-def checkpoints_of(folder: str | Path, device: str | None = None) -> Iterator[tuple[int, Decoder]]:
+def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, Decoder]]:
     """The steps and decoders of a finished run that kept its checkpoints, one at a time, from step 0 to the last.
 
     Raises:

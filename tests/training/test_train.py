@@ -208,5 +208,5 @@ def test_checkpoints_are_kept_where_they_are_wanted(small, data, quick, unbroken
     assert not same_weights(found[20], kept)
     assert not list((tmp_path / "kept").rglob("optimizer.safetensors"))
     train(small, data, quick, tmp_path / "not", device="cpu")
-    with pytest.raises(ProbeError, match="a finished run that has kept its checkpoints was wanted"):
+    with pytest.raises(ProbeError, match="a finished run that kept its checkpoints was wanted"):
         next(checkpoints_of(tmp_path / "not"))

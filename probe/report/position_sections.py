@@ -1,0 +1,189 @@
+"""What a report says about position in hidden states: probes, use, geometry, mechanism."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from probe.report.figures import probe_by_site, short_site
+from probe.report.geometry import mechanism_readouts, variance_against_position, variance_shares
+from probe.report.page import Section
+from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
+from probe.report.tables import beside_untrained, of
+
+SHARES = ("share_position", "share_context", "share_token", "share_residual", "participation_ratio")
+VARIANCES = ("variance", "exponent", "exponent_r2")
+
+
+def position_figures(rows: pd.DataFrame) -> dict[str, go.Figure]:
+    """Figures by name. Geometry and mechanism are drawn of one model, NoPE's where there is one; tables have all."""
+    found = {
+        "probe_r2": probe_by_site(of(rows, "probe", probe="ridge"), "r2"),
+        "probe_accuracy": probe_by_site(of(rows, "probe", probe="logistic"), "accuracy"),
+        "probe_heatmap": probe_heatmap(of(rows, "fit")),
+        "extrapolation": extrapolation_curve(of(rows, "extrapolation")),
+        "use": erasure_losses(of(rows, "use")),
+    }
+    drawn = portrayed(rows)
+    geometry = of(rows, "geometry", encoding=drawn)
+    found["variance_shares"] = variance_shares(geometry[geometry["metric"].isin(SHARES)])
+    found["variance_by_position"] = variance_against_position(geometry[geometry["metric"].isin(VARIANCES)])
+    mechanism = of(rows, "mechanism", encoding=drawn, control="none")
+    if len(mechanism):
+        found["mechanism"] = mechanism_readouts(mechanism)
+    return found
+
+
+def portrayed(rows: pd.DataFrame) -> str:
+    """The model whose geometry is drawn."""
+    encodings = list(dict.fromkeys(of(rows, "geometry")["encoding"]))
+    return "none" if "none" in encodings else encodings[0]
+
+
+def position_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> list[Section]:
+    """The sections of a study's report."""
+    return [
+        Section(
+            "Position in hidden states",
+            [
+                "Linear probes on held-out sequences, split by sequence. Ridge regression of the position (R²) and "
+                "logistic classification of it (accuracy), beside three controls: the same probe on an untrained model "
+                "of the same shape, on the token embedding alone, and with the positions of each sequence shuffled. "
+                "Only what stands above the untrained model was learned. Bars: 95 % bootstrap over test sequences."
+            ],
+            figures=[
+                ("R² of the regressed position by site.", drawn["probe_r2"]),
+                ("Accuracy of the classified position by site.", drawn["probe_accuracy"]),
+                (
+                    "R² of the regressed position at every site and head; the colour is what training added.",
+                    drawn["probe_heatmap"],
+                ),
+                (
+                    "Error of a probe behind the last layer, fitted left of the line only.",
+                    drawn["extrapolation"],
+                ),
+            ],
+            tables=[
+                ("Behind the last layer: R² and, in parentheses, that less the untrained model's.", fit_table(rows))
+            ],
+        ),
+        Section(
+            "Is position used?",
+            [
+                "That position can be read does not say that the model reads it. Here it is taken out of the stream "
+                "before each layer by least-squares concept erasure (LEACE, Belrose et al. 2023), after which no "
+                "linear regression (position, one direction) or no linear classifier (classes, up to one direction a "
+                "position) finds it; beside it random subspaces of the same rank. The loss is that of the tokens that "
+                "the model learns to predict, given the right ones before, on held-out sequences; 95 % bootstrap, "
+                "paired. Where erasing position costs more than erasing anything else of its size, it was used. "
+                "Before layer 0 a model without position embeddings has nothing but its tokens, some of which are "
+                "likelier at some places: there it is content that is erased."
+            ],
+            figures=[("Change of the loss, nats a token.", drawn["use"])],
+            tables=[
+                ("Change of the loss before each layer, in parentheses that of random subspaces.", use_table(rows))
+            ],
+        ),
+        _geometry(rows, drawn),
+        *([_mechanism(rows, drawn)] if "mechanism" in drawn else []),
+    ]
+
+
+def _geometry(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
+    whose = portrayed(rows)
+    return Section(
+        "The geometry of position",
+        [
+            "Hidden states split into their mean, a part that the position fixes, one that the sequence fixes, one "
+            "that the token fixes, and the rest (Song & Zhong 2023); the number over a bar is the dimension of the "
+            "position part (participation ratio). Below, the variance of attention outputs over sequences against the "
+            "number of keys: for the mean of n independent values it falls as 1/n, exponent 1 (Chi et al. 2023), at "
+            "initialisation, too. Position 0 is left out."
+        ],
+        figures=[
+            (f"Shares of the variance of hidden states, encoding {whose}.", drawn["variance_shares"]),
+            (f"Variance of attention outputs, encoding {whose}.", drawn["variance_by_position"]),
+        ],
+        tables=[
+            (
+                "The position part's share of the variance, in parentheses the untrained model's.",
+                _by_site(rows, "share_position"),
+            ),
+            (
+                "The exponent of the variance of attention outputs, in parentheses untrained.",
+                _by_site(rows, "exponent"),
+            ),
+        ],
+    )
+
+
+def _mechanism(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
+    return Section(
+        "By which mechanism?",
+        [
+            "Interventions on the tokens and on attention, each with a probe for position: a <bos> counter dies "
+            "without <bos> and runs slow with a second one; decaying variance lives on in random content; an encoding "
+            "survives a string of one token. A mechanism is available if position can be read by it, and used if "
+            "disturbing it moves the decoded position and costs more loss than controls of equal size; nothing means: "
+            "not established on these sequences. (Position itself is available where the token embedding does not tell "
+            "it already, as it does in tasks whose tokens have their places.)"
+        ],
+        figures=[(f"What is left of position, encoding {portrayed(rows)}.", drawn["mechanism"])],
+        tables=[("Verdicts, in parentheses of the untrained model.", verdict_table(rows))],
+    )
+
+
+def fit_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """R² of every target behind the last layer, beside its selectivity, a column an encoding."""
+    fit = of(rows, "fit", scope="all")
+    fit = fit[fit["site"].str.endswith("hook_resid_post")]
+    fit = fit[fit["site"].map(depth) == fit["site"].map(depth).max()].set_index(["target", "encoding"])
+    r2 = fit[(fit["control"] == "none") & (fit["metric"] == "r2")]["value"]
+    gained = fit[(fit["control"] == "untrained") & (fit["metric"] == "selectivity")]["value"]
+    encodings = list(dict.fromkeys(r2.index.get_level_values("encoding")))
+    return pd.DataFrame(
+        [
+            {"target": target} | {e: f"{r2[target, e]:.3f} ({gained[target, e]:+.3f})" for e in encodings}
+            for target in dict.fromkeys(r2.index.get_level_values("target"))
+        ]
+    )
+
+
+def use_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The change of the loss by site and concept, a column an encoding."""
+    use = of(rows, "use", metric="loss")
+    values = use.pivot_table(index=["site", "concept"], columns=["encoding", "control"], values="value", sort=False)
+    encodings = list(dict.fromkeys(use["encoding"]))
+    return pd.DataFrame(
+        [
+            {"site": short_site(site), "concept": concept}
+            | {e: f"{row[e, 'none']:.3f} ({row[e, 'random']:.3f})" for e in encodings if pd.notna(row.get((e, "none")))}
+            for (site, concept), row in values.iterrows()
+        ],
+        columns=["site", "concept", *encodings],
+    )
+
+
+def verdict_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The verdict on each mechanism, a column an encoding."""
+    verdicts = of(rows, "mechanism").drop_duplicates(["mechanism", "encoding", "control"])
+    told = verdicts.set_index(["mechanism", "encoding", "control"])["verdict"]
+    encodings = list(dict.fromkeys(verdicts["encoding"]))
+    return pd.DataFrame(
+        [
+            {"mechanism": name.replace("_", " ")}
+            | {e: f"{told[name, e, 'none']} ({told[name, e, 'untrained']})" for e in encodings}
+            for name in dict.fromkeys(verdicts["mechanism"])
+        ]
+    )
+
+
+def _by_site(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A number of the geometry by site, a column an encoding."""
+    values = of(rows, "geometry", metric=metric)
+    return beside_untrained(values.assign(site=values["site"].map(short_site)), "site")
+
+
+def depth(site: str) -> int:
+    """A site's layer, -1 for what stands before all layers."""
+    return int(site.split(".")[1]) if site.startswith("blocks.") else -1
