@@ -26,6 +26,7 @@ from probe.report.geometry import (
     variance_against_position,
     variance_shares,
 )
+from probe.report.league import league_by_length, league_differences, league_page, league_ranks
 from probe.report.page import Section, render_page
 from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
 
@@ -45,6 +46,10 @@ __all__ = [
     "extrapolation_curve",
     "f_rel_curves",
     "head_grid",
+    "league_by_length",
+    "league_differences",
+    "league_page",
+    "league_ranks",
     "learned_heads",
     "mechanism_readouts",
     "position_against_loss",
