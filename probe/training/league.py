@@ -113,8 +113,9 @@ def league(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The mean reciprocal rank of each encoding over (task, seed), every task counting alike, the best first. Kazemnejad
-    et al. 2023, figure 2.
+    """The mean reciprocal rank of each encoding over (task, seed), every task counting alike; the best comes first.
+
+    Kazemnejad et al. 2023, figure 2.
 
     Returns:
         Columns encoding, metric ("mean_reciprocal_rank" and "mean_accuracy", the mean of ``run_scores`` over the same
