@@ -4,9 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from probe.errors import ProbeError, unknown_name
 from probe.files import read_json_object
+from probe.options import add_options, flags, integers, words
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="run every construction's claim through a real model")
     verify.set_defaults(run=_verify)
     verify.add_argument("names", nargs="*", metavar="NAME", help="constructions (default: all)")
-    verify.add_argument("--lengths", type=_integers, metavar="N,N,…", help="tokens in the sequence")
-    verify.add_argument("--dtypes", type=_words, metavar="DTYPE,…", help="float64, float32, bfloat16, float16")
+    verify.add_argument("--lengths", type=integers, metavar="N,N,…", help="tokens in the sequence")
+    verify.add_argument("--dtypes", type=words, metavar="DTYPE,…", help="float64, float32, bfloat16, float16")
     level = verify.add_mutually_exclusive_group()
     level.add_argument("--quick", dest="level", action="store_const", const="quick", help="short lengths, all dtypes")
     level.add_argument("--full", dest="level", action="store_const", const="full", help="to every claim's limit")
@@ -69,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="probes of position at every site of decoders, beside their controls")
     fit.set_defaults(run=_fit)
     fit.add_argument("--folder", default="runs/fit", help="where rows and report go (default: %(default)s)")
-    fit.add_argument("--sites", type=_words, metavar="SITE,…", help="TransformerLens names (default: all)")
-    fit.add_argument("--targets", type=_words, metavar="NAME,…", help="what is read (default: position, log, inverse)")
+    fit.add_argument("--sites", type=words, metavar="SITE,…", help="TransformerLens names (default: all)")
+    fit.add_argument("--targets", type=words, metavar="NAME,…", help="what is read (default: position, log, inverse)")
     fit.add_argument("--fitted-length", type=int, metavar="N", help="fit to N tokens and score on up to 4 N as well")
     fit.add_argument("--over-training", action="store_true", help="probes at every checkpoint that the runs have kept")
     for command in (compare, census, fit):
@@ -97,6 +96,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_study_options(
         training, without=("encodings", "load", "seeds", "trace_sequences", "trace_length", "verify_lengths")
     )
+
+    sweep = commands.add_parser("sweep", help="train and evaluate encodings × tasks × scratchpads × seeds")
+    sweep.set_defaults(run=_sweep)
+    sweep.add_argument("--folder", default="runs/sweep", help="where everything goes (default: %(default)s)")
+    sweep.add_argument("--preset", default="default", help="default (a laptop's corner) or paper (the paper's grid)")
+    sweep.add_argument("--config", metavar="FILE", help="a JSON file with settings; flags go before it")
+    sweep.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: the one of this machine")
+    sweep.add_argument("--gpus-per-run", type=float, metavar="X", help="share of a GPU that a run asks Ray for")
+    sweep.add_argument("--cpus-per-run", type=float, default=1, metavar="X", help="cores that it asks Ray for")
+    sweep.add_argument("--retries", type=int, default=2, metavar="N", help="tries again of a run whose process died")
+    sweep.add_argument("--retry-failed", action="store_true", help="run those again that failed")
+    _add_device(sweep)
+    add_options(sweep, _sweep_groups())
+
+    league = commands.add_parser("league", help="which encoding generalises best: ranks, differences, by length")
+    league.set_defaults(run=_league)
+    league.add_argument("sweep", nargs="?", metavar="FOLDER", help="a sweep's folder")
+    league.add_argument("--published", metavar="FILE", help="a table of published accuracies, ranked by the same code")
+    league.add_argument("--by", default="lengths", choices=("lengths", "overall"), help="what a run's score is of")
+    league.add_argument("--metric", default="exact_match", help="exact_match, steps_exact, …")
+    league.add_argument("--out", metavar="FILE", help="the page (default: league.html in the sweep's folder)")
     return parser
 
 
@@ -104,41 +125,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _pairs(text: str) -> dict[str, Any]:
-    pairs = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise argparse.ArgumentTypeError(f"NAME=VALUE was wanted, got {part!r}")
-        try:
-            pairs[name] = json.loads(value)
-        except json.JSONDecodeError:
-            pairs[name] = value
-    return pairs
-
-
-# How a field's type is read from the command line.
-_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    int: (int, "N"),
-    float: (float, "X"),
-    str: (str, "NAME"),
-    tuple[str, ...]: (_words, "NAME,…"),
-    tuple[int, ...]: (_integers, "N,…"),
-    dict[str, Any]: (_pairs, "NAME=VALUE,…"),
-    dict[str, str]: (_pairs, "NAME=VALUE,…"),
-    dict[str, int]: (_pairs, "NAME=N,…"),
-}
-
-
-def _option_groups() -> dict[str, type]:
+def _study_groups() -> dict[str, type]:
     """The dataclasses whose fields are a study's options, by the key under which a study holds them."""
     from probe.models.decoder import DecoderConfig
     from probe.study import StudyConfig
@@ -147,28 +134,19 @@ def _option_groups() -> dict[str, type]:
     return {"": StudyConfig, "model": DecoderConfig, "training": TrainingConfig}
 
 
-# Set by the study itself, or standing for a whole group.
-_NOT_OPTIONS = {"": ("model", "training"), "model": ("d_vocab", "encoding"), "training": ("seed",)}
+def _sweep_groups() -> dict[str, type]:
+    """The same of a sweep."""
+    from probe.models.decoder import DecoderConfig
+    from probe.sweep import SweepConfig
+    from probe.training import TrainingConfig
+
+    return {"": SweepConfig, "model": DecoderConfig, "training": TrainingConfig}
 
 
 def _add_study_options(
     parser: argparse.ArgumentParser, without: Sequence[str] = (), only: Sequence[str] | None = None
 ) -> None:
-    for key, cls in _option_groups().items():
-        if only is not None and key:
-            continue
-        group = parser.add_argument_group(key or "study")
-        for field, kind in typing.get_type_hints(cls).items():
-            if field in _NOT_OPTIONS[key] or field in without or (only is not None and field not in only):
-                continue
-            if isinstance(kind, types.UnionType):  # "int | None": what can be said is the int
-                kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-            flag, destination = "--" + field.replace("_", "-"), f"{key}.{field}"
-            if kind is bool:
-                group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, choices=("true", "false"))
-            else:
-                read, metavar = _READERS[kind]
-                group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, type=read, metavar=metavar)
+    add_options(parser, _study_groups(), without, only)
 
 
 def _study_config(options: argparse.Namespace, study=None):
@@ -184,16 +162,73 @@ def _study_config(options: argparse.Namespace, study=None):
         if name == "training" and isinstance(value, dict):
             value = {**values["training"], **value}
         values[name] = value
-    flags: dict[str, dict[str, Any]] = {key: {} for key in _option_groups()}
-    for destination, value in vars(options).items():
-        key, dot, name = destination.partition(".")
-        if dot:
-            flags[key][name] = value == "true" if value in ("true", "false") else value
-    if {**values, **flags[""]}["task"] != preset.task and "task_options" not in {**file, **flags[""]}:
+    said = flags(options)
+    given = {"model": said.pop("model", {}), "training": said.pop("training", {}), "": said}
+    if {**values, **said}["task"] != preset.task and "task_options" not in {**file, **said}:
         values["task_options"] = {}  # another task's options do not carry over
-    for key, given in flags.items():
-        values = {**values, **given} if not key else {**values, key: {**values[key], **given}}
+    for key, of in given.items():
+        values = {**values, **of} if not key else {**values, key: {**values[key], **of}}
     return StudyConfig.from_dict(values)
+
+
+def _sweep_config(options: argparse.Namespace):
+    """Preset, then file, then flags."""
+    from probe.sweep import PRESETS, SweepConfig
+
+    if options.preset not in PRESETS:
+        raise unknown_name("preset", options.preset, PRESETS)
+    values = dict(PRESETS[options.preset])
+    for source in ({} if options.config is None else read_json_object(Path(options.config)), flags(options)):
+        for name, value in source.items():
+            inner = name in ("model", "training") and isinstance(value, dict)
+            values[name] = {**values.get(name, {}), **value} if inner else value
+    return SweepConfig.from_dict(values)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from probe.sweep import run_sweep
+
+    rows = run_sweep(
+        _sweep_config(options),
+        Path(options.folder),
+        device=options.device,
+        jobs=options.jobs,
+        ray=options.ray,
+        gpus_per_run=options.gpus_per_run,
+        cpus_per_run=options.cpus_per_run,
+        retries=options.retries,
+        retry_failed=options.retry_failed,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(Path(options.folder) / "results")
+    return 1 if (rows["status"] == "failed").any() else 0
+
+
+def _league(options: argparse.Namespace) -> int:
+    from probe.files import write_text
+    from probe.report.league import league_page
+    from probe.sweep.results import failures, read_results, results_of
+    from probe.training.league import accuracy_by_length, league, paired_differences, read_published
+
+    if options.sweep is None and options.published is None:
+        raise ProbeError("a sweep's folder or --published FILE is wanted, got neither")
+    sources, said = {}, []
+    if options.sweep is not None:
+        rows = read_results(options.sweep)
+        sources["ours"] = results_of(rows, options.metric)
+        said = failures(rows)
+    if options.published is not None:
+        sources["published"] = read_published(options.published)
+    leagues = {source: league(results, by=options.by) for source, results in sources.items()}
+    differences = {source: paired_differences(results, by=options.by) for source, results in sources.items()}
+    by_length = {source: accuracy_by_length(results) for source, results in sources.items()}
+    out = Path(options.out) if options.out else Path(options.sweep or ".") / "league.html"
+    write_text(out, league_page(leagues, differences, by_length, said))
+    for source, rows in leagues.items():
+        print(f"{source}:")
+        print(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+    print(out)
+    return 0
 
 
 def _study(options: argparse.Namespace) -> int:

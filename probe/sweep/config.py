@@ -1,0 +1,189 @@
+"""What a sweep trains: a grid of encodings, tasks, scratchpads and seeds over one size of model."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from probe.config import check_flag, check_size, from_mapping
+from probe.errors import ProbeError, unknown_name
+from probe.models.decoder import DecoderConfig
+from probe.tasks import Task, make_task
+from probe.tasks.scratchpad import PARTS
+from probe.training import TrainingConfig
+
+SCRATCHPADS: dict[str, tuple[str, ...]] = {"none": (), "full": PARTS}
+FIVE = ("none", "t5", "alibi", "rotary", "sinusoidal")
+Grid = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A grid of runs.
+
+    ``tasks`` are options by label: a task's own, and "task", its name, where the label is not it. ``encodings`` are
+    options of a decoder by label: "encoding_options", "position_layers", and "encoding", its name, where the label is
+    not it. A list of names stands for each with its defaults. ``scratchpads`` are the parts of a scratchpad by label,
+    or a list of "none" and "full"; a task that knows none is run once, without.
+    """
+
+    tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})
+    encodings: Grid = field(default_factory=lambda: {name: {} for name in FIVE})
+    scratchpads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"none": ()})
+    seeds: tuple[int, ...] = (0, 1, 2)
+    n_train: int = 20_000
+    n_validation: int = 500
+    n_test: int = 2_000
+    model: dict[str, Any] = field(default_factory=lambda: {"n_layers": 3, "d_model": 128, "n_heads": 4})
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(steps=2000, batch_size=64, learning_rate=1e-3, checkpoint_every=250)
+    )
+    keep_models: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "encodings"):
+            given = getattr(self, name)
+            if isinstance(given, (list, tuple)):
+                object.__setattr__(self, name, {label: {} for label in given})
+            elif not isinstance(given, Mapping) or not all(isinstance(v, Mapping) for v in given.values()):
+                raise ProbeError(f"{name} must be a list of names, or options by label, got {given!r}")
+            if not getattr(self, name):
+                raise ProbeError(f"{name} must hold at least one, got none")
+        if isinstance(self.scratchpads, (list, tuple)):
+            for label in self.scratchpads:
+                if label not in SCRATCHPADS:
+                    raise unknown_name("scratchpad", label, SCRATCHPADS)
+            object.__setattr__(self, "scratchpads", {label: SCRATCHPADS[label] for label in self.scratchpads})
+        object.__setattr__(self, "scratchpads", {label: tuple(parts) for label, parts in self.scratchpads.items()})
+        if not self.scratchpads:
+            raise ProbeError('scratchpads must hold at least one ("none" for none), got none')
+        for name in ("n_train", "n_validation", "n_test"):
+            check_size(name, getattr(self, name))
+        for seed in self.seeds:
+            check_size("seeds", seed, least=0)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ProbeError(f"seeds must be at least one, each once, got {self.seeds}")
+        check_flag("keep_models", self.keep_models)
+        for name in ("d_vocab", "n_ctx", "encoding"):
+            if name in self.model:
+                raise ProbeError(f"model must leave {name!r} out: the sweep sets it")
+        names = [run.name for run in self.runs()]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ProbeError(f"two runs would be called {twice!r}: give tasks and encodings labels that differ")
+
+    def runs(self) -> list["Run"]:
+        """Every run of the grid, seeds outermost: a sweep that is broken off has whole leagues of its first seeds.
+
+        Raises:
+            ProbeError: for a task, encoding, option or size that cannot be, before anything runs.
+        """
+        runs = []
+        for seed in self.seeds:
+            for task, options in self.tasks.items():
+                for scratchpad, parts in self._scratchpads_of(task, options).items():
+                    for encoding in self.encodings:
+                        run = Run(task, encoding, scratchpad, seed, _options(options, "task", parts, scratchpad))
+                        run.decoder(self, run.make_task(self), n_ctx=1)
+                        runs.append(run)
+        return runs
+
+    def _scratchpads_of(self, task: str, options: Mapping[str, Any]) -> dict[str, tuple[str, ...] | None]:
+        made = make_task(options.get("task", task), {k: v for k, v in options.items() if k != "task"})
+        if not any(f.name == "scratchpad" for f in dataclasses.fields(made)):
+            return {"none": None}
+        return self.scratchpads if "scratchpad" not in options else {"own": None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SweepConfig":
+        """A sweep from its JSON object."""
+        values = dict(values)
+        if isinstance(values.get("training"), Mapping):
+            values["training"] = from_mapping(TrainingConfig, values["training"], "a sweep's training")
+        return from_mapping(cls, values, "a sweep")
+
+
+def _options(options: Mapping[str, Any], without: str, parts: tuple[str, ...] | None, scratchpad: str) -> dict:
+    own = {name: value for name, value in options.items() if name != without}
+    return own if parts is None else own | {"scratchpad": list(parts)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation."""
+
+    task: str
+    encoding: str
+    scratchpad: str
+    seed: int
+    task_options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        parts = [self.task, *([self.scratchpad] if self.scratchpad != "none" else []), self.encoding, str(self.seed)]
+        return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
+
+    def make_task(self, sweep: SweepConfig) -> Task:
+        return make_task(sweep.tasks[self.task].get("task", self.task), self.task_options)
+
+    def decoder(self, sweep: SweepConfig, task: Task, n_ctx: int) -> DecoderConfig:
+        options = {"encoding": self.encoding, **sweep.encodings[self.encoding]}
+        return DecoderConfig.from_dict({**sweep.model, **options, "d_vocab": len(task.vocabulary), "n_ctx": n_ctx})
+
+    def training(self, sweep: SweepConfig) -> TrainingConfig:
+        """Every encoding starts from weights of its own; the data of a task and seed are the same for all."""
+        digest = hashlib.blake2b(f"{self.encoding}\0{self.seed}".encode(), digest_size=6).digest()
+        return dataclasses.replace(sweep.training, seed=int.from_bytes(digest))
+
+    def settings(self, sweep: SweepConfig) -> str:
+        """A digest of all that its result depends on: a result of other settings is not taken for it."""
+        everything = [
+            sweep.tasks[self.task].get("task", self.task),
+            self.task_options,
+            sweep.encodings[self.encoding],
+            sweep.model,
+            dataclasses.asdict(self.training(sweep)),
+            [sweep.n_train, sweep.n_validation, sweep.n_test],
+            [self.task, self.encoding, self.scratchpad, self.seed],
+        ]
+        return hashlib.blake2b(json.dumps(everything, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+# Settings as a JSON file would have them.
+PRESETS: dict[str, dict[str, Any]] = {
+    # A laptop's corner of the grid: four tasks, trained to half of what they are tested on.
+    "default": {
+        "tasks": {
+            "copy": {"train_length": 10, "test_length": 20},
+            "reverse": {"train_length": 10, "test_length": 20},
+            "addition": {"train_length": 4, "test_length": 8},
+            "scan": {"train_length": 16, "test_length": 32},
+        },
+        "encodings": ["none", "t5", "alibi", "rotary", "learned"],
+        "seeds": [0, 1],
+    },
+    # Kazemnejad et al. 2023, tables 1 and 2: every task and split, five encodings, three seeds, 107 million parameters.
+    "paper": {
+        "tasks": {
+            **{
+                f"copy_{variant}": {"task": "copy", "variant": variant, "prompt": True}
+                for variant in ("rsc", "rsc2x", "rdc", "cmc", "cmc2x")
+            },
+            **{f"reverse_{v}": {"task": "reverse", "variant": v, "prompt": True} for v in ("mc", "mc2x", "mcrv")},
+            **{name: {} for name in ("addition", "polynomial", "summation", "parity")},
+            **{f"sorting_{v}": {"task": "sorting", "variant": v} for v in ("single", "multi")},
+            **{f"lego_{order}": {"task": "lego", "order": order} for order in ("ordered", "permuted")},
+            "scan": {"train_length": 25, "test_length": 48},
+            "pcfg": {},
+        },
+        "n_train": 100_000,
+        "n_validation": 15_000,
+        "n_test": 10_000,
+        "model": {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_mlp": 3072, "dropout": 0.1},
+        "training": {"mixed_precision": "bf16"},
+    },
+}

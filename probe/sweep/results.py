@@ -1,0 +1,83 @@
+"""The results of a sweep: one parquet data set, a file a run, readable while the sweep goes on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from probe.errors import ProbeError
+from probe.files import write_file
+from probe.sweep.config import Run
+
+# Types are fixed, so that the files of a data set agree though one has no intervals and another no lengths.
+COLUMNS = {
+    **dict.fromkeys(("run", "task", "encoding", "scratchpad"), "string"),
+    **dict.fromkeys(("seed", "train_length"), "int64"),
+    "split": "string",
+    "length": "Int64",
+    "metric": "string",
+    **dict.fromkeys(("value", "low", "high"), "float64"),
+    "n": "Int64",
+    **dict.fromkeys(("status", "reason", "settings"), "string"),
+}
+
+
+def results_file(folder: Path, run: Run) -> Path:
+    return folder / "results" / f"{run.name}.parquet"
+
+
+def write_results(folder: Path, run: Run, rows: pd.DataFrame, settings: str, train_length: int) -> None:
+    """Put the rows of a finished run (split, length, metric, value, low, high, n) among the results."""
+    keys = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
+    whole = rows.assign(**keys, train_length=train_length, status="done", reason=pd.NA, settings=settings)
+    _write(results_file(folder, run), whole)
+
+
+def write_failure(folder: Path, run: Run, reason: str, settings: str, train_length: int) -> None:
+    """A run that failed is a row that says why."""
+    row = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
+    row |= {"train_length": train_length, "metric": "failed", "status": "failed", "settings": settings}
+    _write(results_file(folder, run), pd.DataFrame([row | {"reason": " ".join(reason.split())}]))
+
+
+def _write(path: Path, rows: pd.DataFrame) -> None:
+    rows = rows.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    write_file(path, lambda temporary: rows.to_parquet(temporary, index=False))
+
+
+def read_results(folder: str | Path) -> pd.DataFrame:
+    """All that is finished of a sweep, one row a number: run, task, encoding, scratchpad, seed, train_length, split
+    ("validation": trained lengths, "test"), length (missing for the whole split), metric, value, low, high, n, status
+    ("done", "failed"), reason, settings. A failed run is one row, metric "failed".
+
+    Raises:
+        ProbeError: where nothing is finished.
+    """
+    files = sorted((Path(folder) / "results").glob("*.parquet"))
+    if not files:
+        raise ProbeError(f"{folder}: a sweep with at least one finished run was wanted, got none")
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+def results_of(rows: pd.DataFrame, metric: str = "exact_match") -> pd.DataFrame:
+    """The test accuracies of a sweep as the league wants them (task, encoding, seed, length, accuracy): those of
+    lengths beyond the trained ones, and of the whole test set, length missing. Tasks with a scratchpad are tasks of
+    their own, "task+scratchpad".
+
+    Raises:
+        ProbeError: where there is none.
+    """
+    test = rows[(rows["status"] == "done") & (rows["split"] == "test") & (rows["metric"] == metric)]
+    test = test[test["length"].isna() | (test["length"] > test["train_length"])]
+    if test.empty:
+        raise ProbeError(f"results with {metric!r} of a test set were wanted, got none")
+    task = test["task"].where(test["scratchpad"] == "none", test["task"] + "+" + test["scratchpad"])
+    found = pd.DataFrame({"task": task.astype(str), "encoding": test["encoding"].astype(str)})
+    columns = {"seed": test["seed"], "length": test["length"], "accuracy": test["value"]}
+    return found.assign(**columns).reset_index(drop=True)
+
+
+def failures(rows: pd.DataFrame) -> Sequence[str]:
+    """A line for every run that failed."""
+    failed = rows[rows["status"] == "failed"]
+    return [f"{row.run} failed: {row.reason}" for row in failed.itertuples()]

@@ -1,0 +1,131 @@
+"""A sweep: what is left of a grid is run, and every run's result is written once."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from probe.config import check_number, check_size
+from probe.device import find_device
+from probe.errors import ProbeError
+from probe.files import write_text
+from probe.sweep.config import Run, SweepConfig
+from probe.sweep.local import run_locally
+from probe.sweep.results import read_results, results_file, write_failure, write_results
+from probe.sweep.work import clear
+
+FORMAT = 1  # of sweep.json
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
+    gpus_per_run: float | None = None,
+    cpus_per_run: float = 1,
+    retries: int = 2,
+    retry_failed: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Run a grid in a folder, or what is left of it, and return all its results (see ``read_results``).
+
+    A run that is finished, well or with an error, is not run again; one that was broken off goes on from its newest
+    checkpoint. The grid may grow: a folder takes further tasks, encodings and seeds, and what it has stays.
+
+    Args:
+        device: "cuda", "mps" or "cpu"; found by itself where None (on a cluster, by each run).
+        jobs: runs at a time on this machine; by default one a core on a CPU, one on an accelerator.
+        ray: the address of a Ray cluster to run on ("auto": the one of this machine), in place of this process's own.
+        gpus_per_run: the share of a GPU that a run asks the cluster for; by default 1 for "cuda", else none.
+        cpus_per_run: cores that it asks for.
+        retries: how often a run whose process died is tried again.
+        retry_failed: run those again that failed.
+        say: called with a line for every run that is finished.
+
+    Raises:
+        ProbeError: where the folder holds a result of the same name but other settings, or another sweep is at work.
+    """
+    folder = Path(folder)
+    check_size("retries", retries, least=0)
+    check_number("cpus_per_run", cpus_per_run)
+    runs = sweep.runs()
+    with _alone(folder):
+        todo = _left(sweep, runs, folder, retry_failed)
+        write_text(folder / "sweep.json", json.dumps({"format": FORMAT, **dataclasses.asdict(sweep)}, indent=2) + "\n")
+        if ray is None:
+            torch_device = find_device(device)
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            if jobs is None:
+                jobs = min(cores, max(1, len(todo))) if torch_device.type == "cpu" else 1
+            check_size("jobs", jobs)
+            threads = max(1, cores // jobs)
+            outcomes = run_locally(
+                sweep, todo, folder, device=str(torch_device), jobs=jobs, threads=threads, retries=retries
+            )
+        else:
+            from probe.sweep.cluster import run_on_ray
+
+            gpus = float(device == "cuda") if gpus_per_run is None else gpus_per_run
+            check_number("gpus_per_run", gpus, closed=True)
+            outcomes = run_on_ray(
+                sweep, todo, folder, address=ray, device=device, cpus=cpus_per_run, gpus=gpus, retries=retries
+            )
+        done = len(runs) - len(todo)
+        for run, outcome in outcomes:
+            done += 1
+            length, settings = run.make_task(sweep).train_length, run.settings(sweep)
+            if isinstance(outcome, str):
+                write_failure(folder, run, outcome, settings, length)
+                say(f"[{done}/{len(runs)}] {run.name}: failed: {outcome}")
+                continue
+            write_results(folder, run, outcome, settings, length)
+            clear(sweep, run, folder)
+            say(f"[{done}/{len(runs)}] {run.name}: {_in_words(outcome)}")
+    return read_results(folder)
+
+
+def _left(sweep: SweepConfig, runs: list[Run], folder: Path, retry_failed: bool) -> list[Run]:
+    """The runs of the grid that have no result yet."""
+    left = []
+    for run in runs:
+        path = results_file(folder, run)
+        if path.exists():
+            found = pd.read_parquet(path, columns=["status", "settings"]).iloc[0]
+            if found["settings"] != run.settings(sweep):
+                raise ProbeError(
+                    f"{path} was made with other settings of its task, model or training: take another folder, or "
+                    "remove it"
+                )
+            if not (retry_failed and found["status"] == "failed"):
+                continue
+        left.append(run)
+    return left
+
+
+def _in_words(rows: pd.DataFrame) -> str:
+    overall = rows[rows["length"].isna() & (rows["metric"] == "exact_match")]
+    return ", ".join(f"{row.split} {row.value:.3f}" for row in overall.itertuples())
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One sweep at a time in a folder. The lock goes with its process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # elsewhere than on POSIX there is no such lock
+        yield
+        return
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ProbeError(f"{folder}: another sweep is at work in this folder") from None
+        yield
