@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from probe.errors import ProbeError
+from probe.models.decoder import Decoder, DecoderConfig
+from probe.training import encode, exact_match, predict
+from probe.training.shifted import shifted_positions
+
+UNMOVED, MOVED = ("none", "t5", "alibi", "rotary"), ("learned", "sinusoidal")
+
+
+def decoder(encoding, task):
+    config = DecoderConfig(d_vocab=len(task.vocabulary), n_ctx=64, n_layers=2, d_model=32, n_heads=4, encoding=encoding)
+    model = Decoder(config, seed=0).eval()
+    if encoding == "learned":
+        torch.nn.init.normal_(model.encoding.weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.mark.parametrize("encoding", [*UNMOVED, *MOVED])
+def test_only_absolute_positions_move(encoding, task, splits):
+    data = encode(splits.validation, task.vocabulary)
+    rows = shifted_positions(decoder(encoding, task), data, (0, 1, 5, 30), n_bootstrap=20).set_index(
+        ["metric", "shift"]
+    )
+    change = rows.loc["loss_change", "value"]
+    assert change[0] == 0
+    if encoding in UNMOVED:
+        assert change.abs().max() < 1e-6
+        assert (rows.loc["exact_match_change", "value"] == 0).all()
+    else:
+        assert (change[change.index > 0].abs() > 1e-3).all()
+        assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
+
+
+def test_numbers_are_those_of_one_example_at_a_time(task, splits):
+    model, examples = decoder("sinusoidal", task), splits.validation[:9]
+    rows = shifted_positions(model, encode(examples, task.vocabulary), (7,), n_bootstrap=10)
+    found = rows.set_index("metric")["value"]
+    losses, right, exact = [], [], []
+    for example in examples:
+        prompt, completion = task.vocabulary.prompt(example), task.vocabulary.completion(example)
+        tokens = torch.tensor([prompt + completion])
+        logits = model(tokens[:, :-1], positions=torch.arange(7, 6 + tokens.shape[1]))[0, len(prompt) - 1 :].double()
+        losses += cross_entropy(logits, torch.tensor(completion), reduction="none").tolist()
+        right += (logits.argmax(-1) == torch.tensor(completion)).tolist()
+        exact.append(all(right[-len(completion) :]))
+    assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert found["token_accuracy"] == pytest.approx(sum(right) / len(right))
+    assert found["exact_match"] == pytest.approx(sum(exact) / len(exact))
+
+
+def test_unshifted_exact_match_is_that_of_greedy_decoding(task, splits, data, small, quick):
+    import dataclasses
+
+    from probe.training import train
+
+    trained = train(small, data, dataclasses.replace(quick, steps=150), device="cpu")
+    rows = shifted_positions(trained, encode(splits.validation, task.vocabulary), (0,), n_bootstrap=2)
+    greedy = exact_match(predict(trained, splits.validation, task.vocabulary)).iloc[0]["value"]
+    assert 0 < greedy < 1
+    assert rows.set_index("metric").loc["exact_match", "value"] == pytest.approx(greedy)
+
+
+def test_bad_input_is_one_clear_line(task, splits):
+    data = encode(splits.validation, task.vocabulary)
+    with pytest.raises(ProbeError, match="shifts must be an integer of at least 0, got -1"):
+        shifted_positions(decoder("none", task), data, (-1,))
+    with pytest.raises(ProbeError, match="the learned position table has 64 positions"):
+        shifted_positions(decoder("learned", task), data, (60,))
