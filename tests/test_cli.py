@@ -110,8 +110,8 @@ def test_train_trains_one_decoder(tmp_path):
     ("arguments", "message"),
     [
         (["study", "--colour", "red"], "unrecognized arguments: --colour red"),
-        (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, learned, none"),
-        (["study", "--task", "sort"], "unknown task 'sort'; known: copy, reverse, scan"),
+        (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, alibi_learned, cope, fire"),
+        (["study", "--task", "sort"], "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, pcfg"),
         (["study", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
         (["study", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["study", "--n-layers", "-2"], "n_layers must be an integer of at least 1, got -2"),
