@@ -1,8 +1,29 @@
 """What models are asked to do. To add a task: write it in a file of its family and merge that file's TASKS here."""
 
-from probe.tasks import scan, strings
+from probe.tasks import arithmetic, files, lego, pcfg, scan, sorting, strings
 from probe.tasks.base import Example, Splits, Task, Vocabulary, make_task
+from probe.tasks.scratchpad import Check, Step, SteppedTask
 
-TASKS: dict[str, type[Task]] = {**strings.TASKS, **scan.TASKS}
+TASKS: dict[str, type[Task]] = {
+    **strings.TASKS,
+    **arithmetic.TASKS,
+    **sorting.TASKS,
+    **lego.TASKS,
+    **scan.TASKS,
+    **pcfg.TASKS,
+    **files.TASKS,
+}
 
-__all__ = ["TASKS", "Example", "Splits", "Task", "Vocabulary", "make_task", "scan"]
+__all__ = [
+    "TASKS",
+    "Check",
+    "Example",
+    "Splits",
+    "Step",
+    "SteppedTask",
+    "Task",
+    "Vocabulary",
+    "make_task",
+    "pcfg",
+    "scan",
+]

@@ -3,20 +3,27 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
+from probe.config import check_size
 from probe.errors import ProbeError, unknown_name
+from probe.tasks.options import check_options
 
 PAD, BOS, SEP, EOS = "<pad>", "<bos>", "<sep>", "<eos>"
 SPECIALS = (PAD, BOS, SEP, EOS)
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of all sources, by their hash
 
 
 @dataclass(frozen=True)
 class Example:
-    """A source, its target, and the length that the task counts (symbols, or SCAN's actions)."""
+    """A source, its target, and the length that the task counts (symbols, digits, clauses, SCAN's actions …)."""
 
     source: tuple[str, ...]
     target: tuple[str, ...]
@@ -68,12 +75,9 @@ class Task(ABC):
     """A task with its options as dataclass fields; ``train_length`` is the longest that is trained on."""
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ProbeError(
-                    f"{f.name} of task {type(self).__name__.lower()!r} must be a positive integer, got {value!r}"
-                )
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in check_options(type(self), values).items():
+            object.__setattr__(self, name, value)
 
     @property
     @abstractmethod
@@ -83,51 +87,155 @@ class Task(ABC):
     def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
         """At most so many examples of each kind, distinct, the same for the same seed."""
 
+    def split_completion(self, tokens: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The scratchpad and the answer of a completion, a model's too; without a scratchpad all of it is answer."""
+        return (), tuple(tokens)
+
 
 @dataclass(frozen=True)
 class GeneratedTask(Task):
     """A task whose examples are drawn. Lengths are uniform in 1…train_length for training and validation and in
-    1…test_length for the test.
+    1…test_length for the test, or in train_length + 1…test_length where ``longer_only``.
 
     An example's split is a function of its source (a hash, eight tenths train, one validation, one test), so the
     splits cannot overlap, whatever is drawn and in whatever order. Where a length has few distinct sources, as the
-    shortest ones have, its share is smaller.
+    shortest ones have, its share is smaller; where all lengths together have fewer than asked for, fewer come back.
     """
+
+    longer_only: ClassVar[bool] = False
 
     train_length: int = 20
     test_length: int = 40
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.test_length < self.train_length:
-            raise ProbeError(f"test_length ({self.test_length}) must be at least train_length ({self.train_length})")
+        if self.test_length < self.train_length + self.longer_only:
+            least = "above" if self.longer_only else "at least"
+            raise ProbeError(f"test_length ({self.test_length}) must be {least} train_length ({self.train_length})")
 
     @abstractmethod
+    def source(self, length: int, rng: np.random.Generator) -> tuple[str, ...]:
+        """A source of that length, drawn."""
+
+    @abstractmethod
+    def target(self, source: tuple[str, ...]) -> tuple[str, ...]:
+        """What is to be said of a source."""
+
     def draw(self, length: int, rng: np.random.Generator) -> Example:
         """One example of that length."""
+        check_size("length", length)
+        source = self.source(length, rng)
+        return Example(source, self.target(source), length)
 
     def splits(self, *, n_train, n_validation, n_test, seed=0):
-        return Splits(
-            train=self._draw("train", n_train, self.train_length, seed),
-            validation=self._draw("validation", n_validation, self.train_length, seed),
-            test=self._draw("test", n_test, self.test_length, seed),
+        trained = range(1, self.train_length + 1)
+        tested = range(self.train_length + 1 if self.longer_only else 1, self.test_length + 1)
+        splits = Splits(
+            train=self._draw("train", n_train, trained, seed),
+            validation=self._draw("validation", n_validation, trained, seed),
+            test=self._draw("test", n_test, tested, seed),
         )
+        if max(n_train, n_validation, n_test) > 0 and splits == Splits([], [], []):
+            raise ProbeError(
+                f"examples were wanted, but lengths 1…{self.test_length} hold none of the splits asked for"
+            )
+        return splits
 
-    def _draw(self, split: str, n: int, longest: int, seed: int) -> list[Example]:
+    def _draw(self, split: str, n: int, lengths: range, seed: int) -> list[Example]:
+        """Draw until there are n. Once draws run to repeats (a third of those that fall in this split, after the first
+        5,000), a length from which nothing new comes is left out, so that a small language ends too."""
         rng = np.random.default_rng([seed, *split.encode()])
-        found: dict[tuple[str, ...], Example] = {}
-        misses = 0
-        while len(found) < n:
-            example = self.draw(int(rng.integers(1, longest + 1)), rng)
-            if split_of(example.source) == split and example.source not in found:
-                found[example.source] = example
-                misses = 0
-            elif (misses := misses + 1) > 10_000:
-                raise ProbeError(
-                    f"{n} {split} examples were wanted, but lengths 1…{longest} seem to hold only "
-                    f"{len(found)} distinct ones"
-                )
-        return list(found.values())
+        found: dict[tuple[str, ...], int] = {}
+        alive, kept, misses, draws = list(lengths), Counter[int](), Counter[int](), 0
+        while len(found) < n and alive:
+            length = alive[int(rng.integers(len(alive)))]
+            source = self.source(length, rng)
+            draws += 1
+            if split_of(source) == split and source not in found:
+                found[source] = length
+                kept[length] += 1
+                misses[length] = 0
+            elif draws > 5000 + 1.5 * len(found) / SHARES[split]:
+                misses[length] += 1
+                # One source that is left among k is met in k / share draws: five times as many leave few behind.
+                if misses[length] * SHARES[split] > min(50 + 5 * kept[length], 10_000):
+                    alive.remove(length)
+        return [Example(source, self.target(source), length) for source, length in found.items()]
+
+
+@dataclass(frozen=True)
+class PromptedTask(GeneratedTask):
+    """A drawn task whose question stands among constant words, and its answer too; ``prompt`` false leaves them out.
+
+    ``asked`` are the words around the question, which is cut at ``cuts`` where there are more than two texts of them;
+    ``told`` are those around the answer.
+    """
+
+    told: ClassVar[tuple[str, str]] = ("The answer is", ".")
+    cuts: ClassVar[tuple[int, ...]] = ()
+
+    prompt: bool = True
+
+    @property
+    @abstractmethod
+    def asked(self) -> tuple[str, ...]: ...
+
+    @property
+    @abstractmethod
+    def words(self) -> Iterable[str]:
+        """The vocabulary of bare questions and answers."""
+
+    @property
+    def more_words(self) -> Iterable[str]:
+        """What else targets say."""
+        return ()
+
+    @abstractmethod
+    def question(self, length: int, rng: np.random.Generator) -> tuple[str, ...]:
+        """A bare question of that length, drawn."""
+
+    @abstractmethod
+    def answer(self, question: tuple[str, ...]) -> tuple[str, ...]:
+        """The bare answer."""
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        constant = " ".join((*self.asked, *self.told)).split() if self.prompt else ()
+        return Vocabulary(dict.fromkeys((*self.words, *constant, *self.more_words)))
+
+    def source(self, length, rng):
+        return self.ask(self.question(length, rng))
+
+    def target(self, source):
+        return self.tell(self.answer(self.read(source)))
+
+    def ask(self, question: tuple[str, ...]) -> tuple[str, ...]:
+        """The source of a bare question."""
+        if not self.prompt:
+            return question
+        texts = [text.split() for text in self.asked]
+        at = (0, *self.cuts, len(question))
+        pieces = [question[start:stop] for start, stop in pairwise(at)]
+        return (*texts[0], *(word for pair in zip(pieces, texts[1:], strict=True) for part in pair for word in part))
+
+    def read(self, source: tuple[str, ...]) -> tuple[str, ...]:
+        """The bare question of a source."""
+        if not self.prompt:
+            return source
+        texts = [text.split() for text in self.asked]
+        n = len(source) - sum(map(len, texts))
+        question, start = (), len(texts[0])
+        for (low, high), text in zip(pairwise((0, *(c % max(n, 1) for c in self.cuts), n)), texts[1:], strict=True):
+            question += source[start : start + high - low]
+            start += high - low + len(text)
+        if n < 1 or self.ask(question) != source:
+            raise ProbeError(f"a question {' … '.join(self.asked)!r} was wanted, got {' '.join(source)!r}")
+        return question
+
+    def tell(self, answer: tuple[str, ...]) -> tuple[str, ...]:
+        """The target of a bare answer."""
+        before, after = self.told
+        return (*before.split(), *answer, *after.split()) if self.prompt else answer
 
 
 def split_of(source: Sequence[str]) -> str:
@@ -142,8 +250,4 @@ def make_task(name: str, options: dict | None = None) -> Task:
 
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
-    known = [f.name for f in dataclasses.fields(TASKS[name])]
-    for option in options or {}:
-        if option not in known:
-            raise unknown_name(f"option of task {name!r}:", option, known)
-    return TASKS[name](**(options or {}))
+    return TASKS[name](**check_options(TASKS[name], options or {}))

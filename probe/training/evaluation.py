@@ -1,4 +1,4 @@
-"""Exact match by length, from greedy decoding."""
+"""Exact match by length, from greedy decoding; with scratchpads, whether their steps are right too."""
 
 from collections.abc import Sequence
 
@@ -7,51 +7,74 @@ from scipy.stats import binomtest
 
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
-from probe.tasks.base import EOS, Example, Vocabulary
+from probe.tasks.base import EOS, Example, Task, Vocabulary
+from probe.tasks.scratchpad import SteppedTask
 from probe.training.decoding import greedy_in_groups
 
 
 def predict(
-    decoder: Decoder, examples: Sequence[Example], vocabulary: Vocabulary, *, batch_size: int = 256
+    decoder: Decoder,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    *,
+    task: Task | None = None,
+    batch_size: int = 256,
 ) -> pd.DataFrame:
     """One row an example: source, target, prediction (strings), length, correct.
 
     Decoding goes at most one token beyond the target, which is enough to tell a prediction that is right from one
-    that goes on.
+    that goes on. Where ``task`` has a scratchpad, it goes to 1.25 times the target and 8 tokens more, so that an answer
+    after a longer scratchpad is seen; ``correct`` then is the answer's, whatever the steps, and ``steps_correct`` and
+    ``first_wrong_step`` (from 0, missing where all are right) say what ``SteppedTask.check`` finds of these.
     """
     if not examples:
         raise ProbeError("at least one example was wanted, got none")
+    stepped = isinstance(task, SteppedTask) and bool(task.scratchpad)
     was_training = decoder.training
     decoder.eval()
     predictions = greedy_in_groups(
         decoder,
         [vocabulary.prompt(e) for e in examples],
         stop=vocabulary.ids[EOS],
-        max_new=[len(e.target) + 1 for e in examples],
+        max_new=[int(1.25 * len(e.target)) + 8 if stepped else len(e.target) + 1 for e in examples],
         batch_size=batch_size,
     )
     decoder.train(was_training)
-    return pd.DataFrame(
+    said = [vocabulary.decode(p) for p in predictions]
+    rows = pd.DataFrame(
         {
             "source": [" ".join(e.source) for e in examples],
             "target": [" ".join(e.target) for e in examples],
-            "prediction": [" ".join(vocabulary.decode(p)) for p in predictions],
+            "prediction": [" ".join(tokens) for tokens in said],
             "length": [e.length for e in examples],
-            "correct": [vocabulary.decode(p) == list(e.target) for p, e in zip(predictions, examples, strict=True)],
+            "correct": [tokens == list(e.target) for tokens, e in zip(said, examples, strict=True)],
         }
+    )
+    if not stepped:
+        return rows
+    checks = [task.check(e.source, tokens) for tokens, e in zip(said, examples, strict=True)]
+    return rows.assign(
+        correct=[check.answer_right for check in checks],
+        steps_correct=[check.steps_right for check in checks],
+        first_wrong_step=pd.array([check.first_wrong_step for check in checks], dtype="Int64"),
     )
 
 
 def exact_match(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Exact match in [0, 1] by length, and over all lengths (``length`` missing), with Wilson intervals.
 
-    Columns: length, metric, value, low, high, n.
+    With scratchpads (a column ``steps_correct``) two more metrics: "steps_exact", all steps right, and
+    "right_answer_wrong_steps". Columns: length, metric, value, low, high, n.
     """
-    groups = [(pd.NA, predictions), *predictions.groupby("length")]
+    metrics = {"exact_match": predictions["correct"]}
+    if "steps_correct" in predictions:
+        metrics["steps_exact"] = predictions["steps_correct"]
+        metrics["right_answer_wrong_steps"] = predictions["correct"] & ~predictions["steps_correct"]
     rows = []
-    for length, group in groups:
-        right, n = int(group["correct"].sum()), len(group)
-        interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
-        rows.append((length, "exact_match", right / n, interval.low, interval.high, n))
+    for metric, holds in metrics.items():
+        for length, group in [(pd.NA, holds), *holds.groupby(predictions["length"])]:
+            right, n = int(group.sum()), len(group)
+            interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
+            rows.append((length, metric, right / n, interval.low, interval.high, n))
     rows = pd.DataFrame(rows, columns=["length", "metric", "value", "low", "high", "n"])
     return rows.astype({"length": "Int64"})
