@@ -221,7 +221,7 @@ def accuracy(decoder: Decoder, data: StudyData) -> pd.DataFrame:
     for split in ("validation", "test"):
         examples = getattr(data.splits, split)
         if examples:
-            rows = exact_match(predict(decoder, examples, data.task.vocabulary))
+            rows = exact_match(predict(decoder, examples, data.task.vocabulary, task=data.task))
             parts.append(rows.assign(split=split))
     return pd.concat(parts, ignore_index=True)
 

@@ -22,21 +22,19 @@ def predict(
 ) -> pd.DataFrame:
     """One row an example: source, target, prediction (strings), length, correct.
 
-    Decoding goes at most one token beyond the target, which is enough to tell a prediction that is right from one
-    that goes on. Where ``task`` has a scratchpad, it goes to 1.25 times the target and 8 tokens more, so that an answer
-    after a longer scratchpad is seen; ``correct`` then is the answer's, whatever the steps, and ``steps_correct`` and
-    ``first_wrong_step`` (from 0, missing where all are right) say what ``SteppedTask.check`` finds of these.
+    Decoding ends after ``new_tokens``. Where ``task`` has a scratchpad, ``correct`` is the answer's, whatever the
+    steps, and ``steps_correct`` and ``first_wrong_step`` (from 0, missing where all are right) say what
+    ``SteppedTask.check`` finds of these.
     """
     if not examples:
         raise ProbeError("at least one example was wanted, got none")
-    stepped = isinstance(task, SteppedTask) and bool(task.scratchpad)
     was_training = decoder.training
     decoder.eval()
     predictions = greedy_in_groups(
         decoder,
         [vocabulary.prompt(e) for e in examples],
         stop=vocabulary.ids[EOS],
-        max_new=[int(1.25 * len(e.target)) + 8 if stepped else len(e.target) + 1 for e in examples],
+        max_new=[new_tokens(e, task) for e in examples],
         batch_size=batch_size,
     )
     decoder.train(was_training)
@@ -50,7 +48,7 @@ def predict(
             "correct": [tokens == list(e.target) for tokens, e in zip(said, examples, strict=True)],
         }
     )
-    if not stepped:
+    if not _has_scratchpad(task):
         return rows
     checks = [task.check(e.source, tokens) for tokens, e in zip(said, examples, strict=True)]
     return rows.assign(
@@ -58,6 +56,18 @@ def predict(
         steps_correct=[check.steps_right for check in checks],
         first_wrong_step=pd.array([check.first_wrong_step for check in checks], dtype="Int64"),
     )
+
+
+def new_tokens(example: Example, task: Task | None = None) -> int:
+    """How far an example is decoded: one token beyond the target, which is enough to tell a prediction that is right
+    from one that goes on; with a scratchpad to 1.25 times the target and 8 tokens more, so that an answer after a
+    longer one is seen."""
+    n = len(example.target)
+    return int(1.25 * n) + 8 if _has_scratchpad(task) else n + 1
+
+
+def _has_scratchpad(task: Task | None) -> bool:
+    return isinstance(task, SteppedTask) and bool(task.scratchpad)
 
 
 def exact_match(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

@@ -1,0 +1,252 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from probe.cli import main
+from probe.errors import ProbeError
+from probe.sweep import PRESETS, SweepConfig, read_results, results_of, run_sweep
+from probe.sweep.work import work
+from probe.training import TrainingConfig
+from probe.training.league import league
+
+NAMES = [
+    *("copy-none-3", "copy-hybrid-3", "sums-none-3", "sums-hybrid-3", "sums-steps-none-3", "sums-steps-hybrid-3"),
+]
+
+
+def test_the_grid(tiny):
+    assert sorted(run.name for run in tiny.runs()) == sorted(NAMES)
+    of = {run.name: run for run in tiny.runs()}
+    task = of["sums-steps-none-3"].make_task(tiny)
+    assert type(task).__name__ == "Summation" and task.scratchpad == ("computation", "output")
+    config = of["copy-hybrid-3"].decoder(tiny, of["copy-hybrid-3"].make_task(tiny), 30)
+    assert (config.encoding, config.position_layers, config.n_ctx) == ("rotary", (1,), 30)
+    seeds = {run.name: run.training(tiny).seed for run in tiny.runs()}
+    assert seeds["copy-none-3"] == seeds["sums-none-3"] != seeds["copy-hybrid-3"]
+
+
+def test_presets_can_be_run():
+    for name, values in PRESETS.items():
+        sweep = SweepConfig.from_dict(values)
+        assert len(sweep.runs()) == {"default": 4 * 5 * 2, "paper": 18 * 5 * 3}[name]
+
+
+def test_every_run_is_there_once_with_all_its_keys(tiny, swept):
+    folder, rows, said = swept
+    assert sorted(set(rows["run"])) == sorted(NAMES)
+    assert sorted(path.stem for path in (folder / "results").glob("*.parquet")) == sorted(NAMES)
+    assert not rows.duplicated(["run", "split", "length", "metric"]).any()
+    assert (rows["status"] == "done").all() and rows["reason"].isna().all()
+    assert (
+        rows[["task", "encoding", "scratchpad", "seed", "train_length", "split", "metric", "value", "n"]]
+        .notna()
+        .all(axis=None)
+    )
+    assert len(said) == 6 and said[-1].startswith("[6/6] ")
+    steps = rows[rows["scratchpad"] == "steps"]
+    assert set(steps["metric"]) == {"exact_match", "steps_exact", "right_answer_wrong_steps"}
+    assert set(rows[rows["scratchpad"] == "none"]["metric"]) == {"exact_match"}
+    # One data set: any reader of parquet has it whole.
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "results").sort_values(["run"]).reset_index(drop=True)[["run", "value"]],
+                                  rows.sort_values(["run"]).reset_index(drop=True)[["run", "value"]])  # fmt: skip
+    assert not (folder / "models").exists() or not list((folder / "models").iterdir())
+
+
+def test_a_run_is_what_it_would_be_alone(tiny, swept, tmp_path):
+    run = next(run for run in tiny.runs() if run.name == "sums-steps-hybrid-3")
+    alone = work(tiny, run, tmp_path, "cpu")
+    found = swept[1][swept[1]["run"] == run.name].reset_index(drop=True)
+    assert found["value"].tolist() == alone["value"].tolist()
+    assert found["length"].tolist() == alone["length"].tolist()
+
+
+def test_what_is_finished_is_not_run_again(tiny, swept, monkeypatch):
+    folder, rows, _ = swept
+    monkeypatch.setattr(
+        "probe.sweep.run.run_locally", lambda sweep, runs, *a, **k: iter([(runs[0], "run again")] if runs else [])
+    )
+    said = []
+    pd.testing.assert_frame_equal(run_sweep(tiny, folder, device="cpu", say=said.append), rows)
+    assert said == []
+
+
+def test_a_grid_may_grow_but_not_change(tiny, swept, tmp_path, monkeypatch):
+    folder = tmp_path / "grown"
+    shutil.copytree(swept[0], folder)
+    asked = []
+    monkeypatch.setattr("probe.sweep.run.run_locally", lambda sweep, runs, *a, **k: iter(asked.extend(runs) or []))
+    run_sweep(dataclasses.replace(tiny, seeds=(3, 4)), folder, device="cpu")
+    assert [run.seed for run in asked] == [4] * 6
+    other = dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, steps=13))
+    with pytest.raises(ProbeError, match="was made with other settings of its task, model or training"):
+        run_sweep(other, folder, device="cpu")
+
+
+def test_a_failed_run_is_a_row_with_its_reason(tiny, tmp_path):
+    bad = dataclasses.replace(
+        tiny,
+        tasks={"copy": tiny.tasks["copy"]},
+        encodings={"none": {}},
+        training=TrainingConfig(steps=40, batch_size=8, learning_rate=1e38, warmup=0.0, log_every=1),
+    )
+    said = []
+    rows = run_sweep(bad, tmp_path, device="cpu", jobs=1, say=said.append)
+    (row,) = rows.to_dict("records")
+    assert (row["run"], row["status"], row["metric"]) == ("copy-none-3", "failed", "failed")
+    assert "a smaller learning_rate than 1e+38 is wanted" in row["reason"] and "\n" not in row["reason"]
+    assert said == [f"[1/1] copy-none-3: failed: {row['reason']}"]
+    with pytest.raises(ProbeError, match="results with 'exact_match' of a test set were wanted, got none"):
+        results_of(rows)
+    before = (tmp_path / "results" / "copy-none-3.parquet").stat().st_mtime_ns
+    run_sweep(bad, tmp_path, device="cpu", say=said.append)
+    assert (tmp_path / "results" / "copy-none-3.parquet").stat().st_mtime_ns == before and len(said) == 1
+    run_sweep(bad, tmp_path, device="cpu", jobs=1, retry_failed=True, say=said.append)
+    assert len(said) == 2
+
+
+def long(tiny) -> SweepConfig:
+    """Two runs long enough for something to happen to them."""
+    training = dataclasses.replace(tiny.training, steps=150, checkpoint_every=15)
+    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, training=training)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny, tmp_path_factory):
+    return run_sweep(long(tiny), tmp_path_factory.mktemp("long") / "run", device="cpu", jobs=2)
+
+
+def first_checkpoint(folder, timeout=120):
+    """Wait until some run has one; its run's name."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for path in (folder / "models").glob("*/checkpoints/step-*"):
+            return path.parents[1].name
+        time.sleep(0.01)
+    raise AssertionError("no run has come to a checkpoint")
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_changes_nothing(tiny, undisturbed, tmp_path):
+    killed = []
+
+    def kill():
+        first_checkpoint(tmp_path)
+        workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+        for worker in workers[:1]:
+            worker.kill()
+            killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said = []
+    rows = run_sweep(long(tiny), tmp_path, device="cpu", jobs=2, say=said.append)
+    killer.join()
+    assert len(killed) == 1 and len(said) == 2
+    pd.testing.assert_frame_equal(rows, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_and_started_again_is_complete(tiny, undisturbed, tmp_path):
+    config = tmp_path / "sweep.json"
+    config.write_text(json.dumps(dataclasses.asdict(long(tiny))))
+    command = [
+        sys.executable,
+        "-m",
+        "probe",
+        "sweep",
+        "--config",
+        str(config),
+        "--folder",
+        str(tmp_path / "s"),
+        "--device",
+        "cpu",
+    ]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    first_checkpoint(tmp_path / "s")
+    again = subprocess.run([*command], capture_output=True, text=True)
+    assert again.returncode == 2 and "another sweep is at work in this folder" in again.stderr
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(read_results(tmp_path / "s"), undisturbed)
+
+
+def test_a_run_whose_process_keeps_dying_is_a_row_too(tiny, tmp_path, monkeypatch):
+    # Every process that is spawned from here ends at once.
+    monkeypatch.setattr("probe.sweep.local._child", _die)
+    one = dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings={"none": {}})
+    rows = run_sweep(one, tmp_path, device="cpu", retries=1)
+    assert rows["reason"].tolist() == ["its process ended with exit code -9, 2 times"]
+
+
+def _die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_league_is_drawn_from_a_sweep(swept, tmp_path, capsys):
+    folder, rows, _ = swept
+    results = results_of(rows)
+    assert set(results["task"]) == {"copy", "sums", "sums+steps"}
+    lengths = results[results["length"].notna()]
+    assert lengths[lengths["task"] == "copy"]["length"].min() == 5  # beyond the trained ones only
+    assert len(league(results)) == 4
+    (tmp_path / "p.csv").write_text(
+        "dataset,split,encoding,seed,length,accuracy\nd,s,none,1,9,1\nd,s,t5,1,9,0\nd,s,none,2,9,1\nd,s,t5,2,9,0\n"
+    )
+    out = tmp_path / "league.html"
+    assert main(["league", str(folder), "--published", str(tmp_path / "p.csv"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("ours:") and "published:" in printed and printed.endswith(f"{out}\n")
+    assert "Which differences are real? published" in out.read_text()
+    assert main(["league"]) == 2
+    assert "a sweep's folder or --published FILE is wanted" in capsys.readouterr().err
+    assert main(["league", str(tmp_path)]) == 2
+    assert "a sweep with at least one finished run was wanted" in capsys.readouterr().err
+
+
+def test_sweep_from_flags(tmp_path, monkeypatch):
+    seen = {}
+
+    def run(sweep, folder, **options):
+        seen.update(sweep=sweep, options=options)
+        return pd.DataFrame({"status": ["done"]})
+
+    monkeypatch.setattr("probe.sweep.run_sweep", run)
+    flags = ["--tasks", "copy,lego", "--encodings", "none,t5", "--scratchpads", "none,full", "--seeds", "7,8"]
+    assert main(["sweep", "--folder", str(tmp_path), *flags, "--steps", "9", "--d-model", "64", "--ray", "auto"]) == 0
+    sweep = seen["sweep"]
+    assert list(sweep.tasks) == ["copy", "lego"] and list(sweep.encodings) == ["none", "t5"] and sweep.seeds == (7, 8)
+    assert len(sweep.runs()) == 2 * 2 * (1 + 2) and sweep.training.steps == 9 and sweep.model["d_model"] == 64
+    assert seen["options"]["ray"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ["sort"]}, "unknown task 'sort'"),
+        ({"tasks": []}, "tasks must hold at least one, got none"),
+        ({"encodings": {"none": 3}}, "encodings must be a list of names, or options by label"),
+        ({"encodings": ["rope"]}, "unknown encoding 'rope'"),
+        ({"tasks": {"copy": {"colour": 1}}}, "unknown option of task 'copy': 'colour'"),
+        ({"scratchpads": ["half"]}, "unknown scratchpad 'half'"),
+        ({"seeds": (1, 1)}, "seeds must be at least one, each once"),
+        ({"model": {"d_model": 30, "n_layers": 1, "n_heads": 4}}, "d_model .30. must be divisible by n_heads .4."),
+        ({"model": {"encoding": "t5"}}, "model must leave 'encoding' out"),
+        ({"tasks": {"a b": {"task": "copy"}, "a_b": {"task": "copy"}}}, "two runs would be called 'a_b-none-0'"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(options, message):
+    with pytest.raises(ProbeError, match=message) as caught:
+        SweepConfig.from_dict(options)
+    assert "\n" not in str(caught.value)
