@@ -91,6 +91,8 @@ def _inputs(decoder: Decoder, layer: int, q: Tensor, k: Tensor) -> AttentionInpu
     """Those of a decoder's layer, from the values at its sites, "batch pos head d_head"."""
     encoding, bias, distance = decoder.encoding, None, torch.arange(q.shape[1])
     if decoder.config.sees_position(layer):
+        if encoding.reads_content:
+            raise ProbeError(f"streaming wants scores of q·k and the distance alone, got {type(encoding).__name__}")
         if isinstance(encoding, RelativeBias):
             bias = encoding.by_distance(distance, q).detach()
         elif encoding.bias(distance[:1], distance[:1], q) is not None:

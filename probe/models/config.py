@@ -129,6 +129,7 @@ class DecoderConfig:
             n_heads=self.n_heads,
             d_head=self.d_head,
             n_ctx=self.n_ctx,
+            n_layers=self.n_layers,
         )
 
     def sees_position(self, layer: int) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
 from probe.models.config import BLOCK_SITES, SITES, DecoderConfig
-from probe.models.layers import Block, BlockwiseMask, Hook, Hooks, KVCache, future_keys
+from probe.models.encodings.base import future_keys
+from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, KVCache
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
 
@@ -92,7 +93,8 @@ class Decoder(nn.Module):
 
         Args:
             tokens: ids in 0…d_vocab-1.
-            positions: the 0-based position of each column; by default 0, 1, 2, … (after what the cache holds).
+            positions: the 0-based position of each column; by default the encoding's own, nearly always 0, 1, 2, …
+                (after what the cache holds).
             cache: keys and values of an earlier prefix; this call's are appended to it.
             hooks: functions by site name. Each is called with the value at its site; what it returns, if anything,
                 replaces the value.
@@ -106,7 +108,10 @@ class Decoder(nn.Module):
         self._check(tokens, hooks, attention)
         past = 0 if cache is None else cache.length
         n_query, n_key = tokens.shape[1], past + tokens.shape[1]
-        key_positions = torch.arange(n_key) if positions is None else positions.cpu()
+        if positions is None:
+            key_positions = self.encoding.positions(n_key, random=self.training and cache is None)
+        else:
+            key_positions = positions.cpu()
         if len(key_positions) != n_key:
             raise ProbeError(f"positions must name all {n_key} positions (cached ones too), got {len(key_positions)}")
         query_positions = key_positions[past:]
@@ -129,17 +134,27 @@ class Decoder(nn.Module):
             plain = positional = self._mask(query_positions, key_positions, x, fused, biased=False)
         if self.encoding.bias(query_positions[:1], key_positions[:1], x) is not None:
             positional = self._mask(query_positions, key_positions, x, fused, biased=True)
+        elif self.encoding.reads_content and n_query > 1 and plain is None:
+            positional = self._mask(query_positions, key_positions, x, fused, biased=False)
         rotation = self.encoding.rotation(query_positions, x)
+        # Handed on only where there is something: nobody else has to know of them.
+        in_attention: dict[str, Any] = {}
+        decay = self.encoding.decay(query_positions, x)
+        if decay is not None:
+            in_attention["decay"] = decay
         extra: dict[str, Any] = {"fused": True} if fused else {}
         if cache is not None:
             extra["cache"] = cache
         for layer, block in enumerate(self.layers):
             seen = self.config.sees_position(layer)
+            if self.encoding.reads_content:
+                in_attention["content_bias"] = self._content_bias(layer, key_positions)
             x = block(
                 x,
                 attention_mask=positional if seen else plain,
                 position_embeddings=rotation if seen else None,
                 hooks=at and at.under(f"blocks.{layer}."),
+                **(in_attention if seen else {}),
                 **extra,
             )
         if cache is not None:
@@ -159,9 +174,20 @@ class Decoder(nn.Module):
             return bias[None].masked_fill(future, -math.inf)
 
         row = len(key) * (self.config.n_heads if biased else 1)
+        if self.encoding.reads_content:  # its bias is added to the mask, and differs from sequence to sequence
+            row = len(key) * self.config.n_heads * len(like)
         if fused and len(query) * row > WHOLE_MASK:
             return BlockwiseMask(rows, max(1, MASK_BLOCK // row))
         return rows(0, len(query))
+
+    def _content_bias(self, layer: int, positions: Int[Tensor, "key"]) -> ContentBias:
+        """The encoding's bias of a layer, for keys at the first of these positions and queries at the last of those."""
+
+        def bias(q: Tensor, k: Tensor) -> Tensor:
+            key = positions[: k.shape[2]]
+            return self.encoding.content_bias(layer, q, k, key[-q.shape[2] :], key, self.config.score_scale)
+
+        return bias
 
     def _check(self, tokens: Tensor, hooks: Mapping[str, Hook] | None, attention: str) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point():

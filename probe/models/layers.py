@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from probe.models.config import ACTIVATIONS, DecoderConfig
 from probe.models.encodings import Rotation, rotate
+from probe.models.encodings.base import future_keys
 
 Hook = Callable[[Tensor], Tensor | None]
 
+# From queries at the last of the keys and those keys, "batch head pos d_head", to what is added to their scores.
+ContentBias = Callable[[Tensor, Tensor], Float[Tensor, "batch head query key"]]
+
 
 class KVCache:
-    """The keys (rotated) and values of the positions seen so far, one pair a layer."""
+    """The keys (turned, as they enter the scores) and values of the positions seen so far, one pair a layer."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -99,6 +103,8 @@ class Attention(nn.Module):
         hidden_states: Float[Tensor, "batch pos d_model"],
         attention_mask: Float[Tensor, "#batch #head pos key"] | BlockwiseMask | None = None,
         position_embeddings: Rotation | None = None,
+        decay: Float[Tensor, "pos d_head"] | None = None,
+        content_bias: ContentBias | None = None,
         cache: KVCache | None = None,
         fused: bool = False,
         hooks: Hooks = _NO_HOOKS,
@@ -106,7 +112,7 @@ class Attention(nn.Module):
         """The attention output and, unless ``fused``, the pattern.
 
         ``attention_mask`` is added to the scores (-inf hides a key); None means the plain causal mask, and blockwise
-        ones are for the fused path.
+        ones are for the fused path. Turned queries are multiplied and turned keys divided by ``decay``.
         """
 
         def heads(site: str, projection: nn.Linear, n: int) -> Tensor:
@@ -118,6 +124,8 @@ class Attention(nn.Module):
         v = heads("hook_v", self.v_proj, self.n_kv_heads)
         if position_embeddings is not None:
             q, k = rotate(q, position_embeddings), rotate(k, position_embeddings)
+        if decay is not None:
+            q, k = q * decay, k / decay
         # As at every other site, heads stand after positions there: transposing is free.
         q = hooks("hook_rot_q", q.transpose(1, 2)).transpose(1, 2)
         k = hooks("hook_rot_k", k.transpose(1, 2)).transpose(1, 2)
@@ -126,20 +134,24 @@ class Attention(nn.Module):
         if self.num_key_value_groups > 1:
             k = k.repeat_interleave(self.num_key_value_groups, dim=1)
             v = v.repeat_interleave(self.num_key_value_groups, dim=1)
-        z, pattern = (self._fused if fused else self._explicit)(q, k, v, attention_mask, hooks)
+        z, pattern = (self._fused if fused else self._explicit)(q, k, v, attention_mask, content_bias, hooks)
         z = hooks("hook_z", z.transpose(1, 2))
         return self.o_proj(z.flatten(-2)), pattern
 
-    def _fused(self, q, k, v, mask, hooks):
+    def _fused(self, q, k, v, mask, content_bias, hooks):
         if isinstance(mask, BlockwiseMask):
             n, past, blocks = q.shape[2], k.shape[2] - q.shape[2], []
             # The widest block goes first, so that all later ones find room in the memory that it leaves.
             for start in reversed(range(0, n, mask.n_block)):
                 end = min(start + mask.n_block, n)
                 seen = slice(0, past + end)
-                z, _ = self._fused(q[:, :, start:end], k[:, :, seen], v[:, :, seen], mask.make(start, end), hooks)
+                part = q[:, :, start:end], k[:, :, seen], v[:, :, seen], mask.make(start, end)
+                z, _ = self._fused(*part, content_bias, hooks)
                 blocks.append(z)
             return torch.cat(blocks[::-1], dim=2), None
+        if content_bias is not None:
+            bias = content_bias(q, k)
+            mask = bias if mask is None else bias + mask
         dropout = self.attention_dropout if self.training else 0.0
         # Without a mask there are as many queries as keys, or one query that sees every key.
         causal = mask is None and q.shape[2] > 1
@@ -148,8 +160,10 @@ class Attention(nn.Module):
         )
         return z, None
 
-    def _explicit(self, q, k, v, mask, hooks):
+    def _explicit(self, q, k, v, mask, content_bias, hooks):
         scores = (q * self.scaling) @ k.transpose(-1, -2)
+        if content_bias is not None:
+            scores = scores + content_bias(q, k)
         if mask is not None:
             scores = scores + mask
         elif q.shape[2] > 1:
@@ -158,11 +172,6 @@ class Attention(nn.Module):
         pattern = hooks("hook_pattern", scores.softmax(dim=-1))
         dropped = F.dropout(pattern, self.attention_dropout, self.training)
         return dropped @ v, pattern
-
-
-def future_keys(n_query: int, n_key: int, device: torch.device) -> Tensor:
-    """True where the key comes after the query, the last query standing at the last key."""
-    return torch.ones(n_query, n_key, dtype=torch.bool, device=device).triu(n_key - n_query + 1)
 
 
 class MLP(nn.Module):

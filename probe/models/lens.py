@@ -54,6 +54,9 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
         default_prepend_bos=False,
         device=str(decoder.device),
     )
+    rotation = decoder.encoding.rotation(torch.zeros(1, dtype=torch.long), torch.zeros(()))
+    if rotation is not None:  # else a half of the dimensions would be taken for halves of all of them
+        settings.rotary_pct = rotation[0].shape[-1] / config.d_head
     # Wrapping replaces sub-modules in place, so a clone is wrapped that shares every parameter and buffer.
     shared = {id(t): t for t in [*decoder.parameters(), *decoder.buffers()]}
     clone = copy.deepcopy(decoder, shared).eval()
@@ -66,13 +69,45 @@ def _adapter_class() -> type:
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+    class TurnedHookPoint(HookPoint):
+        """Hooks see the queries or keys times ``factor``; what they hand on is kept in ``value``."""
+
+        factor = value = None
+
+        def forward(self, x):
+            return x if self.factor is None else x * self.factor
+
+        def __call__(self, x):
+            self.value = super().__call__(x)
+            return self.value
+
     class AttentionBridge(parts.PositionEmbeddingsAttentionBridge):
         rope_optional = True  # most encodings turn nothing
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             # TransformerLens makes these two for rotary models only; its forward pass calls them wherever they are.
-            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+            self.hook_rot_q, self.hook_rot_k = TurnedHookPoint(), TurnedHookPoint()
+            self.content_bias = None
+
+        def forward(self, *args, decay=None, content_bias=None, **kwargs):
+            # Its forward pass knows rotations and masks only, so the rest is done where it calls what is ours.
+            self.content_bias = content_bias
+            if decay is not None:
+                self.hook_rot_q.factor, self.hook_rot_k.factor = decay, 1 / decay
+            try:
+                return super().forward(*args, **kwargs)
+            finally:
+                self.content_bias = None
+                for point in (self.hook_rot_q, self.hook_rot_k):
+                    point.factor = point.value = None
+
+        def _apply_reconstruct_attention_mask(self, attn_scores, **rest):
+            if self.content_bias is not None:
+                q, k = self.hook_rot_q.value, self.hook_rot_k.value
+                k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+                attn_scores = attn_scores + self.content_bias(q, k)
+            return super()._apply_reconstruct_attention_mask(attn_scores=attn_scores, **rest)
 
     class DecoderAdapter(ArchitectureAdapter):
         supports_kv_cache = False

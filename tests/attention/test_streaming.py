@@ -228,8 +228,11 @@ def test_inputs_stay_and_nothing_wants_a_gradient():
     assert not got.entropy.requires_grad
 
 
+BEYOND_DISTANCE = ("fire", "transformer_xl", "cope")
+
+
 @pytest.mark.parametrize("options", [{}, {"n_kv_heads": 2, "d_head": 6}], ids=str)
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if name not in BEYOND_DISTANCE])
 def test_a_models_attention_is_its_patterns(encoding, options, make_decoder, random_tokens):
     decoder = make_decoder(encoding=encoding, n_ctx=150, **options)
     tokens, lengths = random_tokens(batch=2, length=150), torch.tensor([150, 37])
@@ -257,6 +260,26 @@ def test_a_models_attention_is_its_patterns(encoding, options, make_decoder, ran
                         close(got.divergence[name].reverse_kl[sequence, :, :n], divergence["reverse_kl"])
                 close(streams[1].layers[layer].histogram[sequence, :, :n], want["histogram"])
                 assert (streams[1].layers[layer].histogram[sequence, :, n:] == 0).all()
+
+
+@pytest.mark.parametrize("encoding", BEYOND_DISTANCE)
+def test_scores_that_depend_on_more_than_the_distance_are_refused(encoding, make_decoder, random_tokens):
+    decoder, seen = make_decoder(encoding=encoding), []
+    for model in (decoder, to_bridge(decoder)):
+        with pytest.raises(ProbeError, match="streaming wants .* distance alone, got"):
+            attention_inputs(model, random_tokens(), lambda layer, inputs: None)
+    hybrid = make_decoder(encoding=encoding, position_layers=(1,))
+    attention_inputs(hybrid, random_tokens(), lambda layer, inputs: seen.append(layer), layers=[0])
+    assert seen == [0]
+
+
+def test_randomized_positions_are_refused_where_they_add_to_the_scores(make_decoder, random_tokens):
+    turning, adding = (make_decoder(encoding="randomized", encoding_options={"base": b}) for b in ("rotary", "alibi"))
+    patterns = trace(turning, random_tokens(), ["attn.hook_pattern"])
+    want = dense(patterns.pattern(1)[0].double().log().numpy())["entropy"]
+    close(stream(turning, random_tokens()).layers[1].entropy[0], want)
+    with pytest.raises(ProbeError, match="depends on the distance alone, got Randomized"):
+        stream(adding, random_tokens())
 
 
 def test_hybrid_layers_have_a_bias_only_where_they_see_position(make_decoder, random_tokens):

@@ -10,7 +10,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from probe.errors import ProbeError
 from probe.models.encodings import ENCODINGS, alibi_slopes, make_encoding, rotate, t5_bucket
 
-DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64}
+DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64, "n_layers": 2}
 LIKE = torch.zeros((), dtype=torch.float64)
 
 
@@ -91,15 +91,6 @@ def test_t5_bias_is_the_table_at_the_bucket():
             torch.testing.assert_close(bias[:, q - 20, k], t5.weight[bucket.item()])
 
 
-@pytest.mark.parametrize("name", ["t5", "alibi"])
-def test_scattered_positions_give_the_rows_and_columns_of_the_whole(name):
-    encoding = make_encoding(name, {}, **DIMS).double()
-    encoding.reset_parameters(torch.Generator().manual_seed(0))
-    everywhere = encoding.bias(torch.arange(50), torch.arange(50), LIKE)
-    query, key = torch.tensor([3, 40, 41, 49]), torch.tensor([0, 2, 39])
-    torch.testing.assert_close(encoding.bias(query, key, LIKE), everywhere[:, query][:, :, key])
-
-
 def test_t5_gradient_counts_each_bucket():
     t5 = make_encoding("t5", {}, **DIMS)
     t5.reset_parameters()
@@ -109,19 +100,26 @@ def test_t5_gradient_counts_each_bucket():
     assert torch.equal(t5.weight.grad, counts[:, None].expand(-1, 4).float())
 
 
+def test_the_first_six_keep_their_places():
+    assert list(ENCODINGS)[:6] == ["none", "learned", "sinusoidal", "t5", "alibi", "rotary"]
+
+
 def test_every_encoding_answers_in_the_dtype_that_is_asked(encoding):
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         like = torch.zeros((), dtype=dtype)
         encoding.to(dtype)
         assert encoding.embed(torch.zeros(1, 4, 16, dtype=dtype), torch.arange(4)).dtype == dtype
-        for value in (encoding.bias(torch.arange(4), torch.arange(4), like), encoding.rotation(torch.arange(4), like)):
-            for tensor in value if isinstance(value, tuple) else (value,):
-                assert tensor is None or tensor.dtype == dtype
+        positions, q = torch.arange(4), torch.zeros(1, 4, 4, 8, dtype=dtype)
+        values = [encoding.bias(positions, positions, like), encoding.decay(positions, like)]
+        values += encoding.rotation(positions, like) or ()
+        if encoding.reads_content:
+            values.append(encoding.content_bias(0, q, q, positions, positions, 1.0))
+        assert all(value is None or value.dtype == dtype for value in values)
 
 
 def test_bad_input_is_one_clear_line():
-    with pytest.raises(ProbeError, match="unknown encoding 'fire'; known: alibi, learned, none"):
-        make_encoding("fire", {}, **DIMS)
+    with pytest.raises(ProbeError, match="unknown encoding 'rope'; known: alibi, alibi_learned, cope, fire"):
+        make_encoding("rope", {}, **DIMS)
     with pytest.raises(ProbeError, match="'t5' has no option 'buckets'; it has: n_buckets, max_distance"):
         make_encoding("t5", {"buckets": 3}, **DIMS)
     with pytest.raises(ProbeError, match="'alibi' has no option 'base'; it has: none"):
@@ -130,7 +128,7 @@ def test_bad_input_is_one_clear_line():
         alibi_slopes(0)
     with pytest.raises(ProbeError, match="got 32 and 16"):
         t5_bucket(torch.arange(3), 32, 16)
-    with pytest.raises(ProbeError, match="even d_head, got 7"):
+    with pytest.raises(ProbeError, match="even d_head · fraction, got 7 · 1"):
         make_encoding("rotary", {}, **(DIMS | {"d_head": 7}))
     with pytest.raises(ProbeError, match="even d_model, got 15"):
         make_encoding("sinusoidal", {}, **(DIMS | {"d_model": 15}))

@@ -17,9 +17,8 @@ def encoding(request):
     return request.param
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_logits_agree_and_every_site_is_the_same(encoding, shape, make_decoder, random_tokens):
-    decoder, tokens = make_decoder(encoding=encoding, **shape), random_tokens()
+def compare(decoder, tokens):
+    """The logits and the values at all sites of a decoder and its bridge."""
     bridge = to_bridge(decoder)
     torch.testing.assert_close(bridge(tokens), decoder(tokens), atol=1e-5, rtol=1e-5)
     sites = decoder.config.sites()
@@ -29,10 +28,36 @@ def test_logits_agree_and_every_site_is_the_same(encoding, shape, make_decoder, 
         torch.testing.assert_close(ours[site], theirs[site], atol=1e-5, rtol=1e-5)
 
 
-def test_hybrid_layers(make_decoder, random_tokens):
-    for kind in ("rotary", "alibi", "t5"):
-        decoder = make_decoder(encoding=kind, position_layers=(1,))
-        torch.testing.assert_close(to_bridge(decoder)(random_tokens()), decoder(random_tokens()), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits_agree_and_every_site_is_the_same(encoding, shape, make_decoder, random_tokens):
+    compare(make_decoder(encoding=encoding, **shape), random_tokens())
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_partial_rotation(fraction, make_decoder, random_tokens):
+    compare(make_decoder(encoding="rotary", encoding_options={"fraction": fraction}), random_tokens())
+
+
+@pytest.mark.parametrize("base", ["learned", "t5", "transformer_xl", "xpos"])
+def test_randomized_positions(base, make_decoder, random_tokens):
+    compare(make_decoder(encoding="randomized", encoding_options={"base": base, "max_position": 99}), random_tokens())
+
+
+def test_hybrid_layers(encoding, make_decoder, random_tokens):
+    if encoding in ("none", "learned", "sinusoidal", "randomized"):
+        pytest.skip("acts on the embeddings")
+    compare(make_decoder(encoding=encoding, position_layers=(1,)), random_tokens())
+
+
+@pytest.mark.parametrize("kind", ["rotary", "xpos", "transformer_xl", "cope"])
+@pytest.mark.parametrize("site", ["hook_rot_q", "hook_rot_k"])
+def test_edited_queries_and_keys_reach_the_scores_and_their_bias(kind, site, make_decoder, random_tokens):
+    decoder, tokens = make_decoder(encoding=kind), random_tokens()
+    name = f"blocks.1.attn.{site}"
+    theirs = to_bridge(decoder).run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: 2 * value)])
+    ours = decoder(tokens, hooks={name: lambda value: 2 * value})
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    assert (ours - decoder(tokens)).abs().max() > 1e-2
 
 
 def test_an_edited_pattern_and_edited_scores_change_the_logits(encoding, make_decoder, random_tokens):

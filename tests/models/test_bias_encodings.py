@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+from probe.errors import ProbeError
+from probe.models.encodings import make_encoding
+
+DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64, "n_layers": 2}
+LIKE = torch.zeros((), dtype=torch.float64)
+N = 23
+
+
+def made(name, **options):
+    encoding = make_encoding(name, options, **DIMS).double()
+    encoding.reset_parameters(torch.Generator().manual_seed(0))
+    return encoding
+
+
+def bias_of(encoding, n=N):
+    """Its bias where keys are visible, 0 elsewhere."""
+    return encoding.bias(torch.arange(n), torch.arange(n), LIKE).tril().detach().numpy()
+
+
+def by_loops(entry, n_heads=4, n=N):
+    bias = np.zeros((n_heads, n, n))
+    for h in range(n_heads):
+        for i in range(n):
+            for j in range(i + 1):
+                bias[h, i, j] = entry(h, i, j)
+    return bias
+
+
+@pytest.mark.parametrize("n_heads", [4, 6])
+def test_learned_slopes_start_as_hugging_faces_alibi(n_heads):
+    encoding = make_encoding("alibi_learned", {}, **(DIMS | {"n_heads": n_heads})).double()
+    encoding.reset_parameters()
+    theirs = build_alibi_tensor(torch.ones(1, 2, dtype=torch.long), n_heads, torch.float32)[:, 0, 1].double().numpy()
+    wanted = by_loops(lambda h, i, j: -theirs[h] * (i - j), n_heads)
+    np.testing.assert_allclose(bias_of(encoding), wanted, rtol=1e-6)
+
+
+def test_learned_slopes_are_positive_whatever_is_learned():
+    encoding = made("alibi_learned")
+    with torch.no_grad():
+        encoding.log_slopes.copy_(torch.tensor([-9.0, -1.0, 0.0, 3.0]))
+    wanted = by_loops(lambda h, i, j: -(math.e ** [-9, -1, 0, 3][h]) * (i - j))
+    np.testing.assert_allclose(bias_of(encoding), wanted, rtol=1e-12)
+
+
+def test_kerple_is_the_papers_formula():
+    log, power = made("kerple"), made("kerple", kernel="power")
+    r1, r2 = (rate.tolist() for rate in log.rates())
+    np.testing.assert_allclose(
+        bias_of(log), by_loops(lambda h, i, j: -r1[h] * math.log(1 + r2[h] * (i - j))), rtol=1e-12
+    )
+    p1, p2 = (rate.tolist() for rate in power.rates())
+    np.testing.assert_allclose(bias_of(power), by_loops(lambda h, i, j: -p1[h] * (i - j) ** p2[h]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "most_r1", "most_r2"), [("log", 2, 1), ("power", 1, 2)])
+def test_kerples_first_rates_are_drawn_as_in_its_code(kernel, most_r1, most_r2):
+    encoding = make_encoding("kerple", {"kernel": kernel}, **(DIMS | {"n_heads": 4000})).double()
+    encoding.reset_parameters(torch.Generator().manual_seed(0))
+    for rate, most in zip(encoding.rates(), (most_r1, most_r2), strict=True):
+        assert 0.01 <= rate.min() < 0.02 * most and 0.98 * most < rate.max() <= most
+        assert float(rate.detach().mean()) == pytest.approx(most / 2, abs=0.03 * most)
+
+
+def test_kerples_rates_stay_where_they_must():
+    for kernel, most in (("log", math.inf), ("power", 2)):
+        encoding = made("kerple", kernel=kernel)
+        for raw in (-30.0, 30.0):
+            with torch.no_grad():
+                encoding.raw_r1.fill_(raw), encoding.raw_r2.fill_(raw)
+            for rate, highest in zip(encoding.rates(), (math.inf, most), strict=True):
+                assert (rate > 0).all() and (rate <= highest).all()
+
+
+@pytest.mark.parametrize("kernel", ["log", "power"])
+def test_kerples_gradient_is_finite_at_distance_0_and_at_hidden_keys(kernel):
+    encoding = made("kerple", kernel=kernel)
+    encoding.bias(torch.arange(9), torch.arange(9), LIKE).sum().backward()
+    for parameter in encoding.parameters():
+        assert parameter.grad.isfinite().all() and (parameter.grad != 0).all()
+
+
+@pytest.mark.parametrize("d_bar", [128, 6])
+def test_sandwich_is_the_product_of_sinusoidal_positions(d_bar):
+    # The listing in the paper's appendix.
+    positions, i = np.arange(N)[:, None], np.arange(d_bar // 2)
+    angles = positions / 10000 ** (2 * i / d_bar)
+    vectors = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    compression = np.arange(1, 5) * 8 / 4
+    wanted = np.tril(vectors @ vectors.T / compression[:, None, None])
+    np.testing.assert_allclose(bias_of(made("sandwich", d_bar=d_bar)), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [512.0, 7.0])
+def test_fire_is_the_papers_formula(threshold):
+    fire = made("fire", threshold=threshold)
+    with torch.no_grad():
+        fire.c.fill_(-0.3)  # only its size counts
+        fire.multiplier.fill_(1.5)
+    w1, b1, w2 = (p.detach().numpy() for p in (fire.in_weight, fire.in_bias, fire.out_weight))
+
+    def psi(x):
+        return math.log(0.3 * x + 1)
+
+    def entry(h, i, j):
+        x = psi(i - j) / (psi(max(i, 1.5 * threshold)) + 1e-6)
+        return sum(w2[h, m] * max(0.0, w1[m] * x + b1[m]) for m in range(32))
+
+    np.testing.assert_allclose(bias_of(fire), by_loops(entry), rtol=1e-10, atol=1e-12)
+
+
+def test_fire_is_made_for_some_queries_at_a_time(monkeypatch):
+    fire = made("fire")
+    whole = bias_of(fire)
+    monkeypatch.setattr("probe.models.encodings.bias._HIDDEN_BLOCK", 32 * N * 5)
+    np.testing.assert_allclose(bias_of(fire), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("t5", {}),
+        ("alibi", {}),
+        ("alibi_learned", {}),
+        ("kerple", {}),
+        ("kerple", {"kernel": "power"}),
+        ("sandwich", {}),
+        ("fire", {"threshold": 5.0}),
+    ],
+    ids=str,
+)
+def test_scattered_positions_give_the_rows_and_columns_of_the_whole(name, options):
+    encoding = made(name, **options)
+    everywhere = encoding.bias(torch.arange(50), torch.arange(50), LIKE)
+    query, key = torch.tensor([3, 40, 41, 49]), torch.tensor([0, 2, 39])
+    torch.testing.assert_close(encoding.bias(query, key, LIKE), everywhere[:, query][:, :, key])
+
+
+def test_bad_options_are_one_clear_line():
+    with pytest.raises(ProbeError, match="unknown kernel 'gauss'; known: log, power"):
+        made("kerple", kernel="gauss")
+    with pytest.raises(ProbeError, match="even d_bar, got 7"):
+        made("sandwich", d_bar=7)
+    with pytest.raises(ProbeError, match="width must be an integer of at least 1, got 0"):
+        made("fire", width=0)
+    with pytest.raises(ProbeError, match="threshold must be a number above 0, got -1"):
+        made("fire", threshold=-1)
+    with pytest.raises(ProbeError, match="n_buckets must be an integer of at least 1, got True"):
+        made("t5", n_buckets=True)
