@@ -177,8 +177,9 @@ def _sweep_config(options: argparse.Namespace):
 
     if options.preset not in PRESETS:
         raise unknown_name("preset", options.preset, PRESETS)
-    values = dict(PRESETS[options.preset])
-    for source in ({} if options.config is None else read_json_object(Path(options.config)), flags(options)):
+    values = dataclasses.asdict(SweepConfig())
+    file = {} if options.config is None else read_json_object(Path(options.config))
+    for source in (PRESETS[options.preset], file, flags(options)):
         for name, value in source.items():
             inner = name in ("model", "training") and isinstance(value, dict)
             values[name] = {**values.get(name, {}), **value} if inner else value

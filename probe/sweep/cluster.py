@@ -1,5 +1,6 @@
 """Runs on a Ray cluster: the same work, placed by the cluster, with a share of a GPU each."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def run_on_ray(
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            _reach(address)
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (OSError, ValueError, RuntimeError) as error:
             raise ProbeError(f"no Ray cluster answers at {address!r}: {error}") from None
     try:
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_on_worker)
@@ -52,6 +54,13 @@ def run_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+def _reach(address: str, seconds: float = 10.0) -> None:
+    """Knock at "host:port"; Ray itself would wait for minutes at a door that is not there."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=seconds).close()
 
 
 def _on_worker(sweep: SweepConfig, run: Run, folder: str, device: str | None, threads: int):

@@ -26,8 +26,7 @@ class SweepConfig:
 
     ``tasks`` are options by label: a task's own, and "task", its name, where the label is not it. ``encodings`` are
     options of a decoder by label: "encoding_options", "position_layers", and "encoding", its name, where the label is
-    not it. A list of names stands for each with its defaults. ``scratchpads`` are the parts of a scratchpad by label,
-    or a list of "none" and "full"; a task that knows none is run once, without.
+    not it. ``scratchpads`` are the parts of a scratchpad by label; a task that knows none is run once, without.
     """
 
     tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})
@@ -44,22 +43,9 @@ class SweepConfig:
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "encodings"):
-            given = getattr(self, name)
-            if isinstance(given, (list, tuple)):
-                object.__setattr__(self, name, {label: {} for label in given})
-            elif not isinstance(given, Mapping) or not all(isinstance(v, Mapping) for v in given.values()):
-                raise ProbeError(f"{name} must be a list of names, or options by label, got {given!r}")
+        for name in ("tasks", "encodings", "scratchpads"):
             if not getattr(self, name):
                 raise ProbeError(f"{name} must hold at least one, got none")
-        if isinstance(self.scratchpads, (list, tuple)):
-            for label in self.scratchpads:
-                if label not in SCRATCHPADS:
-                    raise unknown_name("scratchpad", label, SCRATCHPADS)
-            object.__setattr__(self, "scratchpads", {label: SCRATCHPADS[label] for label in self.scratchpads})
-        object.__setattr__(self, "scratchpads", {label: tuple(parts) for label, parts in self.scratchpads.items()})
-        if not self.scratchpads:
-            raise ProbeError('scratchpads must hold at least one ("none" for none), got none')
         for name in ("n_train", "n_validation", "n_test"):
             check_size(name, getattr(self, name))
         for seed in self.seeds:
@@ -99,11 +85,36 @@ class SweepConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SweepConfig":
-        """A sweep from its JSON object."""
+        """A sweep from its JSON object. In place of tasks, encodings and scratchpads by label there may be lists of
+        names: each with its defaults, and "none" and "full" scratchpads."""
         values = dict(values)
         if isinstance(values.get("training"), Mapping):
             values["training"] = from_mapping(TrainingConfig, values["training"], "a sweep's training")
+        for name in ("tasks", "encodings"):
+            if name in values:
+                values[name] = _grid(name, values[name])
+        if "scratchpads" in values:
+            values["scratchpads"] = _scratchpads(values["scratchpads"])
         return from_mapping(cls, values, "a sweep")
+
+
+def _grid(name: str, given: Any) -> Grid:
+    if isinstance(given, (list, tuple)) and all(isinstance(label, str) for label in given):
+        return {label: {} for label in given}
+    if isinstance(given, Mapping) and all(isinstance(options, Mapping) for options in given.values()):
+        return {label: dict(options) for label, options in given.items()}
+    raise ProbeError(f"{name} must be a list of names, or options by label, got {given!r}")
+
+
+def _scratchpads(given: Any) -> dict[str, tuple[str, ...]]:
+    if isinstance(given, (list, tuple)):
+        for label in given:
+            if label not in SCRATCHPADS:
+                raise unknown_name("scratchpad", label, SCRATCHPADS)
+        return {label: SCRATCHPADS[label] for label in given}
+    if isinstance(given, Mapping) and all(isinstance(parts, (list, tuple)) for parts in given.values()):
+        return {label: tuple(parts) for label, parts in given.items()}
+    raise ProbeError(f"scratchpads must be a list of names, or parts by label, got {given!r}")
 
 
 def _options(options: Mapping[str, Any], without: str, parts: tuple[str, ...] | None, scratchpad: str) -> dict:

@@ -21,7 +21,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny():
-    return SweepConfig(**TINY)
+    return SweepConfig.from_dict(TINY)
 
 
 @pytest.fixture(scope="session")
