@@ -229,7 +229,8 @@ def _check_unbiased(decoder: Decoder, layer: int, head: int) -> None:
     positions: Int[Tensor, "two"] = torch.arange(2)
     like = decoder.token_embedding.weight
     bias = decoder.encoding.bias(positions, positions, like)
-    if decoder.encoding.rotation(positions, like) is not None or (bias is not None and bias[head].any()):
+    acts = decoder.encoding.rotation(positions, like) is not None or decoder.encoding.reads_content
+    if acts or (bias is not None and bias[head].any()):
         raise ProbeError(
             f"the counting head wants scores without position, but encoding {decoder.config.encoding!r} acts on head "
             f"{head} of layer {layer}"

@@ -16,7 +16,7 @@ from probe.report.constructions import (
     construction_portrait,
     learned_heads,
 )
-from probe.report.figures import accuracy_by_length, probe_by_site
+from probe.report.figures import accuracy_by_length, probe_by_site, under_shift
 from probe.report.geometry import (
     channel_correlations,
     mechanism_readouts,
@@ -59,6 +59,7 @@ __all__ = [
     "render_page",
     "similarity_by_lag",
     "template_distances",
+    "under_shift",
     "variance_against_position",
     "variance_shares",
 ]

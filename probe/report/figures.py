@@ -89,6 +89,40 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
     return figure.update_layout(**LAYOUT, height=420)
 
 
+def under_shift(rows: pd.DataFrame) -> go.Figure:
+    """Loss and exact match against the number of places by which all positions are shifted, a line an encoding.
+
+    Rows: ``shifted_positions`` with encoding.
+    """
+    rows = some(rows, "shifted positions")
+    panels = {"loss": "loss, nats a token", "exact_match": "exact match"}
+    figure = make_subplots(cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
+    encodings = list(dict.fromkeys(rows["encoding"]))
+    for i, encoding in enumerate(encodings):
+        for column, metric in enumerate(panels, start=1):
+            line = rows[(rows["encoding"] == encoding) & (rows["metric"] == metric)].sort_values("shift")
+            figure.add_scatter(
+                # 0 has no place on a logarithmic axis; encodings that do not move lie on each other.
+                x=[(k or 0.5) * 1.03 ** (i - len(encodings) / 2) for k in line["shift"].astype(int)],
+                y=line["value"].tolist(),
+                row=1,
+                col=column,
+                name=plain(encoding),
+                legendgroup=encoding,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour(encoding)},
+                error_y=interval_bars(line),
+                customdata=line["shift"].astype(int).tolist(),
+                hovertemplate="shifted by %{customdata}: %{y:.3f}<extra>" + plain(encoding) + "</extra>",
+            )
+    shifts = sorted(set(rows["shift"].astype(int)))
+    ticks = {"tickvals": [k or 0.5 for k in shifts], "ticktext": [str(k) for k in shifts]}
+    figure.update_xaxes(title="positions shifted by", type="log", **ticks)
+    figure.update_yaxes(rangemode="tozero")
+    return figure.update_layout(**LAYOUT, height=380)
+
+
 def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
     """A probe's score by site, one panel an encoding, the model beside its three controls, bootstrap intervals.
 

@@ -82,7 +82,8 @@ class StudyConfig:
         Each model has a seed of its own: models that start from the same weights resemble each other for that reason
         alone, head by head, which a comparison of their attention would take for a finding.
         """
-        seed = (self.seed + replica) * len(ENCODINGS) + list(ENCODINGS).index(encoding)
+        # A thousand, which is more than there are encodings: their number may grow and the seeds stay.
+        seed = (self.seed + replica) * 1000 + list(ENCODINGS).index(encoding)
         return dataclasses.replace(self.training, seed=seed)
 
     @classmethod

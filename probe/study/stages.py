@@ -39,11 +39,12 @@ from probe.position import (
 )
 from probe.study.config import StudyData, TracedSequences
 from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, Trace, block_site, trace
-from probe.training import exact_match, predict
+from probe.training import encode, exact_match, predict
+from probe.training.shifted import SHIFTS, shifted_positions
 
 # What is measured of each model, and what of it goes among the study's rows.
 ROW_STAGES = (
-    *("accuracy", "probe", "fit", "extrapolation", "use", "geometry", "mechanism"),
+    *("accuracy", "shifted", "probe", "fit", "extrapolation", "use", "geometry", "mechanism"),
     *("templates", "census", "split", "entropy"),
 )
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
@@ -86,6 +87,7 @@ def model_stages(
         "accuracy": lambda: pd.concat(
             [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
         ),
+        "shifted": lambda: shifted(first, data, seed=seed),
         "probe": lambda: fit_position_probe(first, tokens, seed=seed),
         "fit": lambda: fitted_probes(decoders, untrained, tokens, seed=seed),
         "extrapolation": lambda: extrapolation(decoders, untrained, *data.held_out_sequences(seed), seed=seed),
@@ -224,6 +226,14 @@ def accuracy(decoder: Decoder, data: StudyData) -> pd.DataFrame:
             rows = exact_match(predict(decoder, examples, data.task.vocabulary, task=data.task))
             parts.append(rows.assign(split=split))
     return pd.concat(parts, ignore_index=True)
+
+
+def shifted(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 500) -> pd.DataFrame:
+    """Loss and accuracy on trained lengths when all positions are shifted, as far as the model knows positions."""
+    examples = encode(data.splits.validation[:most], data.task.vocabulary)
+    last, length = decoder.encoding.last_position, examples.tokens.shape[1]
+    shifts = [k for k in SHIFTS if last is None or k + length - 1 <= last]
+    return shifted_positions(decoder, examples, shifts, seed=seed)
 
 
 def untrained_like(decoder: Decoder, seed: int) -> Decoder:

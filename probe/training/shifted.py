@@ -77,7 +77,7 @@ def _measure(decoder: Decoder, examples: EncodedExamples, shift: int, batch_size
     parts = []
     for rows in torch.arange(len(examples)).split(batch_size):
         batch = examples.batch(rows)
-        positions = torch.arange(shift, shift + batch.inputs.shape[1])
+        positions = decoder.encoding.positions(batch.inputs.shape[1], random=False) + shift
         logits = decoder(batch.inputs.to(decoder.device), positions=positions).float().cpu()
         loss = cross_entropy(logits.transpose(1, 2).double(), batch.targets, reduction="none")
         right = (logits.argmax(-1) == batch.targets) & batch.scored

@@ -24,6 +24,7 @@ class Learned(PositionEncoding):
     def __init__(self, **dimensions: int):
         super().__init__(**dimensions)
         self.weight = nn.Parameter(torch.empty(self.n_ctx, self.d_model))
+        self.last_position = self.n_ctx - 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=0.02, generator=generator)

@@ -25,6 +25,7 @@ class PositionEncoding(nn.Module):
 
     embeds = False  # whether it acts on the embeddings, and so on the whole model rather than on single layers
     reads_content = False  # whether it has a ``content_bias``
+    last_position: int | None = None  # the largest position that it knows; None: it knows any
 
     def __init__(self, *, d_model: int, n_heads: int, d_head: int, n_ctx: int, n_layers: int = 1):
         super().__init__()

@@ -55,6 +55,7 @@ class Randomized(PositionEncoding):
         dimensions["n_ctx"] = max_position
         self.base = build(POSITIONAL, "base of randomized positions", base, base_options or {}, **dimensions)
         self.embeds, self.reads_content = self.base.embeds, self.base.reads_content
+        self.last_position = self.base.last_position
         self.max_position = max_position
         # A plain attribute, not a buffer: it follows from the config and does not belong in checkpoints.
         generator = torch.Generator("cpu").manual_seed(0)
