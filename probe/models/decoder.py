@@ -79,6 +79,10 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.token_embedding.weight.dtype
 
+    def new_cache(self) -> KVCache:
+        """An empty cache, for calls that go on from where the one before ended."""
+        return KVCache()
+
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"],
