@@ -77,7 +77,7 @@ def error_measures(decoder: Decoder, tokens: Int[Tensor, "batch pos"], target: s
     logits = decoder(tokens)
     found = [Measured(None, None, None, "loss", reading.loss(logits).item())]
     edits = {(None, None, ""): [], (SCORES, 0, "_masked"): [block_site(0, SCORES)]}
-    edits[(SCORES, None, "_masked")] = expand_sites([SCORES], decoder.config.n_layers)
+    edits[(SCORES, None, "_masked")] = expand_sites([SCORES], decoder)
     for (site, layer, suffix), sites in edits.items():
         hooks: dict[str, Hook] = {each: _hide_first_key for each in sites}
         position = reading.position(decoder(tokens, hooks=hooks))

@@ -12,6 +12,8 @@ _HOMES = {
     "t5_bucket": "probe.models.encodings",
     "Decoder": "probe.models.decoder",
     "DecoderConfig": "probe.models.decoder",
+    "ClockworkConfig": "probe.models.clockwork",
+    "ClockworkRNN": "probe.models.clockwork",
     "load": "probe.models.checkpoint",
     "save": "probe.models.checkpoint",
     "to_bridge": "probe.models.lens",

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.models.decoder import BLOCK_SITES, SITES, Decoder
+from probe.models.build import Model
+from probe.models.decoder import BLOCK_SITES, SITES
 
 EMBED = "hook_embed"
 PATTERN = "attn.hook_pattern"
@@ -58,17 +59,30 @@ class Trace:
         return value
 
 
-def expand_sites(sites: Sequence[str], n_layers: int) -> list[str]:
-    """Full site names; a name without its layer (``"hook_resid_post"``) stands for that site in every layer."""
+def sites_of(model: nn.Module) -> list[str]:
+    """The full names of all sites of a model."""
+    if isinstance(model, Model):
+        return model.config.sites()
+    return [*SITES, *(block_site(layer, site) for layer in range(n_layers_of(model)) for site in BLOCK_SITES)]
+
+
+def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
+    """Full site names; a name without its layer (``"hook_resid_post"``) stands for that site in every layer.
+
+    Raises:
+        ProbeError: for a site that the model has not.
+    """
+    known, n_layers = sites_of(model), n_layers_of(model)
+    first = block_site(0, "")
+    in_layer = [site.removeprefix(first) for site in known if site.startswith(first)]
     full: list[str] = []
     for site in sites:
-        full += [block_site(layer, site) for layer in range(n_layers)] if site in BLOCK_SITES else [site]
-    known = {*SITES, *(block_site(layer, site) for layer in range(n_layers) for site in BLOCK_SITES)}
+        full += [block_site(layer, site) for layer in range(n_layers)] if site in in_layer else [site]
     for site in full:
         if site not in known:
             raise ProbeError(
                 f"unknown site {site!r}; known: {', '.join(SITES)}, and in a layer (with or without "
-                f"'blocks.<layer>.' before it, layers 0…{n_layers - 1}): {', '.join(BLOCK_SITES)}"
+                f"'blocks.<layer>.' before it, layers 0…{n_layers - 1}): {', '.join(in_layer)}"
             )
     return list(dict.fromkeys(full))
 
@@ -85,7 +99,7 @@ def trace(
     """Run a model on token ids and keep the values at ``sites``.
 
     Args:
-        model: a ``Decoder`` or a TransformerLens ``TransformerBridge``.
+        model: a ``Decoder``, a ``ClockworkRNN`` or a TransformerLens ``TransformerBridge``.
         tokens: ids, right-padded where sequences differ in length.
         sites: TransformerLens names (``"blocks.0.hook_resid_post"``); without its layer, a site of every layer.
         lengths: the number of tokens of each sequence that count; all of them by default.
@@ -107,7 +121,7 @@ def trace(
         lambda site, value, _: kept.setdefault(site, []).append(value.cpu()),
         batch_size=batch_size,
     )
-    values = {site: torch.cat(kept[site]) for site in expand_sites(sites, n_layers)}
+    values = {site: torch.cat(kept[site]) for site in expand_sites(sites, model)}
     return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
 
 
@@ -131,9 +145,9 @@ def visit(
     _check_tokens(tokens)
     if batch_size < 1:
         raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
-    run = _run_decoder if isinstance(model, Decoder) else _run_bridge
+    run = _run_model if isinstance(model, Model) else _run_bridge
     n_layers = n_layers_of(model)
-    full = expand_sites(sites, n_layers)
+    full = expand_sites(sites, model)
     was_training = model.training
     model.eval()
     try:
@@ -149,7 +163,7 @@ def visit(
 def logits_with_edits(
     model: nn.Module, tokens: Int[Tensor, "batch pos"], edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """The logits of a ``Decoder`` or a ``TransformerBridge`` while the values at some sites are replaced.
+    """The logits of any model that ``trace`` reads while the values at some sites are replaced.
 
     ``edits`` maps full site names to functions of the value there that return what takes its place. Logits are on the
     CPU, in float32 or better.
@@ -161,11 +175,11 @@ def logits_with_edits(
     was_training = model.training
     model.eval()
     try:
-        if isinstance(model, Decoder):
+        if isinstance(model, Model):
             # The explicit path always: two runs differ by the edit and not by a kernel.
             logits = model(tokens.to(model.device), hooks=edits, attention="explicit")
         else:
-            sites = expand_sites([*edits], n_layers_of(model))
+            sites = expand_sites([*edits], model)
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
             logits = model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
     finally:
@@ -174,13 +188,13 @@ def logits_with_edits(
 
 
 def n_layers_of(model: nn.Module) -> int:
-    """The number of layers of a ``Decoder`` or a ``TransformerBridge``."""
-    return model.config.n_layers if isinstance(model, Decoder) else _bridge_config(model).n_layers
+    """The number of layers of any model that ``trace`` reads."""
+    return model.config.n_layers if isinstance(model, Model) else _bridge_config(model).n_layers
 
 
 def _bridge_config(model: nn.Module) -> Any:
     if not hasattr(model, "run_with_cache"):
-        raise ProbeError(f"trace wants a Decoder or a TransformerBridge, got {type(model).__name__}")
+        raise ProbeError(f"trace wants a Decoder, a ClockworkRNN or a TransformerBridge, got {type(model).__name__}")
     return model.cfg
 
 
@@ -196,7 +210,7 @@ def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) ->
     return hook
 
 
-def _run_decoder(model: Decoder, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
+def _run_model(model: Model, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
     model(tokens.to(model.device), hooks=hooks)
 
 

@@ -1,17 +1,22 @@
-"""What is looked at: decoders with any position encoding, on disk and as TransformerLens bridges."""
+"""What is looked at: decoders with any position encoding and clockwork RNNs, on disk and as TransformerLens bridges."""
 
+from probe.models.build import build
 from probe.models.checkpoint import load, save
+from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig, KVCache
 from probe.models.encodings import ENCODINGS, PositionEncoding, alibi_slopes, t5_bucket
 from probe.models.lens import to_bridge
 
 __all__ = [
     "ENCODINGS",
+    "ClockworkConfig",
+    "ClockworkRNN",
     "Decoder",
     "DecoderConfig",
     "KVCache",
     "PositionEncoding",
     "alibi_slopes",
+    "build",
     "load",
     "save",
     "t5_bucket",

@@ -1,4 +1,4 @@
-"""Decoders on disk: a folder with ``config.json`` and ``model.safetensors``. Never pickle."""
+"""Models on disk: a folder with ``config.json`` and ``model.safetensors``. Never pickle."""
 
 from pathlib import Path
 
@@ -9,45 +9,45 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_folder, write_text
-from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.build import Model, build, config_from_dict
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def save(decoder: Decoder, folder: str | Path) -> None:
-    """Write a decoder to a folder, whole or not at all; a checkpoint that stands there is replaced."""
+def save(model: Model, folder: str | Path) -> None:
+    """Write a model to a folder, whole or not at all; a checkpoint that stands there is replaced."""
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG_FILE).is_file() and any(folder.iterdir()):
         raise ProbeError(f"{folder}: a new folder or an older checkpoint was wanted, got a folder with other files")
-    write_folder(folder, lambda temporary: write_into(decoder, temporary))
+    write_folder(folder, lambda temporary: write_into(model, temporary))
 
 
-def write_into(decoder: Decoder, folder: Path) -> None:
-    """Write a decoder's two files into a folder that is there."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    if decoder.config.tie_embeddings:
+def write_into(model: Model, folder: Path) -> None:
+    """Write a model's two files into a folder that is there."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
         del state["head.weight"]  # the embedding's own memory
     save_file(state, folder / WEIGHTS_FILE)
-    write_text(folder / CONFIG_FILE, decoder.config.to_json())
+    write_text(folder / CONFIG_FILE, model.config.to_json())
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Decoder:
-    """The decoder in a folder, in the dtype in which it was saved unless another is asked for.
+def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
+    """The model in a folder, in the dtype in which it was saved unless another is asked for.
 
     Raises:
         ProbeError: naming the file, and the key where there is one: a missing or truncated file, a file that is no
-            safetensors (a pickle, say), an unknown or missing key, a wrong shape.
+            safetensors (a pickle, say), an unknown kind of model, an unknown or missing key, a wrong shape.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
     try:
-        config = DecoderConfig.from_dict(read_json_object(path))
+        config = config_from_dict(read_json_object(path))
     except ProbeError as error:
         raise error if str(error).startswith(str(path)) else ProbeError(f"{path}: {error}") from None
     state = read_tensors(folder / WEIGHTS_FILE)
-    decoder = Decoder(config, seed=None)
-    expected = decoder.state_dict()
+    model = build(config, seed=None)
+    expected = model.state_dict()
     if config.tie_embeddings:
         del expected["head.weight"]
     check_tensors(folder / WEIGHTS_FILE, state, expected)
@@ -56,10 +56,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         raise ProbeError(f"{folder / WEIGHTS_FILE}: one dtype was wanted, got {', '.join(sorted(map(str, kinds)))}")
     if config.tie_embeddings:
         state["head.weight"] = state["token_embedding.weight"]
-    decoder.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True)
     if config.tie_embeddings:
-        decoder.head.weight = decoder.token_embedding.weight
-    return decoder.to(device=device, dtype=dtype).eval()
+        model.head.weight = model.token_embedding.weight
+    return model.to(device=device, dtype=dtype).eval()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

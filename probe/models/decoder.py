@@ -80,6 +80,14 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.token_embedding.weight.dtype
 
+    def own_positions(self, n: int) -> Int[Tensor, "pos"]:
+        """The positions of n tokens where the caller names none, outside training."""
+        return self.encoding.positions(n, random=False)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache, for calls that go on from where the one before ended."""
+        return KVCache()
+
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"],

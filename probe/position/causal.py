@@ -2,7 +2,7 @@
 
 Everything is fitted on the first half of the sequences (n // 2) and measured on the other half, beside a control that
 has nothing to do with position: a random subspace of the same rank. Edits go through ``probe.tracing``, so that they
-reach a ``Decoder`` and a ``TransformerBridge`` alike. ``probe.position.steering`` moves position, and exchanges it.
+reach every model that ``trace`` reads. ``probe.position.steering`` moves position, and exchanges it.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ def erase_position(
     of_pattern = None if distance is None else distance(model, setting.tokens[first], setting.lengths[first])
     plain = setting.run({}, of_pattern)
     rows = []
-    for site in expand_sites(sites, setting.n_layers):
+    for site in expand_sites(sites, setting.model):
         states, positions = setting.hidden(site)
         for name in concepts:
             found = concept_subspace(states, concept(name, positions))

@@ -75,7 +75,7 @@ class Setting:
 
 
 def one_site(site: str, setting: Setting) -> str:
-    sites = expand_sites([site], setting.n_layers)
+    sites = expand_sites([site], setting.model)
     if len(sites) > 1:
         raise ProbeError(f"one site is wanted, with its layer: {sites[0]!r}, …, got {site!r}")
     return sites[0]

@@ -46,12 +46,12 @@ def fit_position_probe(
     fitted to controls, too: see ``CONTROLS``. ``probe_positions`` asks more, and of more.
 
     Args:
-        model: a ``Decoder`` or a ``TransformerBridge``.
+        model: a ``Decoder``, a ``ClockworkRNN`` or a ``TransformerBridge``.
         tokens: ids, right-padded where ``lengths`` say so.
         sites: where to look; a name without its layer means every layer.
         probes: names in ``PROBES``: ``ridge`` regresses the position, from one pass in which no hidden state is kept;
             ``logistic`` classifies it, one class for each position, and holds those of one site at a time.
-        untrained: the model of the untrained control; a ``Decoder`` makes its own.
+        untrained: the model of the untrained control; all but a bridge have their own.
         alpha: the penalty on standardised features (alpha ‖w‖² and ‖w‖² / 2C, C = 1/alpha); by default that of
             ``ridge`` is chosen between the training sequences and that of ``logistic`` is 1.
         n_bootstrap: resamples of the test sequences for the percentile intervals.

@@ -63,14 +63,14 @@ def probe_positions(
     features of unit variance. Fewer tokens than dimensions are allowed: a strength is always above 0.
 
     Args:
-        model: a ``Decoder``, a ``TransformerBridge``, or several of one shape: models of other seeds. Values are then
-            means over them, and intervals are over sequences and models.
+        model: a ``Decoder``, a ``ClockworkRNN``, a ``TransformerBridge``, or several of one shape: models of other
+            seeds. Values are then means over them, and intervals are over sequences and models.
         tokens: ids, right-padded where ``lengths`` say so.
         sites: where to look; a name without its layer means every layer. ``attn.hook_z`` is looked at head by head, as
             "blocks.0.attn.hook_z.3", and such a name stands for one head.
         targets: names in ``TARGETS``; ``context`` says what some of them need to know.
         controls: names in ``CONTROLS``.
-        untrained: the models of the untrained control, one for each; a ``Decoder`` makes its own.
+        untrained: the models of the untrained control, one for each; all but a bridge have their own.
         test: the share of sequences to score on, or which ones they are.
         test_tokens: score on these sequences instead, and fit to all of ``tokens``: another distribution.
         fitted_length: fit to the first so many tokens of each sequence, and score by position on four times as many:
@@ -89,8 +89,8 @@ def probe_positions(
 
     Raises:
         ProbeError: for fewer than four distinct sequences, a split that leaks, a target that is constant or defined on
-            fewer than two tokens, hidden states that are not finite, an unknown site, target or control, or a model
-            that is no ``Decoder`` without ``untrained``.
+            fewer than two tokens, hidden states that are not finite, an unknown site, target or control, or a bridge
+            without ``untrained``.
     """
     check_alphas(alphas)
     check_size("folds", folds, least=2)

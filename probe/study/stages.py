@@ -25,6 +25,7 @@ from probe.attention import (
 )
 from probe.errors import ProbeError
 from probe.files import write_file
+from probe.models.build import Model, build
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
 from probe.position import (
@@ -236,9 +237,9 @@ def shifted(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 500
     return shifted_positions(decoder, examples, shifts, seed=seed)
 
 
-def untrained_like(decoder: Decoder, seed: int) -> Decoder:
+def untrained_like(decoder: Model, seed: int) -> Model:
     """The control of what training did: the same shape with the weights that a training of that seed starts from."""
-    return Decoder(decoder.config, seed=seed).to(decoder.device, decoder.dtype).eval()
+    return build(decoder.config, seed=seed).to(decoder.device, decoder.dtype).eval()
 
 
 def own_t5(decoder: Decoder) -> dict[str, Any]:

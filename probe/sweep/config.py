@@ -10,6 +10,7 @@ from typing import Any
 
 from probe.config import check_flag, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
+from probe.models.build import ModelConfig, config_from_dict
 from probe.models.decoder import DecoderConfig
 from probe.tasks import Task, make_task
 from probe.tasks.scratchpad import PARTS
@@ -26,7 +27,7 @@ class SweepConfig:
 
     ``tasks`` are options by label: a task's own, and "task", its name, where the label is not it. ``encodings`` are
     options of a decoder by label: "encoding_options", "position_layers", and "encoding", its name, where the label is
-    not it. ``scratchpads`` are the parts of a scratchpad by label; a task that knows none is run once, without.
+    not it; or a model of another kind, {"model": "clockwork", "n_modules": 4}. ``scratchpads`` are the parts of a scratchpad by label; a task that knows none is run once, without.
     """
 
     tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})
@@ -73,7 +74,7 @@ class SweepConfig:
                 for scratchpad, parts in self._scratchpads_of(task, options).items():
                     for encoding in self.encodings:
                         run = Run(task, encoding, scratchpad, seed, _options(options, "task", parts, scratchpad))
-                        run.decoder(self, run.make_task(self), n_ctx=1)
+                        run.model(self, run.make_task(self), n_ctx=1)
                         runs.append(run)
         return runs
 
@@ -141,9 +142,14 @@ class Run:
     def make_task(self, sweep: SweepConfig) -> Task:
         return make_task(sweep.tasks[self.task].get("task", self.task), self.task_options)
 
-    def decoder(self, sweep: SweepConfig, task: Task, n_ctx: int) -> DecoderConfig:
-        options = {"encoding": self.encoding, **sweep.encodings[self.encoding]}
-        return DecoderConfig.from_dict({**sweep.model, **options, "d_vocab": len(task.vocabulary), "n_ctx": n_ctx})
+    def model(self, sweep: SweepConfig, task: Task, n_ctx: int) -> ModelConfig:
+        """The config of its model: a decoder with that encoding, or one of another kind, where "model" says so."""
+        options = sweep.encodings[self.encoding]
+        if "model" in options:
+            shared = {name: value for name, value in sweep.model.items() if name in ("n_layers", "d_model", "dropout")}
+            return config_from_dict({**shared, **options, "d_vocab": len(task.vocabulary)})
+        of_decoder = {"encoding": self.encoding, **options, "d_vocab": len(task.vocabulary), "n_ctx": n_ctx}
+        return DecoderConfig.from_dict({**sweep.model, **of_decoder})
 
     def training(self, sweep: SweepConfig) -> TrainingConfig:
         """Every encoding starts from weights of its own; the data of a task and seed are the same for all."""

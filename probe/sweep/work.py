@@ -24,14 +24,14 @@ def work(sweep: SweepConfig, run: Run, folder: str | Path, device: str | None = 
     n_ctx = max(*(len(e.source) + len(e.target) + 3 for e in splits.train), *decoded)
     place = Path(folder) / "models" / run.name
     decoder = train(
-        run.decoder(sweep, task, n_ctx),
+        run.model(sweep, task, n_ctx),
         encode(splits.train, task.vocabulary),
         run.training(sweep),
         place,
         device=device,
     )
     parts = [
-        exact_match(predict(decoder, examples, task.vocabulary, task=task)).assign(split=split)
+        exact_match(predict(model, examples, task.vocabulary, task=task)).assign(split=split)
         for split, examples in held_out.items()
         if examples
     ]

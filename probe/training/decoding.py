@@ -1,4 +1,4 @@
-"""Greedy decoding with a key-value cache."""
+"""Greedy decoding with the model's own cache."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.models.decoder import Decoder, KVCache
+from probe.models.build import Model
 
 
 @torch.no_grad()
-def greedy(decoder: Decoder, prompts: Int[Tensor, "batch pos"], *, stop: int, max_new: int) -> list[list[int]]:
+def greedy(decoder: Model, prompts: Int[Tensor, "batch pos"], *, stop: int, max_new: int) -> list[list[int]]:
     """The most likely continuation, token by token, of prompts of one length.
 
     Each continuation ends before the first ``stop`` token, or after ``max_new`` tokens.
@@ -20,7 +20,7 @@ def greedy(decoder: Decoder, prompts: Int[Tensor, "batch pos"], *, stop: int, ma
         raise ProbeError(f"max_new must be at least 1, got {max_new}")
     continuations: list[list[int]] = [[] for _ in range(len(prompts))]
     alive = torch.arange(len(prompts))
-    cache = KVCache()
+    cache = decoder.new_cache()
     tokens = prompts.to(decoder.device)
     for _ in range(max_new):
         new = decoder(tokens, cache=cache)[:, -1].argmax(dim=-1)
@@ -38,7 +38,7 @@ def greedy(decoder: Decoder, prompts: Int[Tensor, "batch pos"], *, stop: int, ma
 
 
 def greedy_in_groups(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], *, stop: int, max_new: Sequence[int], batch_size: int = 256
+    decoder: Model, prompts: Sequence[Sequence[int]], *, stop: int, max_new: Sequence[int], batch_size: int = 256
 ) -> list[list[int]]:
     """``greedy`` for prompts of any lengths: those of one length are decoded together, so nothing is ever padded and
     every token stands at its true position."""

@@ -6,14 +6,14 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from probe.errors import ProbeError
-from probe.models.decoder import Decoder
+from probe.models.build import Model
 from probe.tasks.base import EOS, Example, Task, Vocabulary
 from probe.tasks.scratchpad import SteppedTask
 from probe.training.decoding import greedy_in_groups
 
 
 def predict(
-    decoder: Decoder,
+    decoder: Model,
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     *,

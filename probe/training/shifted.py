@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.decoder import Decoder
+from probe.models.build import Model
 from probe.training.data import EncodedExamples
 
 SHIFTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -17,7 +17,7 @@ SHIFTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 @torch.no_grad()
 def shifted_positions(
-    decoder: Decoder,
+    model: Model,
     examples: EncodedExamples,
     shifts: Sequence[int] = SHIFTS,
     *,
@@ -50,10 +50,10 @@ def shifted_positions(
         raise ProbeError("at least one example was wanted, got none")
     bootstrap = Bootstrap.draw(len(examples), n_bootstrap, confidence, seed)
     weights = bootstrap.value_and_draws
-    was_training = decoder.training
-    decoder.eval()
-    found = {shift: _measure(decoder, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
-    decoder.train(was_training)
+    was_training = model.training
+    model.eval()
+    found = {shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
+    model.train(was_training)
     scored = weights @ found[0]["scored"]
 
     def stack(shift: int, metric: str) -> torch.Tensor:
@@ -72,13 +72,13 @@ def shifted_positions(
     return pd.DataFrame(rows, columns=["shift", "metric", "value", "low", "high", "n"])
 
 
-def _measure(decoder: Decoder, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:
+def _measure(model: Model, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:
     """By example: summed loss, right tokens, whether all are right, scored tokens."""
     parts = []
     for rows in torch.arange(len(examples)).split(batch_size):
         batch = examples.batch(rows)
-        positions = decoder.encoding.positions(batch.inputs.shape[1], random=False) + shift
-        logits = decoder(batch.inputs.to(decoder.device), positions=positions).float().cpu()
+        positions = model.own_positions(batch.inputs.shape[1]) + shift
+        logits = model(batch.inputs.to(model.device), positions=positions).float().cpu()
         loss = cross_entropy(logits.transpose(1, 2).double(), batch.targets, reduction="none")
         right = (logits.argmax(-1) == batch.targets) & batch.scored
         parts.append(

@@ -1,4 +1,4 @@
-"""Training a decoder, so that a run that is killed and started again ends as if nothing had happened.
+"""Training a model, so that a run that is killed and started again ends as if nothing had happened.
 
 Every step is a function of the state before it and of (seed, step, process): its batch, its learning rate and its
 dropout. So weights, optimizer moments and the number of the step are all that a checkpoint has to hold.
@@ -25,7 +25,7 @@ from probe.device import find_device
 from probe.errors import ProbeError
 from probe.files import claim_folder, read_json_object, write_folder, write_text
 from probe.models import checkpoint
-from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.build import Model, ModelConfig, build
 from probe.training.data import BatchOrder, EncodedExamples
 
 MIXED_PRECISION = ("no", "bf16")
@@ -34,7 +34,7 @@ MOMENTS = "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a decoder is trained. The defaults are Kazemnejad et al. 2023, table 2 (lr 3e-5, linear decay)."""
+    """How a model is trained. The defaults are Kazemnejad et al. 2023, table 2 (lr 3e-5, linear decay)."""
 
     steps: int = 40_000
     batch_size: int = 64
@@ -67,7 +67,7 @@ class TrainingConfig:
 
 
 def train(
-    model: DecoderConfig,
+    model: ModelConfig,
     data: EncodedExamples,
     config: TrainingConfig,
     folder: str | Path | None = None,
@@ -75,8 +75,8 @@ def train(
     device: str | None = None,
     keep_checkpoints: bool = False,
     on_log: Callable[[dict], None] | None = None,
-) -> Decoder:
-    """Train a decoder on the completions of ``data`` and return it, in eval mode.
+) -> Model:
+    """Train a model on the completions of ``data`` and return it, in eval mode.
 
     With a ``folder``, the run leaves there ``log.jsonl`` (one object every ``log_every`` steps), the newest checkpoint
     under ``checkpoints`` and, at the end, the model under ``final`` (``probe.models.checkpoint.load`` reads it). A run
@@ -100,9 +100,9 @@ def train(
     return decoder.eval()
 
 
-def _train(model, data, config, run, device, on_log) -> Decoder:
+def _train(model, data, config, run, device, on_log) -> Model:
     accelerator = _accelerator(config, device)
-    decoder = Decoder(model, seed=config.seed)
+    decoder = build(model, seed=config.seed)
     start = run.resume(decoder) if run is not None else _Resumed()
     optimizer = torch.optim.AdamW(_decayed_and_not(decoder, config), lr=config.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(decoder.to(accelerator.device), optimizer)
@@ -174,7 +174,7 @@ def _accelerator(config: TrainingConfig, device: torch.device):
     return Accelerator(mixed_precision=config.mixed_precision, cpu=device.type == "cpu")
 
 
-def _decayed_and_not(decoder: Decoder, config: TrainingConfig) -> list[dict]:
+def _decayed_and_not(decoder: Model, config: TrainingConfig) -> list[dict]:
     """Weight decay for matrices and tables, none for biases and norms."""
     parameters = list(decoder.parameters())
     return [
@@ -193,7 +193,7 @@ class _Resumed:
     moments: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-def _moments(optimizer, decoder: Decoder) -> dict[str, Tensor]:
+def _moments(optimizer, decoder: Model) -> dict[str, Tensor]:
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in decoder.named_parameters()
@@ -201,7 +201,7 @@ def _moments(optimizer, decoder: Decoder) -> dict[str, Tensor]:
     }
 
 
-def _load_moments(optimizer, decoder: Decoder, moments: dict[str, Tensor]) -> None:
+def _load_moments(optimizer, decoder: Model, moments: dict[str, Tensor]) -> None:
     for name, parameter in decoder.named_parameters():
         optimizer.state[parameter] = {
             moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in ("step", "exp_avg", "exp_avg_sq")
@@ -211,13 +211,13 @@ def _load_moments(optimizer, decoder: Decoder, moments: dict[str, Tensor]) -> No
 class _RunFolder:
     """The files of one run."""
 
-    def __init__(self, folder: Path, model: DecoderConfig, data: EncodedExamples, config: TrainingConfig, keep: bool):
+    def __init__(self, folder: Path, model: ModelConfig, data: EncodedExamples, config: TrainingConfig, keep: bool):
         self.folder, self.keep = folder, keep
         digest = hashlib.sha256(data.tokens.numpy().tobytes() + data.prompt_lengths.numpy().tobytes()).hexdigest()
-        identity = {"model": dataclasses.asdict(model), "training": dataclasses.asdict(config), "data": digest}
+        identity = {"model": json.loads(model.to_json()), "training": dataclasses.asdict(config), "data": digest}
         claim_folder(folder, "run.json", identity)
 
-    def resume(self, decoder: Decoder) -> _Resumed:
+    def resume(self, decoder: Model) -> _Resumed:
         """Load the newest checkpoint into the decoder; say at which step it was and with which moments."""
         newest = max((self.folder / "checkpoints").glob("step-*"), default=None)
         if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
@@ -229,7 +229,7 @@ class _RunFolder:
         decoder.load_state_dict(checkpoint.load(newest).state_dict())
         return _Resumed(int(newest.name.removeprefix("step-")), checkpoint.read_tensors(newest / MOMENTS))
 
-    def save_checkpoint(self, decoder: Decoder, optimizer, step: int) -> None:
+    def save_checkpoint(self, decoder: Model, optimizer, step: int) -> None:
         def write(folder: Path) -> None:
             checkpoint.write_into(decoder, folder)
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
@@ -256,7 +256,7 @@ class _RunFolder:
             write_text(path, "".join(f"{line}\n" for line in lines))
         return open(path, "a", encoding="utf-8")
 
-    def finish(self, decoder: Decoder) -> None:
+    def finish(self, decoder: Model) -> None:
         write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
         for outlived in (self.folder / "checkpoints").glob("step-*"):
             self._outlived(outlived)
@@ -264,8 +264,8 @@ class _RunFolder:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
-def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, Decoder]]:
-    """The steps and decoders of a finished run that kept its checkpoints, one at a time, from step 0 to the last.
+def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, Model]]:
+    """The steps and models of a finished run that kept its checkpoints, one at a time, from step 0 to the last.
 
     Raises:
         ProbeError: where the run is not finished or kept none.

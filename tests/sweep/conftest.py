@@ -8,7 +8,11 @@ TINY = {
         "copy": {"train_length": 4, "test_length": 8, "n_symbols": 5},
         "sums": {"task": "summation", "train_length": 3, "test_length": 6, "prompt": False},
     },
-    "encodings": {"none": {}, "hybrid": {"encoding": "rotary", "position_layers": [1]}},
+    "encodings": {
+        "none": {},
+        "hybrid": {"encoding": "rotary", "position_layers": [1]},
+        "clock": {"model": "clockwork", "n_modules": 2},
+    },
     "scratchpads": {"none": [], "steps": ["computation", "output"]},
     "seeds": (3,),
     "n_train": 300,

@@ -32,7 +32,8 @@ def cluster():
 def long(tiny):
     """Two runs, long enough for something to happen to them."""
     training = dataclasses.replace(tiny.training, steps=150, checkpoint_every=15)
-    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, training=training)
+    two = {name: tiny.encodings[name] for name in ("none", "hybrid")}
+    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings=two, training=training)
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,7 @@ from probe.sweep.work import work
 from probe.training import TrainingConfig
 from probe.training.league import league
 
-NAMES = [
-    *("copy-none-3", "copy-hybrid-3", "sums-none-3", "sums-hybrid-3", "sums-steps-none-3", "sums-steps-hybrid-3"),
-]
+NAMES = [f"{task}-{e}-3" for task in ("copy", "sums", "sums-steps") for e in ("none", "hybrid", "clock")]
 
 
 def test_the_grid(tiny):
@@ -30,7 +28,7 @@ def test_the_grid(tiny):
     of = {run.name: run for run in tiny.runs()}
     task = of["sums-steps-none-3"].make_task(tiny)
     assert type(task).__name__ == "Summation" and task.scratchpad == ("computation", "output")
-    config = of["copy-hybrid-3"].decoder(tiny, of["copy-hybrid-3"].make_task(tiny), 30)
+    config = of["copy-hybrid-3"].model(tiny, of["copy-hybrid-3"].make_task(tiny), 30)
     assert (config.encoding, config.position_layers, config.n_ctx) == ("rotary", (1,), 30)
     seeds = {run.name: run.training(tiny).seed for run in tiny.runs()}
     assert seeds["copy-none-3"] == seeds["sums-none-3"] != seeds["copy-hybrid-3"]
@@ -53,7 +51,7 @@ def test_every_run_is_there_once_with_all_its_keys(tiny, swept):
         .notna()
         .all(axis=None)
     )
-    assert len(said) == 6 and said[-1].startswith("[6/6] ")
+    assert len(said) == 9 and said[-1].startswith("[9/9] ")
     steps = rows[rows["scratchpad"] == "steps"]
     assert set(steps["metric"]) == {"exact_match", "steps_exact", "right_answer_wrong_steps"}
     assert set(rows[rows["scratchpad"] == "none"]["metric"]) == {"exact_match"}
@@ -87,7 +85,7 @@ def test_a_grid_may_grow_but_not_change(tiny, swept, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("probe.sweep.run.run_locally", lambda sweep, runs, *a, **k: iter(asked.extend(runs) or []))
     run_sweep(dataclasses.replace(tiny, seeds=(3, 4)), folder, device="cpu")
-    assert [run.seed for run in asked] == [4] * 6
+    assert [run.seed for run in asked] == [4] * 9
     other = dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, steps=13))
     with pytest.raises(ProbeError, match="was made with other settings of its task, model or training"):
         run_sweep(other, folder, device="cpu")
@@ -118,7 +116,8 @@ def test_a_failed_run_is_a_row_with_its_reason(tiny, tmp_path):
 def long(tiny) -> SweepConfig:
     """Two runs long enough for something to happen to them."""
     training = dataclasses.replace(tiny.training, steps=150, checkpoint_every=15)
-    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, training=training)
+    two = {name: tiny.encodings[name] for name in ("none", "hybrid")}
+    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings=two, training=training)
 
 
 @pytest.fixture(scope="session")
@@ -208,7 +207,7 @@ def test_the_league_is_drawn_from_a_sweep(swept, tmp_path, capsys):
     assert set(results["task"]) == {"copy", "sums", "sums+steps"}
     lengths = results[results["length"].notna()]
     assert lengths[lengths["task"] == "copy"]["length"].min() == 5  # beyond the trained ones only
-    assert len(league(results)) == 4
+    assert len(league(results)) == 2 * 3
     (tmp_path / "p.csv").write_text(
         "dataset,split,encoding,seed,length,accuracy\nd,s,none,1,9,1\nd,s,t5,1,9,0\nd,s,none,2,9,1\nd,s,t5,2,9,0\n"
     )

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from probe.errors import ProbeError
+from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.training import encode, exact_match, predict, train
 from probe.training.shifted import shifted_positions
@@ -59,6 +60,14 @@ def test_unshifted_exact_match_is_that_of_greedy_decoding(task, splits, data, sm
     greedy = exact_match(predict(trained, splits.validation, task.vocabulary)).iloc[0]["value"]
     assert 0 < greedy < 1
     assert rows.set_index("metric").loc["exact_match", "value"] == pytest.approx(greedy)
+
+
+def test_a_clock_comes_round(task, splits):
+    """A clockwork RNN is back where it was when its slowest module is."""
+    model = ClockworkRNN(ClockworkConfig(d_vocab=len(task.vocabulary), d_model=32, n_modules=3), seed=0).eval()
+    rows = shifted_positions(model, encode(splits.validation, task.vocabulary), (1, 2, 3, 4, 8), n_bootstrap=2)
+    change = rows[rows["metric"] == "loss_change"].set_index("shift")["value"].abs()
+    assert (change[[4, 8]] < 1e-6).all() and (change[[1, 2, 3]] > 1e-4).all()
 
 
 def test_bad_input_is_one_clear_line(task, splits):

@@ -1,0 +1,35 @@
+"""Every kind of model, built from its config: what trains, is saved and is measured under one calling convention."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from probe.errors import unknown_name
+from probe.models.clockwork import ClockworkConfig, ClockworkRNN
+from probe.models.decoder import Decoder, DecoderConfig
+
+Model = Decoder | ClockworkRNN
+ModelConfig = DecoderConfig | ClockworkConfig
+
+
+def build(config: ModelConfig, seed: int | None = 0) -> Model:
+    """The model of a config, with weights drawn from the seed, or undrawn where it is None."""
+    return dict(MODELS.values())[type(config)](config, seed)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """A config from its JSON object, which says under "model" what it is of; a decoder's need not.
+
+    Raises:
+        ProbeError: for another kind of model, or what the config itself refuses.
+    """
+    kind = values.get("model", "decoder")
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise unknown_name("kind of model", kind, MODELS)
+    config, _ = MODELS[kind]
+    return config.from_dict({name: value for name, value in values.items() if name != "model"})
+
+
+MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
+    "decoder": (DecoderConfig, Decoder),
+    ClockworkConfig.KIND: (ClockworkConfig, ClockworkRNN),
+}
