@@ -27,7 +27,8 @@ class SweepConfig:
 
     ``tasks`` are options by label: a task's own, and "task", its name, where the label is not it. ``encodings`` are
     options of a decoder by label: "encoding_options", "position_layers", and "encoding", its name, where the label is
-    not it; or a model of another kind, {"model": "clockwork", "n_modules": 4}. ``scratchpads`` are the parts of a scratchpad by label; a task that knows none is run once, without.
+    not it; or a model of another kind, {"model": "clockwork", "n_modules": 4}. ``scratchpads`` are the parts of a
+    scratchpad by label; a task that knows none is run once, without.
     """
 
     tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})

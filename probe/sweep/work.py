@@ -19,17 +19,12 @@ def work(sweep: SweepConfig, run: Run, folder: str | Path, device: str | None = 
     task = run.make_task(sweep)
     splits = task.splits(n_train=sweep.n_train, n_validation=sweep.n_validation, n_test=sweep.n_test, seed=run.seed)
     held_out = {"validation": splits.validation, "test": splits.test}
+    data = encode(splits.train, task.vocabulary)
     # Long enough for every training sequence and whatever evaluation decodes: a learned table ends there.
-    decoded = [len(e.source) + 2 + new_tokens(e, task) for part in held_out.values() for e in part]
-    n_ctx = max(*(len(e.source) + len(e.target) + 3 for e in splits.train), *decoded)
+    decoded = (len(task.vocabulary.prompt(e)) + new_tokens(e, task) for part in held_out.values() for e in part)
+    n_ctx = max(data.tokens.shape[1], *decoded)
     place = Path(folder) / "models" / run.name
-    decoder = train(
-        run.model(sweep, task, n_ctx),
-        encode(splits.train, task.vocabulary),
-        run.training(sweep),
-        place,
-        device=device,
-    )
+    model = train(run.model(sweep, task, n_ctx), data, run.training(sweep), place, device=device)
     parts = [
         exact_match(predict(model, examples, task.vocabulary, task=task)).assign(split=split)
         for split, examples in held_out.items()

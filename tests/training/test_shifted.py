@@ -64,7 +64,7 @@ def test_unshifted_exact_match_is_that_of_greedy_decoding(task, splits, data, sm
 
 def test_a_clock_comes_round(task, splits):
     """A clockwork RNN is back where it was when its slowest module is."""
-    model = ClockworkRNN(ClockworkConfig(d_vocab=len(task.vocabulary), d_model=32, n_modules=3), seed=0).eval()
+    model = ClockworkRNN(ClockworkConfig(d_vocab=len(task.vocabulary), d_model=33, n_modules=3), seed=0).eval()
     rows = shifted_positions(model, encode(splits.validation, task.vocabulary), (1, 2, 3, 4, 8), n_bootstrap=2)
     change = rows[rows["metric"] == "loss_change"].set_index("shift")["value"].abs()
     assert (change[[4, 8]] < 1e-6).all() and (change[[1, 2, 3]] > 1e-4).all()
