@@ -34,8 +34,8 @@ from torch.nn import functional as F
 
 from probe.config import check_flag, check_number, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
+from probe.models.checks import check_call
 from probe.models.config import SITES
-from probe.models.decoder import ATTENTION_PATHS
 from probe.models.layers import Hook, Hooks
 
 # Under a Decoder's names, both "batch pos d_model": what a layer reads, and its hidden state at every step.
@@ -252,7 +252,7 @@ class ClockworkRNN(nn.Module):
         Raises:
             ProbeError: for an empty batch, ids outside the vocabulary, or a site that does not exist.
         """
-        self._check(tokens, hooks, attention)
+        check_call(tokens, hooks or (), attention, self.config, "a clockwork RNN's", LAYER_SITES)
         past = 0 if cache is None else cache.length
         n = past + tokens.shape[1]
         times = list(range(n)) if positions is None else positions.tolist()
@@ -271,23 +271,3 @@ class ClockworkRNN(nn.Module):
         if cache is not None:
             cache.length = n
         return self.head(x)
-
-    def _check(self, tokens: Tensor, hooks: Mapping[str, Hook] | None, attention: str) -> None:
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ProbeError(f"tokens must be integers of shape (batch, pos), got {tokens.dtype} {tuple(tokens.shape)}")
-        if tokens.numel() == 0:
-            raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
-        if attention not in ATTENTION_PATHS:
-            raise unknown_name("attention path", attention, ATTENTION_PATHS)
-        # Elsewhere than on the CPU this would wait for the device at every call; there the kernel asserts it.
-        if tokens.device.type == "cpu":
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.config.d_vocab:
-                raise ProbeError(f"token ids must lie in 0…{self.config.d_vocab - 1}, got {low}…{high}")
-        sites = self.config.sites()
-        for site in hooks or {}:
-            if site not in sites:
-                raise ProbeError(
-                    f"unknown site {site!r}; a clockwork RNN's sites: {SITES[0]}, blocks.<layer>.<one of "
-                    f"{', '.join(LAYER_SITES)}> for layers 0…{self.config.n_layers - 1}"
-                )

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.errors import ProbeError, unknown_name
+from probe.errors import ProbeError
+from probe.models.checks import check_call
 from probe.models.config import BLOCK_SITES, SITES, DecoderConfig
 from probe.models.encodings.base import future_keys
 from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, KVCache
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
 
-ATTENTION_PATHS = ("auto", "explicit", "fused")
 
 # Up to this length a CPU is faster with two batched products and a softmax than with the fused kernel.
 EXPLICIT_LENGTH_ON_CPU = 512
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
             ProbeError: for an empty batch, ids outside the vocabulary, a site that does not exist, or a position
                 beyond a learned table.
         """
-        self._check(tokens, hooks, attention)
+        check_call(tokens, hooks or (), attention, self.config, "a decoder's", BLOCK_SITES)
         past = 0 if cache is None else cache.length
         n_query, n_key = tokens.shape[1], past + tokens.shape[1]
         if positions is None:
@@ -196,24 +196,3 @@ class Decoder(nn.Module):
             return self.encoding.content_bias(layer, q, k, key[-q.shape[2] :], key, self.config.score_scale)
 
         return bias
-
-    def _check(self, tokens: Tensor, hooks: Mapping[str, Hook] | None, attention: str) -> None:
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ProbeError(f"tokens must be integers of shape (batch, pos), got {tokens.dtype} {tuple(tokens.shape)}")
-        if tokens.numel() == 0:
-            raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
-        if attention not in ATTENTION_PATHS:
-            raise unknown_name("attention path", attention, ATTENTION_PATHS)
-        # Elsewhere than on the CPU this would wait for the device at every call; there the kernel asserts it.
-        if tokens.device.type == "cpu":
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.config.d_vocab:
-                raise ProbeError(f"token ids must lie in 0…{self.config.d_vocab - 1}, got {low}…{high}")
-        if hooks:
-            sites = self.config.sites()
-            for site in hooks:
-                if site not in sites:
-                    raise ProbeError(
-                        f"unknown site {site!r}; a decoder's sites: {SITES[0]}, blocks.<layer>.<one of "
-                        f"{', '.join(BLOCK_SITES)}> for layers 0…{self.config.n_layers - 1}"
-                    )
