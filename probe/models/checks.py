@@ -1,6 +1,6 @@
 """What every model refuses before it runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ ATTENTION_PATHS = ("auto", "explicit", "fused")
 
 
 def check_call(
-    tokens: Tensor, hooked: Iterable[str], attention: str, config: Any, whose: str, in_layers: Sequence[str]
+    tokens: Tensor, hooked: Collection[str], attention: str, config: Any, whose: str, in_layers: Sequence[str]
 ) -> None:
     """Refuse tokens that are no ids of shape (batch, pos), a site that the model has not, and an unknown attention
     path. ``in_layers`` are the names of the sites of a layer, for the message."""
@@ -26,8 +26,9 @@ def check_call(
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= config.d_vocab:
             raise ProbeError(f"token ids must lie in 0…{config.d_vocab - 1}, got {low}…{high}")
+    sites = config.sites() if hooked else ()
     for site in hooked:
-        if site not in config.sites():
+        if site not in sites:
             raise ProbeError(
                 f"unknown site {site!r}; {whose} sites: hook_embed, blocks.<layer>.<one of {', '.join(in_layers)}> for "
                 f"layers 0…{config.n_layers - 1}"
