@@ -11,8 +11,9 @@ from torch import Tensor
 from probe.errors import ProbeError
 from probe.tasks.base import Example, Vocabulary
 
-# Batches are cut from pools of this many, sorted by length, so that little is padded.
-BATCHES_IN_POOL = 16
+# Batches are cut from pools of this many, sorted by length, so that little is padded: 0.4 to 2.2 % of the slots for
+# the tasks here, at 64 a batch, where pools of 16 leave 2 to 12 %.
+BATCHES_IN_POOL = 128
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,61 @@ class BatchOrder:
         by_length = np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in pools])
         batches = by_length.reshape(-1, self.batch_size)
         return batches[rng.permutation(len(batches))]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a process works on at a time: ``targets`` are the tokens to be said at the places ``scored`` of the
+    flattened inputs. Places, not a mask: to select by a mask, a GPU has to be waited for."""
+
+    inputs: Int[Tensor, "batch pos"]
+    scored: Int[Tensor, "scored"]
+    targets: Int[Tensor, "scored"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of the batch of a step, and what the whole batch counts, over all processes."""
+
+    micro_batches: list[MicroBatch]
+    n_scored: int
+    n_tokens: int  # padding left out
+
+
+class Feed:
+    """The batches of a run, as one of its processes gets them on its device."""
+
+    def __init__(
+        self,
+        data: EncodedExamples,
+        order: BatchOrder,
+        device: torch.device,
+        accumulation: int = 1,
+        process: int = 0,
+        n_processes: int = 1,
+    ):
+        if order.batch_size < n_processes:
+            raise ProbeError(f"batches of {order.batch_size} sequences cannot be shared by {n_processes} processes")
+        self.data, self.order, self.device = data, order, device
+        self.accumulation = accumulation
+        self._share = slice(process, None, n_processes)
+
+    def share(self, step: int) -> Share:
+        """The share of step 0, 1, 2, … On a GPU nothing here waits for what it is doing."""
+        rows = self.order.rows(step)
+        lengths = self.data.lengths[rows]
+        return Share(
+            [self._micro_batch(part) for part in rows[self._share].chunk(self.accumulation)],
+            n_scored=int((lengths - self.data.prompt_lengths[rows]).sum()),
+            n_tokens=int(lengths.sum()) - len(rows),
+        )
+
+    def _micro_batch(self, rows: Int[Tensor, "batch"]) -> MicroBatch:
+        batch = self.data.batch(rows)
+        scored = batch.scored.flatten().nonzero()[:, 0]
+        return MicroBatch(*(self._sent(x) for x in (batch.inputs, scored, batch.targets.flatten()[scored])))
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # a copy from pinned memory takes its turn among the kernels
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)

@@ -4,6 +4,7 @@ import torch
 from scipy.stats import binomtest
 
 from probe.errors import ProbeError
+from probe.models.decoder import DecoderConfig
 from probe.models.encodings import ENCODINGS
 from probe.training.decoding import greedy, greedy_in_groups
 from probe.training.evaluation import exact_match, predict
@@ -21,9 +22,19 @@ def one_by_one(decoder, prompt, stop, max_new):
     return found
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_greedy_is_decoding_one_by_one(encoding, make_decoder, random_tokens):
-    decoder, prompts = make_decoder(encoding=encoding, n_kv_heads=2), random_tokens(batch=12, length=7)
+def acts_in_attention(encoding) -> bool:
+    config = DecoderConfig(d_vocab=1, n_ctx=1, n_layers=1, d_model=4, n_heads=1, encoding=encoding)
+    return not config.make_encoding().embeds
+
+
+# Every encoding in both layers and, where it can be, in one alone.
+PLACES = [(e, None) for e in ENCODINGS] + [(e, (1,)) for e in ENCODINGS if acts_in_attention(e)]
+
+
+@pytest.mark.parametrize(("encoding", "position_layers"), PLACES)
+def test_greedy_is_decoding_one_by_one(encoding, position_layers, make_decoder, random_tokens):
+    decoder = make_decoder(encoding=encoding, position_layers=position_layers, n_kv_heads=2)
+    prompts = random_tokens(batch=12, length=7)
     endless = [one_by_one(decoder, p.tolist(), -1, 20) for p in prompts]
     # A token that some continuations come to and others do not, so that they end at different lengths.
     stop = next(token for token in range(19) if 0 < sum(token in e for e in endless) < 12)

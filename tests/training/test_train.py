@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from probe.models import checkpoint
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
 from probe.training import TrainingConfig, checkpoints_of, encode, exact_match, predict, train
+from probe.training.data import BatchOrder
 
 # What a user's script does; the slow log makes it likely that the kill falls between two checkpoints.
 SCRIPT = """
@@ -54,7 +56,8 @@ def test_a_run_killed_and_started_again_is_bit_identical(small, data, quick, unb
     assert same_weights(checkpoint.load(folder / "final"), unbroken)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [5, 10, 15, 20, 25, 30]
-    assert set(log[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"}
+    assert set(log[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "data_share"}
+    assert all(0 <= entry["data_share"] <= 1 for entry in log)
     assert not (folder / "checkpoints").exists()
 
 
@@ -112,8 +115,6 @@ def test_one_step_is_what_torchs_own_adamw_and_autograd_make_of_it(small, data):
     config = TrainingConfig(steps=1, batch_size=8, learning_rate=0.01, weight_decay=0.1, clip_norm=0.5, warmup=0.0)
     model = dataclasses.replace(small, dropout=0.0)
     trained = train(model, data, config, device="cpu")
-    from probe.training.data import BatchOrder
-
     ours = Decoder(model, seed=0)
     batch = data.batch(BatchOrder(data.lengths, 8, seed=0).rows(0))
     logits = ours(batch.inputs)
@@ -127,6 +128,78 @@ def test_one_step_is_what_torchs_own_adamw_and_autograd_make_of_it(small, data):
     torch.optim.AdamW(groups, lr=0.01).step()
     for (name, mine), theirs in zip(trained.named_parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4, msg=name)
+
+
+# For runs that are equal but for rounding. Other shapes and kernels draw other dropout masks; and the gradient of a
+# key's bias is rounding alone, 0 in truth (it shifts all scores of a query alike), of which AdamW makes whole steps.
+SMOOTH = {"dropout": 0.0, "bias": False}
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(small, data, quick, monkeypatch):
+    from accelerate import Accelerator
+
+    unsynchronised = []
+    no_sync = Accelerator.no_sync
+    monkeypatch.setattr(Accelerator, "no_sync", lambda self, model: unsynchronised.append(1) or no_sync(self, model))
+    model = dataclasses.replace(small, **SMOOTH)
+    runs = {}
+    for accumulation in (1, 4):
+        log = []
+        config = dataclasses.replace(quick, steps=5, log_every=1, warmup=0.0, accumulation=accumulation)
+        runs[accumulation] = train(model, data, config, device="cpu", on_log=log.append), log
+    assert len(unsynchronised) == 5 * 3  # all parts of a step but the last
+    (whole, whole_log), (parts, parts_log) = runs.values()
+    for key in ("loss", "gradient_norm"):
+        assert [e[key] for e in parts_log] == pytest.approx([e[key] for e in whole_log], rel=1e-4)
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
+
+
+# In a process of its own, because the tests' shape checks cannot be compiled.
+COMPILED = """
+import json, sys
+from torch._dynamo.utils import counters
+from probe.models.decoder import Decoder, DecoderConfig
+from probe.tasks import make_task
+from probe.training import TrainingConfig, encode, train
+task = make_task("copy", {"train_length": 5, "test_length": 10, "n_symbols": 6})
+data = encode(task.splits(n_train=2000, n_validation=100, n_test=200).train, task.vocabulary)
+small = DecoderConfig.from_json(sys.argv[2])
+config = TrainingConfig(steps=12, batch_size=16, learning_rate=3e-3, log_every=1, compile=True)
+graphs = []
+found = train(small, data, config, sys.argv[1], device="cpu",
+              on_log=lambda entry: graphs.append(counters["stats"]["unique_graphs"]))
+plain = [type(m) for m in found.modules()] == [type(m) for m in Decoder(small).modules()]
+print(json.dumps({"graphs": graphs, "plain": plain, "training": any(m.training for m in found.modules())}))
+"""
+has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler, reason="torch.compile wants a C++ compiler")
+def test_compiled_training_is_training(small, data, quick, tmp_path):
+    model = dataclasses.replace(small, **SMOOTH)
+    command = [sys.executable, "-c", COMPILED, str(tmp_path), model.to_json()]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert said["plain"] and not said["training"]
+    order = BatchOrder(data.lengths, 16, seed=0)
+    assert len({int(data.lengths[order.rows(step)].max()) for step in range(12)}) >= 3
+    assert len(set(said["graphs"])) == 1 and said["graphs"][0] > 0  # in the first step, for batches of every length
+    uncompiled = train(model, data, dataclasses.replace(quick, steps=12), device="cpu")
+    compiled = checkpoint.load(tmp_path / "final")
+    for (name, a), b in zip(uncompiled.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_a_gpu_in_bf16_learns_as_the_cpu_does(small, data, quick):
+    losses = []
+    for device, options in (("cpu", {}), ("cuda", {"mixed_precision": "bf16", "compile": True, "accumulation": 2})):
+        log = []
+        model, config = dataclasses.replace(small, **SMOOTH), dataclasses.replace(quick, **options)
+        train(model, data, config, device=device, on_log=log.append)
+        losses.append([entry["loss"] for entry in log])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
@@ -158,15 +231,17 @@ def test_two_processes_train_as_one(tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
     logs = []
-    for name, how in (("one", []), ("two", launch)):
-        command = [sys.executable, *how, "-m", "probe", "train", "--folder", str(tmp_path / name), *options]
+    for name, how, parts in (("one", [], "1"), ("two", launch, "1"), ("four", launch, "2")):
+        command = [sys.executable, *how, "-m", "probe", "train", "--folder", str(tmp_path / name), *options,
+                   "--accumulation", parts]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         logs.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
-    one, two = logs
-    assert [entry["step"] for entry in two] == list(range(1, 21))
-    for key in ("loss", "gradient_norm"):
-        assert [e[key] for e in two] == pytest.approx([e[key] for e in one], rel=1e-3)
+    one, *others = logs
+    for other in others:
+        assert [entry["step"] for entry in other] == list(range(1, 21))
+        for key in ("loss", "gradient_norm"):
+            assert [e[key] for e in other] == pytest.approx([e[key] for e in one], rel=1e-3)
 
 
 def test_mixed_precision_trains(small, data, quick):
@@ -188,6 +263,9 @@ def test_a_loss_that_is_not_finite_is_said(small, data, quick):
         ({"learning_rate": -1.0}, "learning_rate must be a number above 0, got -1.0"),
         ({"warmup": 1.5}, "warmup must be a number at least 0 and below 1, got 1.5"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, got 'fp8'"),
+        ({"compile": 1}, "compile must be true or false, got 1"),
+        ({"accumulation": 0}, "accumulation must be an integer of at least 1, got 0"),
+        ({"batch_size": 64, "accumulation": 3}, r"batch_size \(64\) must be divisible by accumulation \(3\)"),
         ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
     ],
 )
