@@ -263,7 +263,6 @@ def test_a_loss_that_is_not_finite_is_said(small, data, quick):
         ({"learning_rate": -1.0}, "learning_rate must be a number above 0, got -1.0"),
         ({"warmup": 1.5}, "warmup must be a number at least 0 and below 1, got 1.5"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, got 'fp8'"),
-        ({"compile": 1}, "compile must be true or false, got 1"),
         ({"accumulation": 0}, "accumulation must be an integer of at least 1, got 0"),
         ({"batch_size": 64, "accumulation": 3}, r"batch_size \(64\) must be divisible by accumulation \(3\)"),
         ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
