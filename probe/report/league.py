@@ -116,7 +116,7 @@ def league_by_length(rows: pd.DataFrame, width: int = 4) -> go.Figure:
     figure.update_xaxes(title="length", row=n_rows)
     figure.update_annotations(font_size=12)
     height = 130 + 220 * n_rows
-    return figure.update_layout(**LAYOUT, height=height, legend={"orientation": "h", "y": -70 / height})
+    return figure.update_layout(**LAYOUT, height=height, legend={"orientation": "h", "y": -75 / (height - 105)})
 
 
 def league_page(
