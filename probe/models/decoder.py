@@ -21,7 +21,6 @@ from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, 
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
 
-
 # Up to this length a CPU is faster with two batched products and a softmax than with the fused kernel.
 EXPLICIT_LENGTH_ON_CPU = 512
 

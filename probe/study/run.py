@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import multiprocessing
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,10 +23,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 from plotly.offline import get_plotlyjs
-from threadpoolctl import threadpool_limits
 
-from probe.config import check_size
-from probe.device import find_device
+from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.files import claim_folder, write_file, write_text
 from probe.models import checkpoint
@@ -71,10 +68,7 @@ def run_study(
     """
     folder = Path(folder)
     torch_device = find_device(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs is None:
-        jobs = min(cores, len(config.encodings)) if torch_device.type == "cpu" else 1
-    check_size("jobs", jobs)
+    jobs, threads = share_cores(torch_device, jobs, len(config.encodings))
     data = StudyData.of(config)
     data.traced(config)  # refuses what cannot work before the folder is touched
     claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
@@ -83,7 +77,7 @@ def run_study(
             say(f"{encoding}: {_study_model(config, folder, encoding, str(torch_device), on_log=on_log)}")
         say(f"constructions: {_study_constructions(config, folder)}")
     else:
-        _study_models_side_by_side(config, folder, str(torch_device), jobs, max(1, cores // jobs), say, on_log)
+        _study_models_side_by_side(config, folder, str(torch_device), jobs, threads, say, on_log)
     started = time.perf_counter()
     _study_pairs(config, folder, data)
     rows = collect_rows(config, folder)
@@ -96,7 +90,7 @@ def run_study(
 def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_log) -> None:
     """The models and the constructions in processes of their own, one core or a few each."""
     with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_use_threads, initargs=(threads,)
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=use_threads, initargs=(threads,)
     ) as pool:
         names = {pool.submit(_study_model, config, folder, e, device): e for e in config.encodings}
         names[pool.submit(_study_constructions, config, folder)] = "constructions"
@@ -113,13 +107,6 @@ def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_lo
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _use_threads(n: int) -> None:
-    """Torch, and the BLAS of numpy, scipy and scikit-learn, each at most n: processes that share cores else wait for
-    one another's threads."""
-    torch.set_num_threads(n)
-    threadpool_limits(n)
 
 
 def _study_model(

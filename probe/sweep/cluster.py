@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from probe.device import use_threads
 from probe.errors import ProbeError
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import Outcome, attempt
@@ -64,9 +65,5 @@ def _reach(address: str, seconds: float = 10.0) -> None:
 
 
 def _on_worker(sweep: SweepConfig, run: Run, folder: str, device: str | None, threads: int):
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
+    use_threads(threads)
     return attempt(sweep, run, folder, device)

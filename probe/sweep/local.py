@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from probe.device import use_threads
 from probe.errors import ProbeError
 from probe.sweep.config import Run, SweepConfig
 
@@ -63,11 +64,7 @@ def run_locally(
 def _child(
     sweep: SweepConfig, run: Run, folder: Path, device: str | None, threads: int, connection: Connection
 ) -> None:
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
+    use_threads(threads)
     connection.send(attempt(sweep, run, folder, device))
 
 

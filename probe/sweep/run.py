@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from probe.config import check_number, check_size
-from probe.device import find_device
+from probe.device import find_device, share_cores
 from probe.errors import ProbeError
 from probe.files import write_text
 from probe.sweep.config import Run, SweepConfig
@@ -61,11 +60,7 @@ def run_sweep(
         write_text(folder / "sweep.json", json.dumps({"format": FORMAT, **dataclasses.asdict(sweep)}, indent=2) + "\n")
         if ray is None:
             torch_device = find_device(device)
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            if jobs is None:
-                jobs = min(cores, max(1, len(todo))) if torch_device.type == "cpu" else 1
-            check_size("jobs", jobs)
-            threads = max(1, cores // jobs)
+            jobs, threads = share_cores(torch_device, jobs, len(todo))
             outcomes = run_locally(
                 sweep, todo, folder, device=str(torch_device), jobs=jobs, threads=threads, retries=retries
             )
