@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from probe.errors import ProbeError
 from probe.models.build import Model
@@ -185,6 +186,26 @@ def logits_with_edits(
     finally:
         model.train(was_training)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def token_losses(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float64[Tensor, "batch pos-1"]:
+    """The cross entropy, in nats, of every token but the first given those before it."""
+    # In float64 some positions at a time: all of them would double what a long text's logits hold.
+    parts = zip(logits[:, :-1].split(1024, dim=1), tokens[:, 1:].split(1024, dim=1), strict=True)
+    found = [
+        cross_entropy(part.transpose(1, 2).double(), targets.to(part.device), reduction="none")
+        for part, targets in parts
+    ]
+    return torch.cat(found, dim=1)
+
+
+def sequence_losses(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], scored: Bool[Tensor, "batch pos"]
+) -> Float64[Tensor, "batch"]:
+    """The cross entropy of each sequence's scored tokens given those before them, summed, in nats."""
+    return token_losses(logits, tokens).where(scored[:, 1:], 0.0).sum(1)
 
 
 def n_layers_of(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.bootstrap import Bootstrap
-from probe.tracing import PATTERN, block_site, logits_with_edits
+from probe.tracing import PATTERN, block_site, logits_with_edits, sequence_losses
 
 ABLATIONS = ("loss_without_content", "loss_without_position", "loss_uniform")
 
@@ -26,9 +26,7 @@ class HeadAblations:
         found = []
         batches = (each.split(self.batch_size) for each in (self.tokens, self.scored))
         for tokens, scored in zip(*batches, strict=True):
-            logits = logits_with_edits(self.model, tokens, edits)[:, :-1]
-            each = nn.functional.cross_entropy(logits.transpose(1, 2).double(), tokens[:, 1:], reduction="none")
-            found.append(each.where(scored[:, 1:], 0.0).sum(-1))
+            found.append(sequence_losses(logits_with_edits(self.model, tokens, edits), tokens, scored))
         return torch.cat(found)
 
     def changes(

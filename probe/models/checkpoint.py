@@ -26,6 +26,10 @@ def save(model: Model, folder: str | Path) -> None:
 def write_into(model: Model, folder: Path) -> None:
     """Write a model's two files into a folder that is there."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if any(".parametrizations." in name for name in state):
+        raise ProbeError(
+            "a model with weights of its own was wanted; a scale is on its attention: fold or remove it first"
+        )
     if model.config.tie_embeddings:
         del state["head.weight"]  # the embedding's own memory
     save_file(state, folder / WEIGHTS_FILE)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
-from probe.tracing import PATTERN, block_site, expand_sites, logits_with_edits, n_layers_of, trace
+from probe.tracing import PATTERN, block_site, expand_sites, logits_with_edits, n_layers_of, sequence_losses, trace
 
 Edit = Callable[[Tensor], Tensor]
 # Something about a layer's pattern, a number a sequence: (layer, pattern, lengths) -> numbers.
@@ -63,11 +62,11 @@ class Setting:
 
         layers = range(self.n_layers) if of_pattern is not None else ()
         watched = {block_site(layer, PATTERN): measure(layer) for layer in layers}
-        tokens, scored = self.tokens[self.half :], self.scored[self.half :, 1:]
-        logits = logits_with_edits(self.model, tokens, {**watched, **edits})[:, :-1]
-        loss = cross_entropy(logits.transpose(1, 2).double(), tokens[:, 1:], reduction="none").where(scored, 0.0)
-        right = (logits.argmax(-1) == tokens[:, 1:]) | ~scored
-        return Outcome(loss.sum(-1), (right & scored).sum(-1).double(), right.all(-1).double(), measured)
+        tokens, scored = self.tokens[self.half :], self.scored[self.half :]
+        logits = logits_with_edits(self.model, tokens, {**watched, **edits})
+        loss, scored = sequence_losses(logits, tokens, scored), scored[:, 1:]
+        right = (logits[:, :-1].argmax(-1) == tokens[:, 1:]) | ~scored
+        return Outcome(loss, (right & scored).sum(-1).double(), right.all(-1).double(), measured)
 
     def measured(self, stack: Float64[Tensor, "draw"]) -> dict[str, float]:
         low, high = self.bootstrap.interval(stack[1:])

@@ -6,12 +6,11 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from probe.errors import ProbeError
 from probe.position.linear import fit_position_probe
 from probe.position.scores import Draws
-from probe.tracing import RESID_POST, logits_with_edits
+from probe.tracing import RESID_POST, logits_with_edits, sequence_losses
 
 COLUMNS = ["step", "site", "metric", "value", "low", "high", "n"]
 Measure = Callable[[nn.Module, Int[Tensor, "batch pos"]], pd.DataFrame]
@@ -78,6 +77,5 @@ def _losses(model: nn.Module, tokens: Tensor, scored: Tensor, batch_size: int) -
     """The cross entropy of each sequence's scored tokens, summed, in nats."""
     found = []
     for batch, counted in zip(tokens.split(batch_size), scored.split(batch_size), strict=True):
-        logits = logits_with_edits(model, batch)[:, :-1].transpose(1, 2).double()
-        found.append((cross_entropy(logits, batch[:, 1:], reduction="none") * counted[:, 1:]).sum(1))
+        found.append(sequence_losses(logits_with_edits(model, batch), batch, counted))
     return torch.cat(found)

@@ -5,7 +5,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
@@ -14,7 +13,7 @@ from probe.position.geometry import ATTENTION_OUT
 from probe.position.interventions import NORMAL
 from probe.position.scores import Draws
 from probe.position.subject import Subject, token_rows
-from probe.tracing import EMBED, block_site
+from probe.tracing import EMBED, block_site, sequence_losses
 
 MECHANISM_LENGTH = 8  # the fewest tokens in a sequence
 COLUMNS = ["mechanism", "verdict", "intervention", "site", "metric", "value", "low", "high", "n"]
@@ -37,10 +36,8 @@ class _Use:
     def _losses(self, logits: list[Tensor]) -> Float64[Tensor, "sequence"]:
         """The cross entropy of each sequence's scored tokens, summed, in nats."""
         sizes = [len(each) for each in logits]
-        found = []
-        for out, tokens in zip(logits, self.subject.test.split(sizes), strict=True):
-            found.append(cross_entropy(out[:, :-1].transpose(1, 2).double(), tokens[:, 1:], reduction="none"))
-        return (torch.cat(found) * self.subject.scored["test"][:, 1:]).sum(1)
+        batches = (each.split(sizes) for each in (self.subject.test, self.subject.scored["test"]))
+        return torch.cat([sequence_losses(*each) for each in zip(logits, *batches, strict=True)])
 
     def _by_frequency(self) -> Float64[Tensor, "sequence"]:
         """The same for the best of all predictions that never change: how often each token is scored there."""

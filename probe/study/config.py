@@ -108,6 +108,19 @@ PRESETS: dict[str, StudyConfig] = {
         training=TrainingConfig(),
         trace_length=30,
     ),
+    # Text and passkeys at 256 bytes, looked at up to eight times as far. An hour on two CPU cores.
+    "text": StudyConfig(
+        task="passkey",
+        task_options={"train_length": 256, "test_length": 512},
+        encodings=("none", "rotary"),
+        seeds={},
+        n_train=40_000,
+        n_validation=300,
+        n_test=300,
+        model={"n_layers": 4, "d_model": 128, "n_heads": 4},
+        training=TrainingConfig(steps=4000, batch_size=32, learning_rate=2e-3, checkpoint_every=250),
+        trace_length=128,
+    ),
 }
 
 

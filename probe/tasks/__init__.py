@@ -1,6 +1,6 @@
 """What models are asked to do. To add a task: write it in a file of its family and merge that file's TASKS here."""
 
-from probe.tasks import arithmetic, files, lego, pcfg, scan, sorting, strings
+from probe.tasks import arithmetic, files, lego, passkey, pcfg, scan, sorting, strings
 from probe.tasks.base import Example, Splits, Task, Vocabulary, make_task
 from probe.tasks.scratchpad import Check, Step, SteppedTask
 
@@ -12,6 +12,7 @@ TASKS: dict[str, type[Task]] = {
     **scan.TASKS,
     **pcfg.TASKS,
     **files.TASKS,
+    **passkey.TASKS,
 }
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Task",
     "Vocabulary",
     "make_task",
+    "passkey",
     "pcfg",
     "scan",
 ]

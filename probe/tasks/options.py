@@ -13,7 +13,8 @@ def check_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values, which a task's class allows, or the error that says what it would; lists, as JSON has them, become
     tuples.
 
-    Types: ``int`` (positive), ``bool``, ``str`` (not empty), ``Literal[…]`` and ``tuple[Literal[…], …]``.
+    Types: ``int`` (positive), ``float`` (any number), ``bool``, ``str`` (not empty), ``Literal[…]`` and
+    ``tuple[Literal[…], …]``.
     """
     task = cls.__name__.lower()
     kinds = typing.get_type_hints(cls)
@@ -31,6 +32,12 @@ def _positive(what: str, value: Any, _: Sequence) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ProbeError(f"{what} must be a positive integer, got {value!r}")
     return value
+
+
+def _number(what: str, value: Any, _: Sequence) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ProbeError(f"{what} must be a number, got {value!r}")
+    return float(value)
 
 
 def _flag(what: str, value: Any, _: Sequence) -> bool:
@@ -62,6 +69,7 @@ def _names(what: str, value: Any, arguments: Sequence) -> tuple[str, ...]:
 
 _CHECKS: dict[Any, Callable[[str, Any, Sequence], Any]] = {
     int: _positive,
+    float: _number,
     bool: _flag,
     str: _text,
     Literal: _name,

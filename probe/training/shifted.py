@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch.nn.functional import cross_entropy
 
 from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.build import Model
 from probe.training.data import EncodedExamples
+from probe.training.forced import forced_scores
 
 SHIFTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -73,22 +73,7 @@ def shifted_positions(
 
 
 def _measure(model: Model, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:
-    """By example: summed loss, right tokens, whether all are right, scored tokens."""
-    parts = []
-    for rows in torch.arange(len(examples)).split(batch_size):
-        batch = examples.batch(rows)
-        positions = model.own_positions(batch.inputs.shape[1]) + shift
-        logits = model(batch.inputs.to(model.device), positions=positions).float().cpu()
-        loss = cross_entropy(logits.transpose(1, 2).double(), batch.targets, reduction="none")
-        right = (logits.argmax(-1) == batch.targets) & batch.scored
-        parts.append(
-            torch.stack(
-                [
-                    loss.where(batch.scored, 0.0).sum(1),
-                    right.sum(1).double(),
-                    (right == batch.scored).all(1).double(),
-                    batch.scored.sum(1).double(),
-                ]
-            )
-        )
-    return dict(zip(("loss", "token_accuracy", "exact_match", "scored"), torch.cat(parts, dim=1), strict=True))
+    def logits_of(inputs: torch.Tensor) -> torch.Tensor:
+        return model(inputs.to(model.device), positions=model.own_positions(inputs.shape[1]) + shift)
+
+    return forced_scores(logits_of, examples, batch_size=batch_size)

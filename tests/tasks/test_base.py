@@ -17,7 +17,7 @@ def task(request):
 
 def test_splits_never_share_an_example(task):
     splits = task.splits(n_train=2000, n_validation=200, n_test=200, seed=3)
-    sources = [[e.source for e in part] for part in (splits.train, splits.validation, splits.test)]
+    sources = [[e.source or e.target for e in part] for part in (splits.train, splits.validation, splits.test)]
     # Of the 510 strings of at most eight bits, some four hundred are trained on.
     small = task == make_task("parity")
     assert [len(s) for s in sources] == ([405, 52, 200] if small else [2000, 200, 200])
@@ -110,7 +110,7 @@ def test_all_lengths_are_drawn():
         (
             "sort",
             {},
-            "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, pcfg, polynomial, reverse, scan,",
+            "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, passkey, pcfg, polynomial, reverse,",
         ),
         (
             "copy",

@@ -1,0 +1,87 @@
+"""Passkey retrieval over a grid of lengths and depths. Mohtashami & Jaggi 2023; Wang et al. 2024, section 4.3."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from probe.config import check_size
+from probe.errors import ProbeError
+from probe.models.build import Model
+from probe.tasks.base import EOS
+from probe.tasks.passkey import DEPTHS, Passkey
+from probe.training.decoding import greedy_in_groups
+
+
+def passkey(
+    model: Model,
+    task: Passkey,
+    lengths: Sequence[int],
+    depths: Sequence[float] = DEPTHS,
+    *,
+    n: int = 10,
+    split: str = "test",
+    confidence: float = 0.95,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """How often a model says the key of prompts of a length that hold it at a depth.
+
+    Prompts are a function of (seed, length, depth): every model gets the same.
+
+    Args:
+        task: what prompts are made of: filler, number of keys.
+        lengths: tokens in the whole sequence, the key and the special tokens included.
+        depths: the share of the filler in front of the key's sentence, in 0…1.
+        n: prompts of each length and depth.
+        split: whose files the filler is cut from.
+
+    Returns:
+        Columns length, depth (missing: all depths together), metric, value, low, high (Wilson), n. Metrics:
+        "exact_match", the whole key and nothing else is said; "digits", the share of digits that are right in their
+        place, whose interval counts keys, not digits.
+
+    Raises:
+        ProbeError: for a length without room for the question, a depth outside 0…1, or a model of another vocabulary.
+    """
+    check_size("n", n)
+    vocabulary = task.vocabulary
+    if model.config.d_vocab != len(vocabulary):
+        raise ProbeError(f"a model of {len(vocabulary)} tokens was wanted, got one of {model.config.d_vocab}")
+    rows = []
+    for length in lengths:
+        prompts = [
+            task.prompt(length, depth, np.random.default_rng([seed, length, round(1000 * depth), i]), split)
+            for depth in depths
+            for i in range(n)
+        ]
+        examples = [p.example(length) for p in prompts]
+        was_training = model.training
+        model.eval()
+        said = greedy_in_groups(
+            model,
+            [vocabulary.prompt(e) for e in examples],
+            stop=vocabulary.ids[EOS],
+            max_new=[len(e.target) + 1 for e in examples],
+            batch_size=batch_size,
+        )
+        model.train(was_training)
+        found = pd.DataFrame(
+            {
+                "depth": [depth for depth in depths for _ in range(n)],
+                "exact_match": [vocabulary.decode(s) == list(e.target) for s, e in zip(said, examples, strict=True)],
+                "digits": [_right_digits(vocabulary.decode(s), e.target) for s, e in zip(said, examples, strict=True)],
+            }
+        )
+        for depth, part in [(pd.NA, found), *found.groupby("depth", sort=False)]:
+            for metric in ("exact_match", "digits"):
+                share = float(part[metric].mean())
+                interval = binomtest(round(share * len(part)), len(part)).proportion_ci(confidence, method="wilson")
+                rows.append((length, depth, metric, share, interval.low, interval.high, len(part)))
+    rows = pd.DataFrame(rows, columns=["length", "depth", "metric", "value", "low", "high", "n"])
+    return rows.assign(n_keys=task.n_keys).astype({"depth": "Float64"})
+
+
+def _right_digits(said: Sequence[str], key: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(said, key, strict=False)) / len(key)

@@ -1,0 +1,162 @@
+"""Perplexity by the length of the context, and by the position in it."""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor, nn
+
+from probe.bootstrap import Bootstrap
+from probe.config import check_size
+from probe.errors import ProbeError
+from probe.extrapolation.fitting import logits_of
+from probe.tracing import token_losses
+
+# Tokens in one forward pass, at most, where that is more than one window.
+TOKENS_AT_ONCE = 2**13
+
+
+def perplexity(
+    model: nn.Module,
+    texts: Int[Tensor, "text token"],
+    contexts: Sequence[int],
+    *,
+    prefix: Sequence[int] = (),
+    stride: int | None = None,
+    score_from: int = 0,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """exp of the mean loss of the same tokens, each given the tokens before it that fit into a context.
+
+    A window of ``context`` tokens (``prefix`` and the text's) moves over each text by ``stride``; of the first all
+    tokens count, of the others those that no window before held, so each but the first window's is given at least
+    context - stride tokens. Where a text fits into one window this is its perplexity in one forward pass. Memory is
+    that of one window.
+
+    Args:
+        model: any that maps ids "batch pos" to logits, ours, a bridge or Hugging Face's.
+        contexts: tokens in a window.
+        prefix: ids in front of every window (``<bos>``), as the model was trained with.
+        stride: half of what of the text a window holds, where None.
+        score_from: only tokens from this index of a text on count. The longest context less the prefix, say, gives
+            every context the same tokens and each of them a full context.
+
+    Returns:
+        Columns context, metric ("perplexity"; "loss" in nats, and "bits", a token), value, low, high (percentile
+        intervals over texts), n (texts) and tokens (that count).
+
+    Raises:
+        ProbeError: for a context that has no room behind the prefix, or texts with no token to score.
+    """
+    _check_texts(texts)
+    first = max(score_from, 0 if len(prefix) else 1)  # nothing predicts the first token of all
+    if first >= texts.shape[1]:
+        raise ProbeError(f"texts of more than {first} tokens were wanted, got {texts.shape[1]}")
+    bootstrap = Bootstrap.draw(len(texts), n_bootstrap, confidence, seed)
+    rows = []
+    for context in contexts:
+        check_size("contexts", context, least=len(prefix) + 2)
+        losses = sliding_losses(model, texts, context, prefix=prefix, stride=stride, score_from=first)
+        loss = bootstrap.value_and_draws @ losses[:, first:].mean(1)
+        for metric, draws in (
+            ("perplexity", loss.exp()),
+            ("loss", loss),
+            ("bits", loss / torch.log(torch.tensor(2.0))),
+        ):
+            low, high = bootstrap.interval(draws[1:])
+            value = float(draws[0])
+            rows.append((context, metric, value, float(low), float(high), len(texts), texts.shape[1] - first))
+    return pd.DataFrame(rows, columns=["context", "metric", "value", "low", "high", "n", "tokens"])
+
+
+def sliding_losses(
+    model: nn.Module,
+    texts: Int[Tensor, "text token"],
+    context: int,
+    *,
+    prefix: Sequence[int] = (),
+    stride: int | None = None,
+    score_from: int = 0,
+) -> Float64[Tensor, "text token"]:
+    """The loss of every token as ``perplexity`` counts it, in nats; NaN where a token is not predicted."""
+    room = context - len(prefix)
+    stride = max(1, room // 2) if stride is None else stride
+    check_size("stride", stride)
+    if stride > room:
+        raise ProbeError(f"stride must be at most {room}, what a window holds of a text, got {stride}")
+    device, was_training = next(model.parameters()).device, model.training
+    found = torch.full(texts.shape, torch.nan, dtype=torch.float64)
+    front = torch.tensor(prefix, dtype=texts.dtype).expand(len(texts), -1)
+    at_once = max(1, TOKENS_AT_ONCE // context)
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start, end, new in _windows(texts.shape[1], room, stride):
+                if end <= score_from:
+                    continue
+                windows = torch.cat((front, texts[:, start:end]), dim=1)
+                losses = torch.cat(
+                    [token_losses(logits_of(model, w.to(device)), w).cpu() for w in windows.split(at_once)]
+                )
+                # losses[:, j] is that of windows[:, j + 1]
+                new = max(new, start + 1) if not prefix else new
+                found[:, new:end] = losses[:, new - start + len(prefix) - 1 :]
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _windows(n: int, room: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Start and end of each window, and where in the text begins what no window before held."""
+    seen, end = 0, min(room, n)
+    while seen < n:
+        yield max(0, end - room), end, seen
+        seen, end = end, min(end + stride, n)
+
+
+def loss_by_position(
+    model: nn.Module,
+    texts: Int[Tensor, "text token"],
+    *,
+    prefix: Sequence[int] = (),
+    n_bins: int = 64,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The loss of a token by its position in one window that holds the whole text, where a model's length ends.
+
+    Returns:
+        Columns position (0-based, the mean of a bin of neighbours), metric "loss" (nats a token), value, low, high
+        (percentile intervals over texts), n (texts) and tokens (in the bin).
+
+    Raises:
+        ProbeError: for texts of fewer than two tokens.
+    """
+    _check_texts(texts)
+    check_size("n_bins", n_bins)
+    if texts.shape[1] < 2:
+        raise ProbeError(f"texts of at least 2 tokens were wanted, got {texts.shape[1]}")
+    context = texts.shape[1] + len(prefix)
+    losses = sliding_losses(model, texts, context, prefix=prefix)
+    position = torch.arange(len(prefix), context)
+    if not prefix:
+        losses, position = losses[:, 1:], position[1:]
+    bootstrap = Bootstrap.draw(len(texts), n_bootstrap, confidence, seed)
+    rows = []
+    for part, at in zip(losses.tensor_split(n_bins, dim=1), position.tensor_split(n_bins), strict=True):
+        if len(at):
+            draws = bootstrap.value_and_draws @ part.mean(1)
+            low, high = bootstrap.interval(draws[1:])
+            rows.append(
+                (float(at.double().mean()), "loss", float(draws[0]), float(low), float(high), len(texts), len(at))
+            )
+    return pd.DataFrame(rows, columns=["position", "metric", "value", "low", "high", "n", "tokens"])
+
+
+def _check_texts(texts: Tensor) -> None:
+    if texts.ndim != 2 or not texts.numel() or texts.is_floating_point():
+        raise ProbeError(f"texts must be ids of shape (text, token), got {texts.dtype} {tuple(texts.shape)}")

@@ -1,0 +1,140 @@
+"""Text without a download: the bytes of a folder's files, split by file."""
+
+import functools
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from probe.errors import ProbeError
+
+PYTHON = "python"  # in place of a folder: the sources of Python's standard library
+SPLITS = ("train", "validation", "test")
+
+# What of the standard library is left out: other people's packages, tests (not there on every machine) and bytecode.
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+# Every token of a byte-level vocabulary: printable ASCII as itself, the others as sentencepiece spells them.
+BYTE_TOKENS = tuple(chr(b) if 32 <= b < 127 else f"<0x{b:02X}>" for b in range(256))
+
+
+def byte_tokens(text: bytes) -> tuple[str, ...]:
+    """Bytes as tokens of ``BYTE_TOKENS``."""
+    return tuple(BYTE_TOKENS[b] for b in text)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The texts of some files, as bytes, by split: no file is in two of them."""
+
+    name: str
+    files: dict[str, tuple[str, ...]]
+    texts: dict[str, tuple[bytes, ...]]
+
+    def n_bytes(self, split: str) -> int:
+        return sum(map(len, self.texts[split]))
+
+    def windows(self, split: str, length: int, n: int, rng: np.random.Generator) -> list[bytes]:
+        """Up to n windows of so many bytes, none overlapping another, in an order drawn by ``rng``.
+
+        Raises:
+            ProbeError: where no file of the split is that long.
+        """
+        starts = [(i, s) for i, text in enumerate(self.texts[split]) for s in range(0, len(text) - length + 1, length)]
+        if not starts:
+            raise self._too_short(split, length)
+        chosen = rng.permutation(len(starts))[:n]
+        return [self.texts[split][i][s : s + length] for i, s in (starts[c] for c in chosen.tolist())]
+
+    def draw(self, split: str, length: int, rng: np.random.Generator) -> bytes:
+        """A window of so many bytes, every place in the split's files equally likely."""
+        if length == 0:
+            return b""
+        rooms = self._rooms(split, length)
+        at = int(rng.integers(rooms[-1]))
+        i = int(np.searchsorted(rooms, at, side="right"))
+        start = at - (int(rooms[i - 1]) if i else 0)
+        return self.texts[split][i][start : start + length]
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  (corpora live as long as the process)
+    def _rooms(self, split: str, length: int) -> np.ndarray:
+        """How many windows of that length begin in the first file, in the first two, and so on."""
+        rooms = np.cumsum([max(0, len(text) - length + 1) for text in self.texts[split]])
+        if not rooms[-1]:
+            raise self._too_short(split, length)
+        return rooms
+
+    def _too_short(self, split: str, length: int) -> ProbeError:
+        longest = max(map(len, self.texts[split]))
+        return ProbeError(f"{self.name}: a {split} file of {length} bytes was wanted, the longest has {longest}")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@functools.lru_cache(maxsize=8)
+def read_corpus(name: str = PYTHON) -> Corpus:
+    """The corpus of a folder (all files under it, in UTF-8), or of Python's own standard library ("python").
+
+    The files, in the order of a hash of their paths, are cut into eight tenths of the bytes for training, one for
+    validation and one for testing, each of at least one file. What "python" is differs a little from one version of
+    Python to another: 660 files and 11.8 million bytes in 3.11.
+
+    Raises:
+        ProbeError: for a folder that is not there, holds fewer than three files that are not empty, or one that is no
+            UTF-8 text; it names the file.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"]) if name == PYTHON else Path(name)
+    if not folder.is_dir():
+        raise ProbeError(f"{name}: a folder of texts was wanted, or {PYTHON!r}; there is no such folder")
+    paths = sorted(p for p in folder.rglob("*.py" if name == PYTHON else "*") if _is_text_file(p, folder, name))
+    texts = {}
+    for path in paths:
+        try:
+            text = path.read_bytes()
+            text.decode("utf-8")
+        except OSError as error:
+            raise ProbeError(f"{path}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            if name == PYTHON:  # a handful of sources are in other encodings, as they say in their first line
+                continue
+            raise ProbeError(f"{path}: text in UTF-8 was wanted, got byte {error.start} that is none") from None
+        if text:
+            texts[path.relative_to(folder).as_posix()] = text
+    if len(texts) < len(SPLITS):
+        raise ProbeError(f"{name}: at least {len(SPLITS)} files that are not empty were wanted, got {len(texts)}")
+    by_split = _split(texts)
+    return Corpus(
+        name,
+        {split: tuple(files) for split, files in by_split.items()},
+        {split: tuple(texts[file] for file in files) for split, files in by_split.items()},
+    )
+
+
+def _is_text_file(path: Path, folder: Path, name: str) -> bool:
+    parts = path.relative_to(folder).parts
+    if any(part.startswith(".") for part in parts) or path.is_symlink() or not path.is_file():
+        return False
+    return name != PYTHON or not _NOT_LIBRARY.intersection(parts)
+
+
+def _split(texts: dict[str, bytes]) -> dict[str, list[str]]:
+    files = sorted(texts, key=lambda file: hashlib.blake2b(file.encode(), digest_size=8).digest())
+    total, read = sum(map(len, texts.values())), 0
+    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for i, file in enumerate(files):
+        left = len(files) - i
+        if left <= 2 and not by_split[SPLITS[-left]]:
+            split = SPLITS[-left]
+        else:
+            split = SPLITS[0] if read < 0.8 * total or i == 0 else SPLITS[1] if read < 0.9 * total else SPLITS[2]
+        by_split[split].append(file)
+        read += len(texts[file])
+    if not by_split["validation"]:  # one file at the end of the training part was larger than the next tenth
+        by_split["validation"].append(by_split["test"].pop(0))
+    return by_split

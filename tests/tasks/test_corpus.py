@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from probe.errors import ProbeError
+from probe.tasks.corpus import BYTE_TOKENS, Corpus, byte_tokens, read_corpus
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / f"part{i % 3}" / f"{i}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(rng.choice([*"abc é\n"], size=200 + 10 * i)), encoding="utf-8")
+    (tmp_path / ".hidden").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty.txt").write_text("")
+    return tmp_path
+
+
+def test_the_standard_library_is_millions_of_bytes_on_every_machine():
+    corpus = read_corpus("python")
+    sizes = {split: corpus.n_bytes(split) for split in corpus.files}
+    assert sum(sizes.values()) > 5_000_000
+    assert sizes["train"] > 0.7 * sum(sizes.values()) > 0
+    assert sizes["validation"] > 200_000 and sizes["test"] > 200_000
+    assert "abc.py" in {file for files in corpus.files.values() for file in files}
+    assert not any(
+        {"site-packages", "test"}.intersection(file.split("/")) for files in corpus.files.values() for file in files
+    )
+
+
+def test_a_folder_is_split_by_file(folder):
+    corpus = read_corpus(str(folder))
+    files = [set(corpus.files[split]) for split in ("train", "validation", "test")]
+    assert sum(map(len, files)) == 40 == len(set.union(*files))
+    for split, names in corpus.files.items():
+        assert [(folder / name).read_bytes() for name in names] == list(corpus.texts[split])
+    total = sum(corpus.n_bytes(split) for split in corpus.files)
+    assert 0.7 < corpus.n_bytes("train") / total < 0.9
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (1, 1, 1000), (1000, 1, 1), (1, 1000, 1), (1, 1, 1, 1000), (9,) * 7])
+def test_every_split_has_a_file(tmp_path, sizes):
+    for i, size in enumerate(sizes):
+        (tmp_path / f"{i}.txt").write_bytes(b"a" * size)
+    corpus = read_corpus(str(tmp_path))
+    assert all(corpus.files.values())
+    assert sum(map(len, corpus.files.values())) == len(sizes)
+
+
+def test_windows_do_not_overlap_and_draws_come_from_everywhere(tmp_path):
+    texts = {"train": (bytes(range(100)), bytes(range(100, 130))), "validation": (b"",), "test": (b"xyz",)}
+    corpus = Corpus("made", {}, texts)
+    windows = corpus.windows("train", 10, 99, np.random.default_rng(0))
+    assert sorted(windows) == [bytes(range(i, i + 10)) for i in range(0, 130, 10)]
+    assert len(corpus.windows("train", 10, 4, np.random.default_rng(0))) == 4
+    rng = np.random.default_rng(0)
+    starts = [corpus.draw("train", 20, rng)[0] for _ in range(4000)]
+    counts = np.bincount(starts, minlength=111)
+    allowed = np.r_[np.arange(81), np.arange(100, 111)]
+    assert set(starts) == set(allowed.tolist())
+    expected = 4000 / len(allowed)
+    assert np.sum((counts[allowed] - expected) ** 2 / expected) < 140  # chi², 91 degrees of freedom: 1e-3 above 140
+    assert corpus.draw("train", 0, rng) == b""
+    for broken in (lambda: corpus.draw("test", 4, rng), lambda: corpus.windows("test", 4, 1, rng)):
+        with pytest.raises(ProbeError, match="made: a test file of 4 bytes was wanted, the longest has 3"):
+            broken()
+
+
+def test_bytes_have_distinct_tokens():
+    assert len(set(BYTE_TOKENS)) == 256
+    assert byte_tokens("a é\n".encode()) == ("a", " ", "<0xC3>", "<0xA9>", "<0x0A>")
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    with pytest.raises(ProbeError, match="there is no such folder"):
+        read_corpus(str(tmp_path / "nowhere"))
+    with pytest.raises(ProbeError, match="at least 3 files that are not empty were wanted, got 0"):
+        read_corpus(str(tmp_path))
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_bytes(b"ab\xff")
+    read_corpus.cache_clear()
+    with pytest.raises(ProbeError, match=r"b\.txt: text in UTF-8 was wanted, got byte 2 that is none"):
+        read_corpus(str(tmp_path))
