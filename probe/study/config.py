@@ -118,7 +118,7 @@ PRESETS: dict[str, StudyConfig] = {
         n_validation=300,
         n_test=300,
         model={"n_layers": 4, "d_model": 128, "n_heads": 4},
-        training=TrainingConfig(steps=4000, batch_size=32, learning_rate=2e-3, checkpoint_every=250),
+        training=TrainingConfig(steps=6000, batch_size=32, learning_rate=2e-3, checkpoint_every=250),
         trace_length=128,
     ),
 }
