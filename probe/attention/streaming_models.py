@@ -49,7 +49,7 @@ def attention_inputs(
     Raises:
         ProbeError: for a layer that does not exist, a model that is neither a ``Decoder`` nor a ``TransformerBridge``,
             or one whose pattern does not follow from its queries and keys (a bias, a window or a cap that the bridge
-            does not show, as BLOOM's).
+            does not show, as BLOOM's) or is no softmax (entmax).
     """
     run = _from_decoder if isinstance(model, Decoder) else _from_bridge
     if run is _from_bridge and not hasattr(model, "run_with_hooks"):
@@ -58,6 +58,10 @@ def attention_inputs(
     layers = range(n_layers) if layers is None else sorted({*layers})
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ProbeError(f"layers must be some of 0…{n_layers - 1}, got {list(layers)}")
+    decoder = model if isinstance(model, Decoder) else getattr(model, "original_model", None)
+    if isinstance(decoder, Decoder) and not decoder.config.is_softmax:
+        name = decoder.config.attention_function
+        raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
     was_training = model.training
     model.eval()
     try:

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from probe.config import check_flag, check_number, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
+from probe.models.attention_functions import ATTENTION_FUNCTIONS, AttentionFunction, make_attention_function
 from probe.models.encodings import PositionEncoding, make_encoding
 
 # What a hook can see. hook_embed is the token embedding alone, before any position is added. Shapes: residual stream
 # "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); rot_q
-# and rot_k are q and k as they enter the scores, after the rotation if the layer has one; scores and pattern
-# "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter the softmax: scaled, with the encoding's
-# bias, -inf where the key is in the future.
+# and rot_k are q and k as they enter the scores, after the rotation if the layer has one and after the attention
+# function's scale of q; scores and pattern "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter
+# the softmax (or what stands in its place): scaled, with the encoding's bias, -inf where the key is in the future.
 SITES = ("hook_embed",)
 BLOCK_SITES = (
     "hook_resid_pre",
@@ -76,6 +77,8 @@ class DecoderConfig:
     tie_embeddings: bool = False
     logit_scale: float = 1.0
     dropout: float = 0.0
+    attention_function: str = "softmax"
+    attention_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen
@@ -104,10 +107,12 @@ class DecoderConfig:
         check_number("dropout", self.dropout, 0, 1, closed=True)
         for name in ("bias", "tie_embeddings"):
             check_flag(name, getattr(self, name))
-        if not isinstance(self.encoding_options, dict):
-            raise ProbeError(f"encoding_options must be a mapping, got {self.encoding_options!r}")
+        for name in ("encoding_options", "attention_options"):
+            if not isinstance(getattr(self, name), dict):
+                raise ProbeError(f"{name} must be a mapping, got {getattr(self, name)!r}")
         with torch.device("meta"):
             encoding = self.make_encoding()
+            self.make_attention_function()
         if self.position_layers is not None:
             layers = tuple(self.position_layers)
             if not all(isinstance(layer, int) and 0 <= layer < self.n_layers for layer in layers):
@@ -132,6 +137,21 @@ class DecoderConfig:
             n_layers=self.n_layers,
         )
 
+    def make_attention_function(self) -> AttentionFunction:
+        """A new, undrawn attention function of a layer of such a decoder."""
+        return make_attention_function(
+            self.attention_function,
+            self.attention_options,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            n_ctx=self.n_ctx,
+        )
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether a pattern is the softmax of its scores."""
+        return ATTENTION_FUNCTIONS[self.attention_function].is_softmax
+
     def sees_position(self, layer: int) -> bool:
         """Whether the encoding acts in that layer's attention."""
         return self.position_layers is None or layer in self.position_layers
@@ -142,7 +162,10 @@ class DecoderConfig:
         return [*SITES, *blocks]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = dataclasses.asdict(self)
+        if self.attention_function == "softmax":  # not written: what was begun before there was a choice can go on
+            del values["attention_function"], values["attention_options"]
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DecoderConfig":

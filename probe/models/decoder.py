@@ -70,6 +70,8 @@ class Decoder(nn.Module):
         embedding_std = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
         nn.init.normal_(self.token_embedding.weight, std=embedding_std, generator=generator)
         self.encoding.reset_parameters(generator)
+        for block in self.layers:
+            block.attention.function.reset_parameters(generator)
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +108,8 @@ class Decoder(nn.Module):
             hooks: functions by site name. Each is called with the value at its site; what it returns, if anything,
                 replaces the value.
             attention: "fused" (one kernel, no pattern is ever held), "explicit" (scores, softmax, product), or
-                "auto": explicit where a hook wants scores or patterns, or at short lengths on a CPU.
+                "auto": explicit where a hook wants scores or patterns, at short lengths on a CPU, or where the
+                attention function is no softmax, which alone has the kernel.
 
         Raises:
             ProbeError: for an empty batch, ids outside the vocabulary, a site that does not exist, or a position
@@ -125,8 +128,12 @@ class Decoder(nn.Module):
         sees_scores = hooks is not None and any(s.endswith(("hook_attn_scores", "hook_pattern")) for s in hooks)
         if attention == "auto":
             short_on_cpu = tokens.device.type == "cpu" and n_key <= EXPLICIT_LENGTH_ON_CPU
-            attention = "explicit" if sees_scores or short_on_cpu else "fused"
+            explicit = sees_scores or short_on_cpu or not self.config.is_softmax
+            attention = "explicit" if explicit else "fused"
         fused = attention == "fused"
+        if fused and not self.config.is_softmax:
+            name = self.config.attention_function
+            raise ProbeError(f"fused attention wants a softmax, got attention function {name!r}")
         if fused and sees_scores:
             raise ProbeError("fused attention holds no scores and no pattern: hook them with attention='explicit'")
 

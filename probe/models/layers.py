@@ -81,6 +81,8 @@ class BlockwiseMask:
 class Attention(nn.Module):
     """Causal self-attention, softmax(score_scale · q kᵀ + bias) v, with grouped key-value heads.
 
+    What stands in the place of the softmax, and what queries are multiplied with, is the config's attention function.
+
     The names and the signature are those of Hugging Face's Llama attention: TransformerLens rebuilds attention from
     ``head_dim``, ``num_key_value_groups``, ``scaling`` and the four projections.
     """
@@ -93,6 +95,7 @@ class Attention(nn.Module):
         self.num_key_value_groups = config.n_heads // config.n_kv_heads
         self.scaling = config.score_scale
         self.attention_dropout = config.dropout
+        self.function = config.make_attention_function()
         self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=config.bias)
         self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=config.bias)
         self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=config.bias)
@@ -112,7 +115,8 @@ class Attention(nn.Module):
         """The attention output and, unless ``fused``, the pattern.
 
         ``attention_mask`` is added to the scores (-inf hides a key); None means the plain causal mask, and blockwise
-        ones are for the fused path. Turned queries are multiplied and turned keys divided by ``decay``.
+        ones are for the fused path, which only softmax has. Turned queries are multiplied and turned keys divided by
+        ``decay``.
         """
 
         def heads(site: str, projection: nn.Linear, n: int) -> Tensor:
@@ -126,6 +130,9 @@ class Attention(nn.Module):
             q, k = rotate(q, position_embeddings), rotate(k, position_embeddings)
         if decay is not None:
             q, k = q * decay, k / decay
+        scale = self.function.query_scale(hidden_states, 0 if cache is None else cache.length)
+        if scale is not None:
+            q = q * scale.transpose(1, 2)[..., None]
         # As at every other site, heads stand after positions there: transposing is free.
         q = hooks("hook_rot_q", q.transpose(1, 2)).transpose(1, 2)
         k = hooks("hook_rot_k", k.transpose(1, 2)).transpose(1, 2)
@@ -169,7 +176,7 @@ class Attention(nn.Module):
         elif q.shape[2] > 1:
             scores = scores.masked_fill(future_keys(q.shape[2], k.shape[2], q.device), -math.inf)
         scores = hooks("hook_attn_scores", scores)
-        pattern = hooks("hook_pattern", scores.softmax(dim=-1))
+        pattern = hooks("hook_pattern", self.function.normalise(scores))
         dropped = F.dropout(pattern, self.attention_dropout, self.training)
         return dropped @ v, pattern
 

@@ -25,8 +25,8 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     """A ``TransformerBridge`` of a decoder: the same logits, hooks at every site, edits that reach the logits.
 
     The bridge reads the decoder's own parameters (training one trains the other); after moving or casting the decoder,
-    make a new one. Tokens are integers: there is no tokenizer. The pattern that it holds comes from a softmax in
-    float32, whatever the decoder's dtype.
+    make a new one. Tokens are integers: there is no tokenizer. The pattern that it holds comes from a softmax (or the
+    decoder's attention function) in float32, whatever the decoder's dtype.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
@@ -70,12 +70,13 @@ def _adapter_class() -> type:
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     class TurnedHookPoint(HookPoint):
-        """Hooks see the queries or keys times ``factor``; what they hand on is kept in ``value``."""
+        """Hooks see what enters times ``factor()``; what they hand on is kept in ``value``."""
 
         factor = value = None
 
         def forward(self, x):
-            return x if self.factor is None else x * self.factor
+            factor = self.factor() if self.factor is not None else None
+            return x if factor is None else x * factor
 
         def __call__(self, x):
             self.value = super().__call__(x)
@@ -88,19 +89,29 @@ def _adapter_class() -> type:
             super().__init__(*args, **kwargs)
             # TransformerLens makes these two for rotary models only; its forward pass calls them wherever they are.
             self.hook_rot_q, self.hook_rot_k = TurnedHookPoint(), TurnedHookPoint()
+            # What hooks make of the hidden states decides the scale of the queries.
+            self.hook_in = TurnedHookPoint()
             self.content_bias = None
 
         def forward(self, *args, decay=None, content_bias=None, **kwargs):
             # Its forward pass knows rotations and masks only, so the rest is done where it calls what is ours.
             self.content_bias = content_bias
+            self.hook_rot_q.factor = lambda: self._query_factor(decay)
             if decay is not None:
-                self.hook_rot_q.factor, self.hook_rot_k.factor = decay, 1 / decay
+                self.hook_rot_k.factor = lambda: 1 / decay
             try:
                 return super().forward(*args, **kwargs)
             finally:
                 self.content_bias = None
-                for point in (self.hook_rot_q, self.hook_rot_k):
+                for point in (self.hook_in, self.hook_rot_q, self.hook_rot_k):
                     point.factor = point.value = None
+
+        def _query_factor(self, decay):
+            scale = self.original_component.function.query_scale(self.hook_in.value, 0)
+            if scale is None:
+                return decay
+            scale = scale.transpose(1, 2)[..., None]
+            return scale if decay is None else decay * scale
 
         def _apply_reconstruct_attention_mask(self, attn_scores, **rest):
             if self.content_bias is not None:
@@ -108,6 +119,12 @@ def _adapter_class() -> type:
                 k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
                 attn_scores = attn_scores + self.content_bias(q, k)
             return super()._apply_reconstruct_attention_mask(attn_scores=attn_scores, **rest)
+
+        def _masked_softmax(self, attn_scores, dtype=None):
+            function = self.original_component.function
+            if function.is_softmax:
+                return super()._masked_softmax(attn_scores, dtype)
+            return function.normalise(attn_scores.to(dtype or attn_scores.dtype))
 
     class DecoderAdapter(ArchitectureAdapter):
         supports_kv_cache = False

@@ -85,6 +85,8 @@ def test_bad_options_are_one_clear_line(make_decoder):
     for base in ("none", "cope", "randomized", "rope"):
         refused(f"unknown base of randomized positions '{base}'; known: alibi, alibi_learned, fire", base=base)
     refused(
-        "encoding 'rotary' has no option 'slopes'; it has: base, fraction", base="rotary", base_options={"slopes": 1}
+        "positions 'rotary' has no option 'slopes'; it has: base, fraction",
+        base="rotary",
+        base_options={"slopes": 1},
     )
     refused("even d_head · fraction, got 8 · 0.3", base="rotary", base_options={"fraction": 0.3})

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoXConfig
+from transformers import GPTNeoXConfig, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding, apply_rotary_pos_emb
 
 from probe.errors import ProbeError
 from probe.models.encodings import make_encoding, rotate
+from probe.models.lens import to_bridge
 
 DIMS = {"d_model": 32, "n_heads": 4, "d_head": 8, "n_ctx": 64, "n_layers": 2}
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -77,3 +79,99 @@ def test_bad_options_are_one_clear_line(make_decoder):
         make_decoder(encoding="xpos", encoding_options={"scale_base": -1})
     with pytest.raises(ProbeError, match="'xpos' has no option 'fraction'; it has: base, scale_base"):
         make_decoder(encoding="xpos", encoding_options={"fraction": 0.5})
+
+
+EXTENSIONS = ["linear", "ntk", "yarn", "llama3"]
+
+
+def hugging_face(scaling, factor, base, fraction, length):
+    """Hugging Face's inverse frequencies and attention factor, for heads of 64 dimensions."""
+    # Their "dynamic" rule stretches the base as NTK-aware interpolation does, by the length of the sequence.
+    name = {"ntk": "dynamic"}.get(scaling, scaling)
+    parameters = {
+        "rope_type": name,
+        "rope_theta": base,
+        "partial_rotary_factor": fraction,
+        "factor": 1.0 if name == "dynamic" else factor,
+        "original_max_position_embeddings": length,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
+    of_kind = {"linear": (), "dynamic": (), "yarn": ("original",), "llama3": ("original", "low", "high")}[name]
+    always = ("rope_type", "rope_theta", "partial", "factor")
+    parameters = {k: v for k, v in parameters.items() if k.startswith((*always, *of_kind))}
+    config = LlamaConfig(
+        hidden_size=256, num_attention_heads=4, max_position_embeddings=length, rope_parameters=parameters
+    )
+    return ROPE_INIT_FUNCTIONS[name](config, "cpu", seq_len=int(factor * length))
+
+
+@pytest.mark.parametrize("scaling", EXTENSIONS)
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+@pytest.mark.parametrize(("base", "length", "factor"), [(10000.0, 64, 4.0), (10000.0, 2048, 2.0), (5e5, 8192, 8.0)])
+def test_context_extensions_are_those_of_hugging_face(scaling, fraction, base, length, factor):
+    frequencies, attention_factor = hugging_face(scaling, factor, base, fraction, length)
+    options = {"base": base, "fraction": fraction, "scaling": scaling, "factor": factor}
+    dims = DIMS | {"d_head": 64, "n_ctx": length}
+    encoding = make_encoding("rotary", options, **dims)
+    assert encoding.frequencies.dtype == torch.float64
+    torch.testing.assert_close(encoding.frequencies.float(), frequencies, rtol=2e-6, atol=0)
+    assert encoding.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+    named = make_encoding("rotary", options | {"trained_length": length}, **(dims | {"n_ctx": 17}))
+    assert torch.equal(named.frequencies, encoding.frequencies)
+    # It changes something, and the fastest plane less than the slowest.
+    plain = make_encoding("rotary", {"base": base, "fraction": fraction}, **dims).frequencies
+    slowed = plain / encoding.frequencies
+    assert slowed[-1] == pytest.approx(factor) and slowed[0] == pytest.approx(factor if scaling == "linear" else 1)
+
+
+def test_yarn_lengthens_what_is_turned_and_nothing_else():
+    options = {"fraction": 0.5, "scaling": "yarn", "factor": 4}
+    rotation = make_encoding("rotary", options, **DIMS).rotation(torch.arange(6), LIKE)
+    x = torch.randn(1, 4, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    turned = rotate(x, rotation)
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    ratio = turned[..., :4].norm(dim=-1) / x[..., :4].norm(dim=-1)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 1.1386294361119891))  # 0.1 ln 4 + 1
+
+
+@pytest.mark.parametrize("scaling", EXTENSIONS)
+@pytest.mark.parametrize("d_head", [2, 8, 64])
+def test_a_factor_of_1_is_the_plain_rotation(scaling, d_head):
+    dims = DIMS | {"d_head": d_head}
+    plain = make_encoding("rotary", {}, **dims).rotation(torch.arange(100), LIKE)
+    extended = make_encoding("rotary", {"scaling": scaling, "factor": 1}, **dims).rotation(torch.arange(100), LIKE)
+    assert all(torch.equal(a, b) for a, b in zip(plain, extended, strict=True))
+
+
+@pytest.mark.parametrize("scaling", EXTENSIONS)
+@pytest.mark.parametrize("encoding", ["rotary", "randomized"])
+def test_extended_decoders_are_causal_and_see_distances_alone(scaling, encoding, make_decoder, random_tokens):
+    options = {"scaling": scaling, "factor": 4.0}
+    if encoding == "randomized":
+        options = {"base": "rotary", "base_options": options, "max_position": 99}
+    decoder = make_decoder(encoding=encoding, encoding_options=options).double()
+    tokens = random_tokens()
+    logits, changed = decoder(tokens), tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 19
+    torch.testing.assert_close(decoder(changed)[:, :9], logits[:, :9], atol=1e-12, rtol=0)
+    positions = decoder.own_positions(16)
+    torch.testing.assert_close(decoder(tokens, positions=positions + 50), logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(decoder(tokens, attention="fused"), logits, atol=1e-10, rtol=0)
+    assert (make_decoder(encoding="rotary").double()(tokens) - logits).abs().max() > 1e-3
+    bridge = to_bridge(decoder.float())
+    torch.testing.assert_close(bridge(tokens), decoder(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_bad_scalings_are_one_clear_line(make_decoder):
+    def bad(message, **options):
+        with pytest.raises(ProbeError, match=message):
+            make_decoder(encoding="rotary", encoding_options=options)
+
+    bad("unknown scaling of rotary positions 'pi'; known: linear, llama3, none, ntk, yarn", scaling="pi")
+    bad("factor must be a number at least 1, got 0.5", scaling="yarn", factor=0.5)
+    bad("a factor wants a scaling other than 'none', got factor 2 without one", factor=2.0)
+    bad("trained_length must be an integer of at least 1, got 0", scaling="yarn", trained_length=0)
+    bad("yarn wants a base above 1, got 0.5", scaling="yarn", factor=2, base=0.5)
+    with pytest.raises(ProbeError, match="'xpos' has no option 'scaling'; it has: base, scale_base"):
+        make_decoder(encoding="xpos", encoding_options={"scaling": "yarn"})

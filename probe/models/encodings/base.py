@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,8 @@ from probe.errors import ProbeError, unknown_name
 
 # Of as many dimensions as are turned: all of d_head, or the first of them.
 Rotation = tuple[Float[Tensor, "1 pos d_turned"], Float[Tensor, "1 pos d_turned"]]
+
+M = TypeVar("M", bound=nn.Module)
 
 DIMENSIONS = ("d_model", "n_heads", "d_head", "n_ctx", "n_layers")
 
@@ -76,20 +78,20 @@ class PositionEncoding(nn.Module):
         raise NotImplementedError
 
 
-def build(
-    kinds: Mapping[str, type[PositionEncoding]], what: str, name: str, options: dict[str, Any], **dimensions: int
-) -> PositionEncoding:
-    """The encoding of that name among ``kinds``; an unknown name or option is refused."""
+def options_of(kind: type[nn.Module]) -> list[str]:
+    """The options of an encoding or an attention function: its keyword arguments that are no dimensions."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in DIMENSIONS]
+
+
+def build(kinds: Mapping[str, type[M]], what: str, name: str, options: dict[str, Any], **dimensions: int) -> M:
+    """The module of that name among ``kinds``, each a ``what``; an unknown name or option is refused."""
     if not isinstance(name, str) or name not in kinds:
         raise unknown_name(what, name, kinds)
-    known = [
-        p.name
-        for p in inspect.signature(kinds[name].__init__).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name not in DIMENSIONS
-    ]
+    known = options_of(kinds[name])
     for option in options:
         if option not in known:
-            raise ProbeError(f"encoding {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+            raise ProbeError(f"{what} {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
     return kinds[name](**dimensions, **options)
 
 

@@ -1,13 +1,14 @@
 """Encodings that turn queries and keys."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from probe.config import check_number
-from probe.errors import ProbeError
+from probe.config import check_number, check_size
+from probe.errors import ProbeError, unknown_name
 from probe.models.encodings.base import PositionEncoding, Rotation
 
 
@@ -26,13 +27,25 @@ def rotate(x: Float[Tensor, "batch head pos d_head"], rotation: Rotation) -> Flo
 
 
 class Rotary(PositionEncoding):
-    """Queries and keys turned by the angle p · base^(-2j/d) in their j-th plane, d = fraction · d_head.
+    """Queries and keys turned by the angle p · θ_j, θ_j = base^(-2j/d), in their j-th plane, d = fraction · d_head.
 
     Su et al. 2021, section 3.2.2, with fraction = 1. A smaller fraction turns the first d dimensions and leaves the
     others as they are: GPT-NeoX (Black et al. 2022, section 2.1) and Pythia turn a quarter.
+
+    ``scaling``, one of ``SCALINGS``, stretches a context of ``trained_length`` tokens (by default n_ctx; only "yarn"
+    and "llama3" read it) by ``factor``: it changes the θ_j, and "yarn" also lengthens what is turned.
     """
 
-    def __init__(self, *, base: float = 10000.0, fraction: float = 1.0, **dimensions: int):
+    def __init__(
+        self,
+        *,
+        base: float = 10000.0,
+        fraction: float = 1.0,
+        scaling: str = "none",
+        factor: float = 1.0,
+        trained_length: int | None = None,
+        **dimensions: int,
+    ):
         super().__init__(**dimensions)
         check_number("base", base)
         check_number("fraction", fraction)
@@ -41,13 +54,21 @@ class Rotary(PositionEncoding):
             raise ProbeError(f"fraction must be a number above 0 and at most 1, got {fraction!r}")
         if width % 2 or not math.isclose(width, self.d_head * fraction):
             raise ProbeError(f"rotary positions want an even d_head · fraction, got {self.d_head} · {fraction:g}")
-        self.base, self.fraction, self.width = base, fraction, width
+        if not isinstance(scaling, str) or scaling not in SCALINGS:
+            raise unknown_name("scaling of rotary positions", scaling, SCALINGS)
+        check_number("factor", factor, 1, closed=True)
+        if scaling == "none" and factor != 1:
+            raise ProbeError(f"a factor wants a scaling other than 'none', got factor {factor:g} without one")
+        if trained_length is not None:
+            check_size("trained_length", trained_length)
+        length = self.n_ctx if trained_length is None else trained_length
+        # Plain attributes, not buffers: they follow from the config and do not belong in checkpoints.
+        self.frequencies, self.attention_factor = SCALINGS[scaling](base, width, factor, length)
 
     def rotation(self, positions, like):
-        even = torch.arange(0, self.width, 2)
-        angle = positions[:, None].double() / self.base ** (even.double() / self.width)
+        angle = positions[:, None].double() * self.frequencies
         angle = torch.cat((angle, angle), dim=-1)[None]
-        return angle.cos().to(like), angle.sin().to(like)
+        return (angle.cos() * self.attention_factor).to(like), (angle.sin() * self.attention_factor).to(like)
 
 
 class XPos(Rotary):
@@ -80,3 +101,77 @@ class XPos(Rotary):
     def _log_zeta(self) -> Float64[Tensor, "plane"]:
         even = torch.arange(0, self.d_head, 2).double()
         return torch.log((even / self.d_head + 0.4) / 1.4)
+
+
+# What a context extension makes of the rotation: its frequencies θ_j in radians per token, and what the turned part of
+# queries and keys is multiplied with (scores are multiplied with its square).
+Scaled = tuple[Float64[Tensor, "plane"], float]
+
+
+def plain(base: float, width: int, factor: float, trained_length: int) -> Scaled:
+    """θ_j = base^(-2j/d)."""
+    even = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")
+    return 1 / base ** (even / width), 1.0
+
+
+def linear(base: float, width: int, factor: float, trained_length: int) -> Scaled:
+    """Position interpolation: θ_j / factor. Chen et al. 2023, section 2.3."""
+    frequencies, _ = plain(base, width, factor, trained_length)
+    return frequencies / factor, 1.0
+
+
+def ntk(base: float, width: int, factor: float, trained_length: int) -> Scaled:
+    """NTK-aware: base · factor^(d/(d-2)) in place of the base, so that the last plane alone is slowed by the whole
+    factor. bloc97 2023; Peng et al. 2023, section 3.1."""
+    # The single plane of a width of 2 turns by 1 whatever the base is.
+    exponent = width / (width - 2) if width > 2 else 0.0
+    return plain(base * factor**exponent, width, factor, trained_length)
+
+
+# Planes that turn more often than the first in the trained length stay as they are; those that turn less often than the
+# second are interpolated (Peng et al. 2023, section 3.2, β and α).
+BETA_FAST, BETA_SLOW = 32, 1
+
+
+def yarn(base: float, width: int, factor: float, trained_length: int) -> Scaled:
+    """NTK-by-parts, θ_j (1 - r_j) + θ_j / factor · r_j, and the attention factor 0.1 ln(factor) + 1.
+
+    r_j rises from 0 at the plane that turns ``BETA_FAST`` times in the trained length to 1 at that which turns
+    ``BETA_SLOW`` times, both rounded outwards to whole planes. Peng et al. 2023, sections 3.2 and 3.4; the ramp over
+    planes is that of its released code and of Hugging Face.
+    """
+    if base <= 1:
+        raise ProbeError(f"yarn wants a base above 1, got {base:g}")
+
+    def plane(turns: int) -> float:
+        return width * math.log(trained_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = max(math.floor(plane(BETA_FAST)), 0), min(math.ceil(plane(BETA_SLOW)), width - 1)
+    width_of_ramp = high - low if high != low else 0.001
+    frequencies, _ = plain(base, width, factor, trained_length)
+    ramp = ((torch.arange(len(frequencies), device="cpu").double() - low) / width_of_ramp).clamp(0, 1)
+    return torch.lerp(frequencies, frequencies / factor, ramp), 0.1 * math.log(factor) + 1
+
+
+# Planes with a wavelength above the trained length over the first are interpolated, those with one below the trained
+# length over the second stay as they are.
+LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR = 1, 4
+
+
+def llama3(base: float, width: int, factor: float, trained_length: int) -> Scaled:
+    """θ_j s_j + θ_j / factor · (1 - s_j), where s_j rises linearly in θ_j from 0 to 1 as the trained length grows from
+    ``LOW_FREQ_FACTOR`` to ``HIGH_FREQ_FACTOR`` wavelengths. Llama 3.1's released code (Grattafiori et al. 2024)."""
+    frequencies, _ = plain(base, width, factor, trained_length)
+    turns = trained_length * frequencies / (2 * math.pi)
+    smooth = ((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR)).clamp(0, 1)
+    return torch.lerp(frequencies / factor, frequencies, smooth), 1.0
+
+
+# From base, width d of the rotation, factor and trained length.
+SCALINGS: dict[str, Callable[[float, int, float, int], Scaled]] = {
+    "none": plain,
+    "linear": linear,
+    "ntk": ntk,
+    "yarn": yarn,
+    "llama3": llama3,
+}
