@@ -28,6 +28,7 @@ class Example:
     source: tuple[str, ...]
     target: tuple[str, ...]
     length: int
+    ends: bool = True  # whether the target is all there is to say; a piece of a longer text goes on
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Vocabulary:
         return self.encode((BOS, *example.source, SEP))
 
     def completion(self, example: Example) -> list[int]:
-        """target ``<eos>``: the tokens that are learned and scored."""
-        return self.encode((*example.target, EOS))
+        """target ``<eos>``, which is left out where the target does not end: the tokens that are learned and scored."""
+        return self.encode((*example.target, EOS) if example.ends else example.target)
 
 
 @dataclass(frozen=True)

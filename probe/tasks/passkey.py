@@ -22,6 +22,7 @@ NAMES = (
 )
 DEPTHS = tuple(round(i / 9, 3) for i in range(10))
 FRAME = 3  # <bos> before the prompt, <sep> behind it, <eos> behind the key
+PLAIN_FRAME = 2  # <bos> and <sep> before plain text, which goes on behind its end
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Passkey(Task):
         text: where the filler comes from: a folder, or "python", the standard library's sources.
         filler: "text", pieces of that text, or "sentences", the papers' five about grass and sky.
         n_keys: keys in a prompt. With more than one each has a name, and the question is for one of them.
-        text_share: the share of the training examples that are plain text, ``<bos> <sep> text <eos>``, every byte of
-            which is learned: the model is a language model, too.
+        text_share: the share of the training examples that are plain text, ``<bos> <sep> text``, every byte of which is
+            learned: the model is a language model, too.
     """
 
     text: str = PYTHON
@@ -134,7 +135,8 @@ class Passkey(Task):
     def splits(self, *, n_train, n_validation, n_test, seed=0):
         rng = {split: np.random.default_rng([seed, *split.encode()]) for split in ("train", "validation", "test")}
         n_text = round(self.text_share * n_train)
-        plain = [self._plain(rng["train"]) for _ in range(n_text)]
+        n_bytes = self.train_length - PLAIN_FRAME
+        plain = [_piece(self.corpus.draw("train", n_bytes, rng["train"])) for _ in range(n_text)]
         trained, tested = (self.least_length, self.train_length), (self.train_length + 1, self.test_length)
         return Splits(
             train=[*self._prompts("train", n_train - n_text, *trained, rng["train"]), *plain],
@@ -150,8 +152,18 @@ class Passkey(Task):
             found[example.source] = example
         return list(found.values())
 
-    def _plain(self, rng: np.random.Generator) -> Example:
-        return Example((), byte_tokens(self.corpus.draw("train", self.train_length - FRAME, rng)), self.train_length)
+    def plain(self, split: str, length: int, n: int, rng: np.random.Generator) -> list[Example]:
+        """Up to n pieces of text that do not overlap, ``<bos> <sep> text``, of ``length`` tokens each."""
+        return [_piece(text) for text in self.corpus.windows(split, length - PLAIN_FRAME, n, rng)]
+
+    @property
+    def plain_prefix(self) -> tuple[int, ...]:
+        """The ids in front of plain text."""
+        return tuple(self.vocabulary.prompt(Example((), (), 1)))
+
+
+def _piece(text: bytes) -> Example:
+    return Example((), byte_tokens(text), len(text) + PLAIN_FRAME, ends=False)
 
 
 def _told(name: str, key: str) -> bytes:
