@@ -12,6 +12,10 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 

@@ -41,6 +41,10 @@ class StudyConfig:
     trace_sequences: int = 160
     trace_length: int = 20
     verify_lengths: tuple[int, ...] = (64, 256, 1024)
+    # Of models of text (the task "passkey"): how many times the trained length is looked at, and for how many steps the
+    # scales of heads are trained.
+    extensions: tuple[int, ...] = (2, 4, 8)
+    scale_steps: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,8 +62,10 @@ class StudyConfig:
                 raise ProbeError(f"load names {encoding!r}, which is not among the encodings {self.encodings}")
         for encoding, n in self.seeds.items():
             check_size(f"seeds of {encoding!r}", n)
-        for length in self.verify_lengths:
-            check_size("verify_lengths", length, least=2)
+        for name in ("verify_lengths", "extensions"):
+            for length in getattr(self, name):
+                check_size(name, length, least=2)
+        check_size("scale_steps", self.scale_steps)
         for name in ("d_vocab", "encoding"):
             if name in self.model:
                 raise ProbeError(f"model must leave {name!r} out: the study sets it")
@@ -118,7 +124,8 @@ PRESETS: dict[str, StudyConfig] = {
         n_validation=300,
         n_test=300,
         model={"n_layers": 4, "d_model": 128, "n_heads": 4},
-        training=TrainingConfig(steps=6000, batch_size=32, learning_rate=2e-3, checkpoint_every=250),
+        training=TrainingConfig(steps=4500, batch_size=32, learning_rate=2e-3, checkpoint_every=250),
+        trace_sequences=64,
         trace_length=128,
     ),
 }

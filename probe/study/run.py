@@ -26,11 +26,13 @@ from plotly.offline import get_plotlyjs
 
 from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
+from probe.extrapolation import ScaleTraining
 from probe.files import claim_folder, write_file, write_text
 from probe.models import checkpoint
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
 from probe.report.study import study_figures, study_page
+from probe.study.beyond import BEYOND_STAGES, DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
 from probe.study.config import FORMAT, StudyConfig, StudyData, run_name
 from probe.study.stages import (
     PAIR_STAGES,
@@ -42,6 +44,7 @@ from probe.study.stages import (
     write_stage,
 )
 from probe.tasks import make_task
+from probe.tasks.passkey import Passkey
 from probe.training import train
 from probe.training.train import newest_log_entry
 
@@ -118,11 +121,32 @@ def _study_model(
     decoders = [_decoder(config, folder, encoding, r, data, device, on_log) for r in range(config.n_seeds(encoding))]
     said = [f"model {time.perf_counter() - started:.0f} s"]
     stages = model_stages(decoders, _untrained(config, encoding, decoders), data, data.traced(config), config.seed)
+    if isinstance(data.task, Passkey):
+        stages |= _beyond(config, folder, encoding, decoders[0], data, device)
     for name, measure in stages.items():
         started = time.perf_counter()
         if write_stage(folder, f"{name}-{encoding}", measure):
             said.append(f"{name} {time.perf_counter() - started:.0f} s")
     return ", ".join(said)
+
+
+def _beyond(
+    config: StudyConfig, folder: Path, encoding: str, decoder: Decoder, data: StudyData, device: str
+) -> dict[str, Callable[[], pd.DataFrame]]:
+    """The stages of text beyond the trained length."""
+
+    def kept(name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        write_stage(folder, f"{name}-{encoding}", measure)
+        return read_stage(folder, f"{name}-{encoding}")
+
+    def drop() -> Decoder:
+        training = config.training_of(encoding)
+        training = dataclasses.replace(training, steps=max(1, training.steps // DROPPED_SHARE))
+        return drop_encoding(decoder, data.train, training, folder / "models" / f"{encoding}-dropped", device=device)
+
+    scale = ScaleTraining(steps=config.scale_steps, warmup=min(20, config.scale_steps // 10))
+    beyond = Beyond(data.task, extensions=config.extensions, scale=scale, seed=config.seed)
+    return beyond_stages(decoder, beyond, kept, drop if drops(decoder) else None)
 
 
 def _decoder(
@@ -178,9 +202,9 @@ def collect_rows(config: StudyConfig, folder: Path) -> pd.DataFrame:
     """Every number of a study, one row each, with every key it has: measurement, task, encoding, seed, …"""
     parts = [
         read_stage(folder, f"{stage}-{encoding}").assign(measurement=stage, encoding=encoding)
-        for stage in ROW_STAGES
+        for stage in (*ROW_STAGES, *BEYOND_STAGES)
         for encoding in config.encodings
-        if (folder / "rows" / f"{stage}-{encoding}.parquet").exists()  # no census of long sequences
+        if (folder / "rows" / f"{stage}-{encoding}.parquet").exists()  # no census of long sequences, say
     ]
     for stage in PAIR_STAGES:
         if (folder / "rows" / f"{stage}.parquet").exists():

@@ -24,6 +24,7 @@ from probe.attention import (
     stream,
 )
 from probe.errors import ProbeError
+from probe.extrapolation import sweep_scale
 from probe.files import write_file
 from probe.models.build import Model, build
 from probe.models.decoder import Decoder
@@ -46,7 +47,7 @@ from probe.training.shifted import SHIFTS, shifted_positions
 # What is measured of each model, and what of it goes among the study's rows.
 ROW_STAGES = (
     *("accuracy", "shifted", "probe", "fit", "extrapolation", "use", "geometry", "mechanism"),
-    *("templates", "census", "split", "entropy"),
+    *("templates", "census", "split", "entropy", "temperature"),
 )
 FIGURE_STAGES = ("maps", "curves")  # what is drawn and not among the rows
 RESID_PRE, ATTN_OUT = "hook_resid_pre", "hook_attn_out"
@@ -96,6 +97,7 @@ def model_stages(
             first, tokens, [RESID_PRE], scored=traced.scored, distance=distance_from_template, seed=seed
         ),
         "geometry": lambda: geometry(first, control, tokens, seed=seed),
+        "temperature": lambda: temperature(first, data, seed=seed),
         **attention_stages(decoders, untrained, traced, seed),
     }
     if tokens.shape[1] >= MECHANISM_LENGTH:
@@ -235,6 +237,17 @@ def shifted(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 500
     last, length = decoder.encoding.last_position, examples.tokens.shape[1]
     shifts = [k for k in SHIFTS if last is None or k + length - 1 <= last]
     return shifted_positions(decoder, examples, shifts, seed=seed)
+
+
+def temperature(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 300) -> pd.DataFrame:
+    """Loss and accuracy on trained lengths and on the test's under one attention temperature for the whole model."""
+    parts = []
+    for split, name in (("trained", "validation"), ("longer", "test")):
+        examples = getattr(data.splits, name)[:most]
+        if examples:
+            swept = sweep_scale(decoder, encode(examples, data.task.vocabulary), batch_size=64, seed=seed)
+            parts.append(swept.assign(split=split))
+    return pd.concat(parts, ignore_index=True)
 
 
 def untrained_like(decoder: Model, seed: int) -> Model:

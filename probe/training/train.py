@@ -83,6 +83,7 @@ def train(
     folder: str | Path | None = None,
     *,
     device: str | None = None,
+    initial: Model | None = None,
     keep_checkpoints: bool = False,
     on_log: Callable[[dict], None] | None = None,
 ) -> Model:
@@ -94,25 +95,31 @@ def train(
     same to the last bit. Several GPUs: start the program with ``accelerate launch``.
 
     Args:
+        initial: the weights to begin with, of a model of this config; drawn from the seed where None.
         keep_checkpoints: leave the weights of every checkpoint in the folder, and those before the first step, for
             ``checkpoints_of``.
         on_log: called with each object that goes into the log.
 
     Raises:
-        ProbeError: where the folder holds a run of other settings or data, or the loss stops being finite.
+        ProbeError: where the folder holds a run of other settings or data, ``initial`` is of another config, or the
+            loss stops being finite.
     """
     torch_device = find_device(device)
-    run = None if folder is None else _RunFolder(Path(folder), model, data, config, keep_checkpoints)
+    if initial is not None and initial.config != model:
+        raise ProbeError("initial must be a model of the config that is trained, got one of another")
+    run = None if folder is None else _RunFolder(Path(folder), model, data, config, initial, keep_checkpoints)
     if run is not None and (run.folder / "final").is_dir():
         return checkpoint.load(run.folder / "final", device=torch_device)
     with torch.random.fork_rng():
-        decoder = _train(model, data, config, run, torch_device, on_log or (lambda entry: None))
+        decoder = _train(model, data, config, initial, run, torch_device, on_log or (lambda entry: None))
     return decoder.eval()
 
 
-def _train(model, data, config, run, device, on_log) -> Model:
+def _train(model, data, config, initial, run, device, on_log) -> Model:
     accelerator = _accelerator(config, device)
     decoder = build(model, seed=config.seed)
+    if initial is not None:
+        decoder.load_state_dict(initial.state_dict())
     start = run.resume(decoder) if run is not None else _Resumed()
     optimizer = torch.optim.AdamW(_decayed_and_not(decoder, config), lr=config.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(_compiled(decoder.to(accelerator.device), config), optimizer)
@@ -223,6 +230,13 @@ def _decayed_and_not(decoder: Model, config: TrainingConfig) -> list[dict]:
     ]
 
 
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _step_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
@@ -251,10 +265,23 @@ def _load_moments(optimizer, decoder: Model, moments: dict[str, Tensor]) -> None
 class _RunFolder:
     """The files of one run."""
 
-    def __init__(self, folder: Path, model: ModelConfig, data: EncodedExamples, config: TrainingConfig, keep: bool):
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelConfig,
+        data: EncodedExamples,
+        config: TrainingConfig,
+        initial: Model | None,
+        keep: bool,
+    ):
         self.folder, self.keep = folder, keep
-        digest = hashlib.sha256(data.tokens.numpy().tobytes() + data.prompt_lengths.numpy().tobytes()).hexdigest()
-        identity = {"model": json.loads(model.to_json()), "training": dataclasses.asdict(config), "data": digest}
+        identity = {
+            "model": json.loads(model.to_json()),
+            "training": dataclasses.asdict(config),
+            "data": _digest(data.tokens, data.prompt_lengths),
+        }
+        if initial is not None:
+            identity["initial"] = _digest(*(weight.float() for weight in initial.state_dict().values()))
         claim_folder(folder, "run.json", identity)
 
     def resume(self, decoder: Model) -> _Resumed:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from probe.cli.text import add_text_commands
 from probe.errors import ProbeError, unknown_name
 from probe.files import read_json_object
 from probe.options import add_options, flags, integers, words
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_study_options(
         training, without=("encodings", "load", "seeds", "trace_sequences", "trace_length", "verify_lengths")
     )
+
+    add_text_commands(commands, _add_device)
 
     sweep = commands.add_parser("sweep", help="train and evaluate encodings × tasks × scratchpads × seeds")
     sweep.set_defaults(run=_sweep)

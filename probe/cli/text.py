@@ -1,0 +1,123 @@
+"""The commands for models of text, beyond the length that they were trained with."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from probe.config import check_size
+from probe.options import integers, numbers, words
+
+
+def add_text_commands(commands: Any, add_device: Callable[[argparse.ArgumentParser], None]) -> None:
+    """perplexity, passkey and scale, among the other commands."""
+    perplexity = commands.add_parser("perplexity", help="perplexity of text models by context and position")
+    perplexity.set_defaults(run=_perplexity)
+    perplexity.add_argument("--contexts", type=integers, metavar="N,N,…", help="tokens (default: 1, 2, 4, 8 × trained)")
+    passkey = commands.add_parser("passkey", help="a key hidden in a long text: exact match by length and depth")
+    passkey.set_defaults(run=_passkey)
+    passkey.add_argument("--lengths", type=integers, metavar="N,N,…", help="tokens (default: 1, 2, 4, 8 × trained)")
+    passkey.add_argument("--depths", type=numbers, metavar="X,X,…", help="0, at the start, … 1 (default: ten)")
+    passkey.add_argument("--n-keys", type=int, metavar="N", help="keys in a prompt, asked for by name")
+    passkey.add_argument("--filler", choices=("text", "sentences"), help="what the key is hidden in")
+    scale = commands.add_parser("scale", help="attention temperatures: fit them, fold them, say what they do")
+    scale.set_defaults(run=_scale)
+    scale.add_argument("--extensions", type=integers, metavar="N,N,…", help="times the trained length (default: 2,4,8)")
+    scale.add_argument(
+        "--fits", type=words, metavar="NAME,…", help="head (the paper's), head_free, head_from_one, search"
+    )
+    scale.add_argument("--ablation", action="store_true", help="the paper's: without the limit, without initial value")
+    scale.add_argument("--steps", type=int, default=200, metavar="N", help="of training λ (default: %(default)s)")
+    scale.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="default: %(default)s")
+    scale.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
+    for command, folder in ((perplexity, "perplexity"), (passkey, "passkey"), (scale, "scale")):
+        command.add_argument("models", nargs="+", metavar="MODEL", help="as of `probe compare`; models of bytes")
+        command.add_argument("--folder", default=f"runs/{folder}", help="where all goes (default: %(default)s)")
+        command.add_argument("--text", metavar="FOLDER", help="texts (default: python, its standard library)")
+        command.add_argument("--train-length", type=int, metavar="N", help="what the models were trained with")
+        command.add_argument(
+            "--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)"
+        )
+        command.add_argument("--n-prompts", type=int, default=10, metavar="N", help="of a length and depth")
+        command.add_argument("--seed", type=int, default=0, metavar="N")
+        command.add_argument("--json", action="store_true", help="rows as JSON lines")
+        add_device(command)
+
+
+def _text_models(options: argparse.Namespace, **settings: Any):
+    """Models of text by name, and what is looked at beyond their length."""
+    from probe.device import find_device
+    from probe.study.beyond import Beyond
+    from probe.study.beyond_checkpoints import check_text_models
+    from probe.study.checkpoints import find_checkpoints, load_all
+    from probe.tasks import make_task
+    from probe.tasks.passkey import Passkey
+
+    checkpoints, study = find_checkpoints(options.models)
+    values = dict(study.task_options) if study is not None and study.task == "passkey" else {}
+    for name in ("text", "train_length", "n_keys", "filler"):
+        if getattr(options, name, None) is not None:
+            values[name] = getattr(options, name)
+    values["test_length"] = max(values.get("test_length", 0), 2 * values.get("train_length", Passkey.train_length))
+    beyond = Beyond(
+        make_task("passkey", values),
+        n_texts=options.n_texts,
+        n_prompts=options.n_prompts,
+        seed=options.seed,
+        **settings,
+    )
+    models = load_all(checkpoints, str(find_device(options.device)))
+    return check_text_models(models, beyond.task), beyond
+
+
+def _tell(options: argparse.Namespace, rows, by: str, metric: str) -> int:
+    """Rows as JSON lines, or a table of one metric and where the report is."""
+    if options.json:
+        print(rows.to_json(orient="records", lines=True, double_precision=15), end="")
+        return 0
+    shown = rows[rows["metric"] == metric]
+    if "depth" in shown:
+        shown = shown[shown["depth"].isna()]
+    index = ["encoding", "variant", "extension"]
+    table = shown.pivot_table(index=index, columns=by, values="value", sort=False, dropna=False).dropna(how="all")
+    print(table.rename(columns=int).to_string(float_format=lambda x: f"{x:.3f}"))
+    print(Path(options.folder) / "report.html")
+    return 0
+
+
+def _perplexity(options: argparse.Namespace) -> int:
+    from probe.study.beyond_checkpoints import perplexity_checkpoints
+
+    rows = perplexity_checkpoints(*_text_models(options), Path(options.folder), contexts=options.contexts)
+    return _tell(options, rows, "context", "perplexity")
+
+
+def _passkey(options: argparse.Namespace) -> int:
+    from probe.study.beyond_checkpoints import passkey_checkpoints
+    from probe.tasks.passkey import DEPTHS
+
+    depths = options.depths or DEPTHS
+    rows = passkey_checkpoints(*_text_models(options), Path(options.folder), lengths=options.lengths, depths=depths)
+    return _tell(options, rows, "length", "exact_match")
+
+
+def _scale(options: argparse.Namespace) -> int:
+    from probe.extrapolation import ScaleTraining
+    from probe.study.beyond import ABLATION
+    from probe.study.beyond_checkpoints import scale_checkpoints
+
+    check_size("steps", options.steps)
+    training = ScaleTraining(
+        steps=options.steps,
+        warmup=min(20, options.steps // 10),
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+    )
+    fits = ABLATION if options.ablation else options.fits or ("head",)
+    settings = {"extensions": options.extensions} if options.extensions else {}
+    models, beyond = _text_models(options, scale=training, fits=fits, **settings)
+    rows = scale_checkpoints(
+        models, beyond, Path(options.folder), say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    return _tell(options, rows, "context", "perplexity")

@@ -1,0 +1,347 @@
+"""Beyond the trained length: what temperatures, and the extensions of rotary positions, make of a model of text."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probe.attention import stream
+from probe.errors import ProbeError, unknown_name
+from probe.extrapolation import (
+    FittedScale,
+    ScaleTraining,
+    best_scale,
+    fit_log_law,
+    loss_by_position,
+    passkey,
+    perplexity,
+    scale_against,
+    scaled,
+    search_scale,
+    sweep_scale,
+    train_scale,
+)
+from probe.models.decoder import Decoder
+from probe.models.variant import variant
+from probe.tasks.passkey import Passkey
+from probe.training import EncodedExamples, TrainingConfig, encode, train
+
+STRETCHES = ("linear", "ntk", "yarn")  # of rotary positions
+UNIFORM = tuple(round(1 + i / 20, 2) for i in range(21))  # 1 … 2
+DROPPED = ("rotary", "alibi")  # encodings that are dropped, too
+DROPPED_SHARE = 10  # and then trained on for one step in so many of those that the model was trained
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Text and keys beyond the length that a model was trained with, and how much of them is looked at."""
+
+    task: Passkey
+    extensions: tuple[int, ...] = (2, 4, 8)
+    n_texts: int = 32
+    n_prompts: int = 10  # of each length and depth
+    n_fitted: int = 24  # texts on which a uniform scale is chosen
+    fits: tuple[str, ...] = ("head",)  # of FITS
+    scale: ScaleTraining = field(default_factory=ScaleTraining)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.fits:
+            if name not in FITS:
+                raise unknown_name("way to fit the scales of heads", name, FITS)
+
+    @property
+    def contexts(self) -> list[int]:
+        return [self.task.train_length * s for s in (1, *self.extensions)]
+
+    def within(self, decoder: Decoder) -> "Beyond":
+        """As far as a model knows positions."""
+        last = decoder.encoding.last_position
+        kept = [s for s in self.extensions if last is None or s * self.task.train_length <= last + 1]
+        return replace(self, extensions=tuple(kept))
+
+    def texts(self, split: str, length: int, n: int) -> EncodedExamples:
+        """Up to n pieces of plain text of so many tokens."""
+        rng = np.random.default_rng([self.seed, length, *split.encode()])
+        return encode(self.task.plain(split, length, n, rng), self.task.vocabulary)
+
+    @functools.cached_property
+    def held_out(self) -> Int[Tensor, "text token"]:
+        """Test texts as long as the longest context, without the prefix."""
+        return self.texts("test", self.contexts[-1], self.n_texts).tokens[:, len(self.task.plain_prefix) :]
+
+
+class Variant(NamedTuple):
+    """A model made to go further: how, and to how many times the trained length (NaN: to no length in particular)."""
+
+    name: str
+    extension: float
+    model: Decoder
+
+
+Kept = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]  # the rows of a stage: measured once
+
+
+def beyond_stages(
+    decoder: Decoder, beyond: Beyond, kept: Kept, drop: Callable[[], Decoder] | None = None
+) -> dict[str, Callable[[], pd.DataFrame]]:
+    """The stages of one model, in the order in which they need each other.
+
+    Rotary positions are stretched, and perhaps dropped (``drop`` gives the model without them); every other model gets
+    temperatures. Each is measured by perplexity and passkeys.
+    """
+    beyond = beyond.within(decoder)
+    if not beyond.extensions:
+        return {}
+    stretched = decoder.config.encoding == "rotary"
+
+    def fit() -> pd.DataFrame:
+        parts = []
+        if not stretched:
+            uniform = fit_uniform(decoder, beyond)
+            parts += [uniform, fit_heads(decoder, beyond, uniform)]
+        if drop is not None:
+            parts.append(fit_uniform(drop(), beyond, "dropped_uniform"))
+        return pd.concat(parts, ignore_index=True)
+
+    def scales(of_dropped: bool = False) -> pd.DataFrame:
+        rows = kept("head_scale", fit)
+        return rows[(rows["variant"] == "dropped_uniform") == of_dropped]
+
+    def variants() -> Iterator[Variant]:
+        yield Variant("none", math.nan, decoder)
+        yield from stretches(decoder, beyond) if stretched else temperatures(decoder, beyond, scales())
+        if drop is not None:
+            yield Variant("dropped", math.nan, drop())
+            yield from with_scales(drop(), scales(of_dropped=True))
+
+    def of_all(measure: Callable[[Decoder], pd.DataFrame], least: float = 0) -> pd.DataFrame:
+        """Of every variant but those made for a shorter extension than ``least``."""
+        chosen = (v for v in variants() if not v.extension < least)
+        parts = [measure(v.model).assign(variant=v.name, extension=v.extension) for v in chosen]
+        return pd.concat(parts, ignore_index=True)
+
+    has_scales = not stretched or drop is not None
+    stages = {"head_scale": fit} if has_scales else {}
+    stages |= {
+        "perplexity": lambda: of_all(lambda model: perplexity_of(model, beyond)),
+        "loss_by_position": lambda: of_all(lambda model: positions_of(model, beyond)),
+        "passkey": lambda: of_all(lambda model: passkeys_of(model, beyond)),
+    }
+    if has_scales:
+        stages["scale_law"] = lambda: scale_laws(kept("head_scale", fit))
+    if not stretched and _streams(decoder):
+        rise = functools.partial(entropy_rise, decoder, beyond)
+        longest = max(beyond.extensions)
+        stages["scaled_entropy"] = lambda: of_all(functools.partial(entropy_of, beyond=beyond), least=longest)
+        stages["entropy_rise"] = rise
+        if decoder.config.n_layers * decoder.config.n_heads > 2:
+            stages["scale_entropy"] = lambda: scale_entropy(scales(), kept("entropy_rise", rise), beyond.seed)
+    return stages
+
+
+def fit_uniform(decoder: Decoder, beyond: Beyond, name: str = "uniform") -> pd.DataFrame:
+    """The best uniform λ on validation texts, of every extended length. Columns variant, extension, layer, head, metric
+    "scale", value."""
+    shape, parts = (decoder.config.n_layers, decoder.config.n_heads), []
+    for extension in beyond.extensions:
+        texts = beyond.texts("validation", extension * beyond.task.train_length, beyond.n_fitted)
+        best = best_scale(sweep_scale(decoder, texts, UNIFORM, n_bootstrap=1))
+        parts.append(scale_rows(torch.full(shape, best), name, extension))
+    return pd.concat(parts, ignore_index=True)
+
+
+def fit_heads(decoder: Decoder, beyond: Beyond, uniform: pd.DataFrame) -> pd.DataFrame:
+    """The λ of every head for every extended length, on training texts, from the best uniform one on: trained, and by
+    ``beyond.fits`` also trained without the paper's limit or initial value, or searched. Columns as ``fit_uniform``."""
+    parts = []
+    for extension in beyond.extensions:
+        best = float(uniform[uniform["extension"] == extension]["value"].iloc[0])
+        data = beyond.texts("train", extension * beyond.task.train_length, beyond.scale.steps * beyond.scale.batch_size)
+        for name in beyond.fits:
+            parts.append(scale_rows(FITS[name](decoder, data, beyond.scale, best).scale, name, extension))
+    return pd.concat(parts, ignore_index=True)
+
+
+def scale_rows(scale: Float[Tensor, "layer head"], name: str, extension: float) -> pd.DataFrame:
+    """λ of every head as rows."""
+    n_layers, n_heads = scale.shape
+    frame = {
+        "variant": name,
+        "extension": float(extension),
+        "layer": torch.arange(n_layers).repeat_interleave(n_heads),
+        "head": torch.arange(n_heads).repeat(n_layers),
+        "metric": "scale",
+        "value": scale.flatten().double(),
+    }
+    return pd.DataFrame(frame)
+
+
+def scale_of(rows: pd.DataFrame) -> Float[Tensor, "layer head"]:
+    """Rows of one variant and extension as scales again."""
+    table = rows.pivot(index="layer", columns="head", values="value")
+    return torch.tensor(table.to_numpy(), dtype=torch.float32)
+
+
+def temperatures(decoder: Decoder, beyond: Beyond, scales: pd.DataFrame) -> Iterator[Variant]:
+    """A model with the scales that were fitted, and with the law of the uniform ones by the query's position."""
+    yield from with_scales(decoder, scales)
+    slope = float(scale_laws(scales).query("variant == 'uniform' and metric == 'slope'")["value"].iloc[0])
+    options = {"a": max(0.0, slope), "trained_length": beyond.task.train_length}
+    yield Variant("log_length", math.nan, variant(decoder, attention_function="log_length", attention_options=options))
+
+
+def with_scales(decoder: Decoder, scales: pd.DataFrame) -> Iterator[Variant]:
+    """A model with each of the scales of these rows."""
+    for (name, extension), rows in scales.groupby(["variant", "extension"], sort=False):
+        yield Variant(name, extension, scaled(decoder, scale_of(rows)))
+
+
+def stretches(decoder: Decoder, beyond: Beyond) -> Iterator[Variant]:
+    """A rotary model by position interpolation, NTK-aware interpolation and YaRN."""
+    for name in STRETCHES:
+        for extension in beyond.extensions:
+            options = {
+                **decoder.config.encoding_options,
+                "scaling": name,
+                "factor": float(extension),
+                "trained_length": beyond.task.train_length,
+            }
+            yield Variant(name, float(extension), variant(decoder, encoding_options=options))
+
+
+def drops(decoder: Decoder) -> bool:
+    """Whether a model has an encoding that is worth dropping."""
+    return decoder.config.encoding in DROPPED
+
+
+def drop_encoding(
+    decoder: Decoder,
+    data: EncodedExamples,
+    training: TrainingConfig,
+    folder: Path | None = None,
+    *,
+    device: str | None = None,
+    on_log: Callable[[dict], None] | None = None,
+) -> Decoder:
+    """A model without its position encoding, trained on for ``training.steps``. DroPE, Gelberg et al. 2025."""
+    bare = variant(decoder, encoding="none", position_layers=None)
+    return train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
+
+
+def perplexity_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:
+    """Perplexity by context, of the second half of held-out texts as long as the longest."""
+    half = beyond.held_out.shape[1] // 2
+    prefix = beyond.task.plain_prefix
+    return perplexity(model, beyond.held_out, beyond.contexts, prefix=prefix, score_from=half, seed=beyond.seed)
+
+
+def positions_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:
+    return loss_by_position(model, beyond.held_out, prefix=beyond.task.plain_prefix, seed=beyond.seed)
+
+
+def passkeys_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:
+    return passkey(model, beyond.task, beyond.contexts, n=beyond.n_prompts, seed=beyond.seed)
+
+
+def scale_laws(scales: pd.DataFrame) -> pd.DataFrame:
+    """``fit_log_law`` of the uniform scales, and of the means over heads: columns variant, metric (slope, r2), value,
+    low, high, n (lengths)."""
+    rows = []
+    for name, part in scales.groupby("variant", sort=False):
+        mean = part.groupby("extension")["value"].mean()
+        law = fit_log_law(mean.index.tolist(), mean.tolist())
+        rows.append((name, "slope", law.slope, law.low, law.high, law.n))
+        rows.append((name, "r2", law.r2, math.nan, math.nan, law.n))
+    return pd.DataFrame(rows, columns=["variant", "metric", "value", "low", "high", "n"])
+
+
+def entropy_of(model: Decoder, beyond: Beyond, n: int = 8, n_bins: int = 64) -> pd.DataFrame:
+    """Mean entropy of every head's attention by query position, in nats."""
+    rows = stream(model, beyond.texts("test", beyond.contexts[-1], n).tokens).rows(n_bins)
+    return rows[rows["metric"] == "entropy"].drop(columns="template").reset_index(drop=True)
+
+
+def entropy_rise(decoder: Decoder, beyond: Beyond) -> pd.DataFrame:
+    """How much more entropy a head's attention has at an extended length than at the trained one, and how much it has.
+
+    Means over the queries in the second half of each length. Columns layer, head, extension, metric ("entropy",
+    "entropy_rise"), value, both in nats.
+    """
+    length = beyond.task.train_length
+    by_query = entropy_of(decoder, beyond, n_bins=beyond.contexts[-1])
+
+    def mean(extension: int) -> pd.Series:
+        seen = by_query[by_query["query"].between(extension * length // 2, extension * length - 1)]
+        return seen.groupby(["layer", "head"])["value"].mean()
+
+    at_trained, parts = mean(1), []
+    for extension in beyond.extensions:
+        entropy = mean(extension)
+        for metric, values in (("entropy", entropy), ("entropy_rise", entropy - at_trained)):
+            parts.append(values.reset_index().assign(metric=metric, extension=float(extension)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def scale_entropy(scales: pd.DataFrame, rises: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """``scale_against`` of the λ of heads and the rise of their entropy ("pearson", "spearman"), and their entropy
+    itself ("pearson_entropy", "spearman_entropy")."""
+    parts = []
+    for extension, of_heads in scales[scales["variant"] == "head"].groupby("extension", sort=False):
+        scale = of_heads.sort_values(["layer", "head"])["value"].to_numpy()
+        if np.ptp(scale) == 0:
+            continue
+        for metric, ending in (("entropy_rise", ""), ("entropy", "_entropy")):
+            of = rises[(rises["extension"] == extension) & (rises["metric"] == metric)]
+            found = scale_against(scale, of.sort_values(["layer", "head"])["value"].to_numpy(), seed=seed)
+            found["metric"] += ending
+            parts.append(found.assign(variant="head", extension=extension))
+    columns = ["metric", "value", "low", "high", "p", "n", "variant", "extension"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _streams(decoder: Decoder) -> bool:
+    """Whether a model's attention can be streamed."""
+    try:
+        stream(decoder, torch.zeros(1, 2, dtype=torch.long))
+    except ProbeError:
+        return False
+    return True
+
+
+BEYOND_STAGES: Sequence[str] = (
+    *("head_scale", "perplexity", "loss_by_position", "passkey"),
+    *("scale_law", "scaled_entropy", "entropy_rise", "scale_entropy"),
+)
+
+
+def _trained(**changes: float | None):
+    def fit(decoder: Decoder, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
+        return train_scale(decoder, data, replace(config, **{"initial": initial, **changes}))
+
+    return fit
+
+
+def _searched(decoder: Decoder, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
+    some = EncodedExamples(data.tokens[:24], data.prompt_lengths[:24], data.lengths[:24])
+    return search_scale(decoder, some, initial=initial, batch_size=config.batch_size)
+
+
+# How the scales of heads are found. The ablation of Wang et al. 2024: without the limit λ >= 1, without the best
+# uniform scale as initial value, and without both.
+FITS: dict[str, Callable[[Decoder, EncodedExamples, ScaleTraining, float], FittedScale]] = {
+    "head": _trained(),
+    "head_free": _trained(least=None),
+    "head_from_one": _trained(initial=1.0),
+    "head_free_from_one": _trained(initial=1.0, least=None),
+    "search": _searched,
+}
+ABLATION = ("head", "head_free", "head_from_one", "head_free_from_one")
