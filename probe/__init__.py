@@ -16,6 +16,7 @@ _HOMES = {
     "ClockworkRNN": "probe.models.clockwork",
     "load": "probe.models.checkpoint",
     "save": "probe.models.checkpoint",
+    "variant": "probe.models.variant",
     "to_bridge": "probe.models.lens",
     "TASKS": "probe.tasks",
     "make_task": "probe.tasks",
@@ -34,6 +35,10 @@ _HOMES = {
     "split_scores": "probe.attention",
     "census": "probe.attention",
     "stream": "probe.attention",
+    "HeadScale": "probe.extrapolation",
+    "UniformScale": "probe.extrapolation",
+    "perplexity": "probe.extrapolation",
+    "passkey": "probe.extrapolation",
     "StudyConfig": "probe.study",
     "run_study": "probe.study",
 }

@@ -128,7 +128,7 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
     [
         (["study", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, alibi_learned, cope, fire"),
-        (["study", "--task", "sort"], "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, pcfg"),
+        (["study", "--task", "sort"], "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, passkey, pcfg"),
         (["study", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
         (["study", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["study", "--n-layers", "-2"], "n_layers must be an integer of at least 1, got -2"),

@@ -8,7 +8,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 
 @pytest.mark.slow
-def test_the_code_in_the_readme_runs(monkeypatch):
+def test_the_code_in_the_readme_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     shown = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     names = {}

@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_text_commands(commands, _add_device)
 
+    from probe.sweep import SweepConfig
+
     sweep = commands.add_parser("sweep", help="train and evaluate encodings × tasks × scratchpads × seeds")
     sweep.set_defaults(run=_sweep)
     sweep.add_argument("--folder", default="runs/sweep", help="where everything goes (default: %(default)s)")
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--retries", type=int, default=2, metavar="N", help="tries again of a run whose process died")
     sweep.add_argument("--retry-failed", action="store_true", help="run those again that failed")
     _add_device(sweep)
-    add_options(sweep, _sweep_groups())
+    add_options(sweep, _groups(SweepConfig))
 
     league = commands.add_parser("league", help="which encoding generalises best: ranks, differences, by length")
     league.set_defaults(run=_league)
@@ -128,28 +130,20 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
 
 
-def _study_groups() -> dict[str, type]:
-    """The dataclasses whose fields are a study's options, by the key under which a study holds them."""
+def _groups(settings: type) -> dict[str, type]:
+    """The dataclasses whose fields are options, by the key under which a study's or a sweep's settings hold them."""
     from probe.models.decoder import DecoderConfig
-    from probe.study import StudyConfig
     from probe.training import TrainingConfig
 
-    return {"": StudyConfig, "model": DecoderConfig, "training": TrainingConfig}
-
-
-def _sweep_groups() -> dict[str, type]:
-    """The same of a sweep."""
-    from probe.models.decoder import DecoderConfig
-    from probe.sweep import SweepConfig
-    from probe.training import TrainingConfig
-
-    return {"": SweepConfig, "model": DecoderConfig, "training": TrainingConfig}
+    return {"": settings, "model": DecoderConfig, "training": TrainingConfig}
 
 
 def _add_study_options(
     parser: argparse.ArgumentParser, without: Sequence[str] = (), only: Sequence[str] | None = None
 ) -> None:
-    add_options(parser, _study_groups(), without, only)
+    from probe.study import StudyConfig
+
+    add_options(parser, _groups(StudyConfig), without, only)
 
 
 def _study_config(options: argparse.Namespace, study=None):

@@ -27,7 +27,7 @@ def check_text_models(models: Mapping[str, Sequence[Decoder]], task: Passkey) ->
     for name, (first, *_) in models.items():
         if first.config.d_vocab != len(task.vocabulary):
             raise ProbeError(
-                f"{name}: a model of the {len(task.vocabulary)} tokens of bytes was wanted (as probe study --preset text "
+                f"{name}: a model of {len(task.vocabulary)} tokens, bytes, was wanted (as probe study --preset text "
                 f"trains), got one of {first.config.d_vocab}"
             )
     return {name: of[0] for name, of in models.items()}

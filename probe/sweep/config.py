@@ -58,29 +58,41 @@ class SweepConfig:
         for name in ("d_vocab", "n_ctx", "encoding"):
             if name in self.model:
                 raise ProbeError(f"model must leave {name!r} out: the sweep sets it")
-        names = [run.name for run in self.runs()]
+        runs = self.runs()
+        for run in runs:
+            if run.seed == self.seeds[0]:  # a seed changes nothing in what can be
+                run.model(self, run.make_task(self), n_ctx=1)
+        names = [run.name for run in runs]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ProbeError(f"two runs would be called {twice!r}: give tasks and encodings labels that differ")
 
     def runs(self) -> list["Run"]:
-        """Every run of the grid, seeds outermost: a sweep that is broken off has whole leagues of its first seeds.
+        """Every run of the grid, seeds outermost: a sweep that is broken off has whole leagues of its first seeds."""
+        asked = [
+            (task, scratchpad, options if parts is None else options | {"scratchpad": list(parts)})
+            for task in self.tasks
+            for options in [self.task_options(task)]
+            for scratchpad, parts in self._scratchpads_of(task).items()
+        ]
+        return [
+            Run(task, encoding, scratchpad, seed, options)
+            for seed in self.seeds
+            for task, scratchpad, options in asked
+            for encoding in self.encodings
+        ]
 
-        Raises:
-            ProbeError: for a task, encoding, option or size that cannot be, before anything runs.
-        """
-        runs = []
-        for seed in self.seeds:
-            for task, options in self.tasks.items():
-                for scratchpad, parts in self._scratchpads_of(task, options).items():
-                    for encoding in self.encodings:
-                        run = Run(task, encoding, scratchpad, seed, _options(options, "task", parts, scratchpad))
-                        run.model(self, run.make_task(self), n_ctx=1)
-                        runs.append(run)
-        return runs
+    def task_name(self, label: str) -> str:
+        """The task that goes by this label."""
+        return self.tasks[label].get("task", label)
 
-    def _scratchpads_of(self, task: str, options: Mapping[str, Any]) -> dict[str, tuple[str, ...] | None]:
-        made = make_task(options.get("task", task), {k: v for k, v in options.items() if k != "task"})
+    def task_options(self, label: str) -> dict[str, Any]:
+        """Its own options."""
+        return {name: value for name, value in self.tasks[label].items() if name != "task"}
+
+    def _scratchpads_of(self, label: str) -> dict[str, tuple[str, ...] | None]:
+        options = self.task_options(label)
+        made = make_task(self.task_name(label), options)
         if not any(f.name == "scratchpad" for f in dataclasses.fields(made)):
             return {"none": None}
         return self.scratchpads if "scratchpad" not in options else {"own": None}
@@ -119,11 +131,6 @@ def _scratchpads(given: Any) -> dict[str, tuple[str, ...]]:
     raise ProbeError(f"scratchpads must be a list of names, or parts by label, got {given!r}")
 
 
-def _options(options: Mapping[str, Any], without: str, parts: tuple[str, ...] | None, scratchpad: str) -> dict:
-    own = {name: value for name, value in options.items() if name != without}
-    return own if parts is None else own | {"scratchpad": list(parts)}
-
-
 @dataclass(frozen=True)
 class Run:
     """One training and its evaluation."""
@@ -141,7 +148,7 @@ class Run:
         return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
     def make_task(self, sweep: SweepConfig) -> Task:
-        return make_task(sweep.tasks[self.task].get("task", self.task), self.task_options)
+        return make_task(sweep.task_name(self.task), self.task_options)
 
     def model(self, sweep: SweepConfig, task: Task, n_ctx: int) -> ModelConfig:
         """The config of its model: a decoder with that encoding, or one of another kind, where "model" says so."""
@@ -160,7 +167,7 @@ class Run:
     def settings(self, sweep: SweepConfig) -> str:
         """A digest of all that its result depends on: a result of other settings is not taken for it."""
         everything = [
-            sweep.tasks[self.task].get("task", self.task),
+            sweep.task_name(self.task),
             self.task_options,
             sweep.encodings[self.encoding],
             sweep.model,

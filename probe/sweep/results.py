@@ -28,21 +28,20 @@ def results_file(folder: Path, run: Run) -> Path:
 
 def write_results(folder: Path, run: Run, rows: pd.DataFrame, settings: str, train_length: int) -> None:
     """Put the rows of a finished run (split, length, metric, value, low, high, n) among the results."""
-    keys = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
-    whole = rows.assign(**keys, train_length=train_length, status="done", reason=pd.NA, settings=settings)
-    _write(results_file(folder, run), whole)
+    _write(folder, run, rows.assign(status="done", reason=pd.NA), settings, train_length)
 
 
 def write_failure(folder: Path, run: Run, reason: str, settings: str, train_length: int) -> None:
     """A run that failed is a row that says why."""
-    row = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
-    row |= {"train_length": train_length, "metric": "failed", "status": "failed", "settings": settings}
-    _write(results_file(folder, run), pd.DataFrame([row | {"reason": " ".join(reason.split())}]))
+    row = {"metric": "failed", "status": "failed", "reason": " ".join(reason.split())}
+    _write(folder, run, pd.DataFrame([row]), settings, train_length)
 
 
-def _write(path: Path, rows: pd.DataFrame) -> None:
-    rows = rows.reindex(columns=list(COLUMNS)).astype(COLUMNS)
-    write_file(path, lambda temporary: rows.to_parquet(temporary, index=False))
+def _write(folder: Path, run: Run, rows: pd.DataFrame, settings: str, train_length: int) -> None:
+    keys = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
+    whole = rows.assign(**keys, train_length=train_length, settings=settings)
+    whole = whole.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    write_file(results_file(folder, run), lambda temporary: whole.to_parquet(temporary, index=False))
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:

@@ -131,11 +131,11 @@ def league(
     ranks = reciprocal_ranks(scores)
     tasks = ranks.index.get_level_values("task")
     draws = _draws_of(tasks, n_bootstrap, seed)
+    order = np.argsort(-ranks.groupby("task").mean().to_numpy().mean(0), kind="stable")
     rows = []
     for metric, values in (("mean_reciprocal_rank", ranks), ("mean_accuracy", scores.loc[ranks.index])):
         value = values.groupby("task").mean().to_numpy().mean(0)
         low, high = _interval(draws @ values.to_numpy(), confidence)
-        order = np.argsort(-ranks.groupby("task").mean().to_numpy().mean(0), kind="stable")
         columns = {"encoding": ranks.columns, "metric": metric, "value": value, "low": low, "high": high}
         rows.append(pd.DataFrame(columns).iloc[order])
     return pd.concat(rows, ignore_index=True).assign(n_tasks=tasks.nunique(), n=len(ranks))

@@ -89,6 +89,20 @@ def test_a_finished_run_is_loaded_and_another_one_refused(small, data, quick, un
         train(small, dataclasses.replace(data, tokens=data.tokens.flip(0)), quick, tmp_path, device="cpu")
 
 
+def test_training_goes_on_from_given_weights(small, data, quick, unbroken, tmp_path):
+    still = dataclasses.replace(quick, steps=1, learning_rate=1e-9)
+    went_on = train(small, data, still, tmp_path / "run", device="cpu", initial=unbroken)
+    for after, before in zip(went_on.parameters(), unbroken.parameters(), strict=True):
+        assert torch.allclose(after, before, atol=1e-7)
+    assert not same_weights(train(small, data, still, device="cpu"), unbroken)
+    # The weights are part of what a run is.
+    assert same_weights(train(small, data, still, tmp_path / "run", device="cpu", initial=unbroken), went_on)
+    with pytest.raises(ProbeError, match="holds other work: initial is"):
+        train(small, data, still, tmp_path / "run", device="cpu", initial=Decoder(small, seed=5))
+    with pytest.raises(ProbeError, match="initial must be a model of the config that is trained"):
+        train(small, data, still, device="cpu", initial=Decoder(dataclasses.replace(small, dropout=0.0)))
+
+
 def test_a_truncated_checkpoint_is_named(small, data, quick, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(small, data, quick, tmp_path, device="cpu", on_log=interrupt_at_25)

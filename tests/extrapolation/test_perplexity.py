@@ -1,0 +1,154 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from peak_memory import peak_bytes
+from torch.nn import functional as F
+
+from probe.errors import ProbeError
+from probe.extrapolation import loss_by_position, perplexity
+from probe.extrapolation.perplexity import sliding_losses
+from probe.models.lens import to_bridge
+
+FEW = {"n_bootstrap": 20}
+
+
+@pytest.fixture
+def texts(random_tokens):
+    return random_tokens(batch=5, length=40)
+
+
+@pytest.fixture
+def uniform(make_decoder):
+    """A decoder to which every token is equally likely."""
+    decoder = make_decoder()
+    torch.nn.init.zeros_(decoder.head.weight)
+    return decoder
+
+
+def by_hand(model, text, context, stride, prefix):
+    """Window by window, as Hugging Face's guide to the perplexity of fixed-length models has it, token by token."""
+    room, n = context - len(prefix), len(text)
+    losses, previous_end = {}, 0
+    for begin in range(0, n, stride):
+        end = min(begin + room, n)
+        window = torch.cat((torch.tensor(prefix, dtype=torch.long), text[begin:end]))
+        log_p = model(window[None])[0].double().log_softmax(-1)
+        for j in range(previous_end, end):
+            at = len(prefix) + j - begin
+            if at:
+                losses[j] = -float(log_p[at - 1, text[j]])
+        previous_end = end
+        if end == n:
+            return [losses.get(j, math.nan) for j in range(n)]
+
+
+@pytest.mark.parametrize("prefix", [(), (1,), (1, 2)])
+@pytest.mark.parametrize(("context", "stride"), [(10, 5), (12, 2), (12, 9), (42, 40), (60, 7)])
+def test_sliding_is_window_by_window(make_decoder, texts, context, stride, prefix):
+    decoder = make_decoder(encoding="alibi")
+    room = context - len(prefix)
+    if stride > room:
+        pytest.skip("a stride beyond the window")
+    n = (
+        40 if room >= 40 else room + (40 - room) // stride * stride
+    )  # so that the last window is a whole one by hand, too
+    found = sliding_losses(decoder, texts[:, :n], context, prefix=prefix, stride=stride)
+    with torch.no_grad():
+        expected = [by_hand(decoder, text[:n], context, stride, prefix) for text in texts]
+    np.testing.assert_allclose(found.numpy(), np.array(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [(), (1,)])
+def test_where_both_fit_it_is_the_direct_one(make_decoder, texts, prefix):
+    decoder = make_decoder(encoding="rotary")
+    rows = perplexity(decoder, texts, (41, 64), prefix=prefix, **FEW)
+    whole = torch.cat((torch.tensor(prefix, dtype=torch.long).expand(5, -1), texts), dim=1)
+    with torch.no_grad():
+        logits = decoder(whole)[:, max(0, len(prefix) - 1) : -1]
+    targets = texts if prefix else texts[:, 1:]
+    loss = float(F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten()))
+    found = rows.set_index(["context", "metric"])["value"]
+    for context in (41, 64):
+        assert found[context, "loss"] == pytest.approx(loss, abs=1e-6)
+        assert found[context, "perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
+        assert found[context, "bits"] == pytest.approx(loss / math.log(2), abs=1e-6)
+
+
+def test_a_uniform_model_is_as_perplexed_as_it_has_tokens(uniform, texts):
+    rows = perplexity(uniform, texts, (8, 16, 64), prefix=(1,), score_from=20, **FEW)
+    of = rows[rows["metric"] == "perplexity"]
+    np.testing.assert_allclose(of[["value", "low", "high"]], 19, rtol=1e-6)
+    assert (of["tokens"] == 20).all() and (of["n"] == 5).all()
+    positions = loss_by_position(uniform, texts, prefix=(1,), n_bins=7, **FEW)
+    np.testing.assert_allclose(positions[["value", "low", "high"]], math.log(19), rtol=1e-6)
+    assert positions["tokens"].sum() == 40
+    assert positions["position"].is_monotonic_increasing
+    np.testing.assert_allclose((positions["position"] * positions["tokens"]).sum() / 40, np.mean(range(1, 41)))
+
+
+def test_every_context_counts_the_same_tokens(make_decoder, texts):
+    decoder = make_decoder()
+    for context in (9, 17, 40):
+        found = sliding_losses(decoder, texts, context, prefix=(1,), score_from=25)
+        assert found[:, 25:].isfinite().all()
+    rows = perplexity(decoder, texts, (9, 17, 40), prefix=(1,), score_from=25, **FEW)
+    assert set(rows["tokens"]) == {15}
+    assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
+
+
+def test_loss_by_position_is_that_of_the_text(make_decoder, texts):
+    decoder = make_decoder(encoding="t5")
+    rows = loss_by_position(decoder, texts, n_bins=100, **FEW)
+    with torch.no_grad():
+        loss = F.cross_entropy(decoder(texts)[:, :-1].transpose(1, 2).double(), texts[:, 1:], reduction="none").mean(0)
+    assert rows["position"].tolist() == list(range(1, 40))
+    np.testing.assert_allclose(rows["value"], loss, atol=1e-5)
+
+
+def test_bridges_and_hugging_face_models_are_measured_too(make_decoder, texts):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    decoder = make_decoder()
+    expected, found = (perplexity(m, texts, (12,), prefix=(1,), **FEW) for m in (decoder, to_bridge(decoder)))
+    np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-4)
+    sizes = {"vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).eval()
+    rows = perplexity(llama, texts, (41,), prefix=(1,), **FEW)
+    ids = torch.cat((torch.ones(5, 1, dtype=torch.long), texts), dim=1)
+    assert rows["value"][1] == pytest.approx(float(llama(ids, labels=ids).loss.detach()), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_at_32k_of_context():
+    script = """
+import torch
+torch.set_num_threads(1)
+from probe.extrapolation import perplexity
+from probe.models.decoder import Decoder, DecoderConfig
+config = DecoderConfig(d_vocab=260, n_ctx=256, n_layers=1, d_model=32, n_heads=1, encoding="{encoding}")
+texts = torch.randint(0, 260, (2, 32768 + 500))
+rows = perplexity(Decoder(config), texts[:, :{n}], ({context},), prefix=(1,), score_from={n} - 200, n_bootstrap=2)
+assert rows["value"].gt(0).all()
+"""
+    least = peak_bytes(script.format(encoding="none", n=600, context=256))
+    # A matrix of all pairs would be 4 GiB; one window's logits are 34 MB, and as much in float64 for a while.
+    for encoding in ("none", "alibi"):
+        assert peak_bytes(script.format(encoding=encoding, n=32768 + 500, context=32768)) - least < 600e6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"contexts": (2,), "prefix": (1,)}, "contexts must be an integer of at least 3, got 2"),
+        ({"contexts": (8,), "score_from": 40}, "texts of more than 40 tokens were wanted, got 40"),
+        ({"contexts": (8,), "stride": 9}, "stride must be at most 8, what a window holds of a text, got 9"),
+        ({"contexts": (8,), "stride": 0}, "stride must be an integer of at least 1, got 0"),
+    ],
+)
+def test_wrong_input_is_refused(make_decoder, texts, options, said):
+    with pytest.raises(ProbeError, match=said):
+        perplexity(make_decoder(), texts, **options)
+    with pytest.raises(ProbeError, match="texts must be ids"):
+        loss_by_position(make_decoder(), texts[:0])
