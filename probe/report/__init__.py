@@ -16,17 +16,7 @@ from probe.report.constructions import (
     construction_portrait,
     learned_heads,
 )
-from probe.report.extrapolation import (
-    entropy_by_position,
-    loss_by_position,
-    passkey_by_length,
-    passkey_map,
-    perplexity_by_context,
-    scale_against_entropy,
-    scale_law,
-    scale_map,
-    temperature,
-)
+from probe.report.extrapolation import loss_by_position, passkey_by_length, passkey_map, perplexity_by_context
 from probe.report.figures import accuracy_by_length, probe_by_site, under_shift
 from probe.report.geometry import (
     channel_correlations,
@@ -40,6 +30,13 @@ from probe.report.geometry import (
 from probe.report.league import league_by_length, league_differences, league_page, league_ranks
 from probe.report.page import Section, render_page
 from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
+from probe.report.scales import (
+    entropy_by_position,
+    loss_by_temperature,
+    scale_against_entropy,
+    scale_law,
+    scale_map,
+)
 
 __all__ = [
     "Section",
@@ -64,6 +61,7 @@ __all__ = [
     "league_ranks",
     "learned_heads",
     "loss_by_position",
+    "loss_by_temperature",
     "mechanism_readouts",
     "passkey_by_length",
     "passkey_map",
@@ -77,7 +75,6 @@ __all__ = [
     "scale_law",
     "scale_map",
     "similarity_by_lag",
-    "temperature",
     "template_distances",
     "under_shift",
     "variance_against_position",

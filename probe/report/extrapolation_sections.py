@@ -6,10 +6,22 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import extrapolation
-from probe.report.extrapolation import VARIANTS, beside_entropy, matched, ordered, over_depths, told
+from probe.report.extrapolation import over_depths, told
 from probe.report.figures import interval
 from probe.report.page import Section
+from probe.report.scales import (
+    PUBLISHED_SLOPE,
+    SPLITS,
+    TEMPERATURES,
+    beside_entropy,
+    entropy_by_position,
+    loss_by_temperature,
+    scale_against_entropy,
+    scale_law,
+    scale_map,
+)
 from probe.report.tables import interval_of, of
+from probe.report.variants import VARIANTS, matched, ordered
 
 ROW = ["encoding", "variant", "made for"]
 VARIANTS_IN_WORDS = (
@@ -39,16 +51,16 @@ def extrapolation_figures(rows: pd.DataFrame, train_length: int) -> dict[str, go
         found["passkey_lengths"] = extrapolation.passkey_by_length(rows, train_length)
     scales = of(rows, "head_scale", metric="scale")
     if len(scales) and (scales["variant"] == "head").any():
-        found["scale_map"] = extrapolation.scale_map(rows)
+        found["scale_map"] = scale_map(rows)
     if len(scales) and scales["extension"].notna().any():
-        found["scale_law"] = extrapolation.scale_law(rows)
+        found["scale_law"] = scale_law(rows)
     if len(of(rows, "scaled_entropy", metric="entropy")):
-        found["entropy_by_position"] = extrapolation.entropy_by_position(rows, train_length)
+        found["entropy_by_position"] = entropy_by_position(rows, train_length)
     if len(beside_entropy(rows)):
-        found["scale_entropy"] = extrapolation.scale_against_entropy(rows)
+        found["scale_entropy"] = scale_against_entropy(rows)
     temperatures = of(rows, "temperature")
-    if len(temperatures) and temperatures["metric"].isin(list(extrapolation.TEMPERATURES)).any():
-        found["temperature"] = extrapolation.temperature(rows)
+    if len(temperatures) and temperatures["metric"].isin(list(TEMPERATURES)).any():
+        found["temperature"] = loss_by_temperature(rows)
     return found
 
 
@@ -105,7 +117,7 @@ def temperature_table(rows: pd.DataFrame) -> pd.DataFrame:
     for r in best.itertuples():
         key = (r.encoding, r.split, r.scale)
         cells = [interval_of(change.loc[key]) if key in change.index else "" for change in changes]
-        found.append((r.encoding, extrapolation.SPLITS.get(r.split, r.split), f"{r.scale:g}", *cells))
+        found.append((r.encoding, SPLITS.get(r.split, r.split), f"{r.scale:g}", *cells))
     return pd.DataFrame(found, columns=columns)
 
 
@@ -145,7 +157,7 @@ def _scales(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
         [
             "softmax(λ q·k / √d): the more keys, the flatter a softmax of given scores, up to the entropy ln n of "
             "uniform attention over n keys; λ above 1 sharpens it again. Wang et al. 2024 (section 3) find "
-            f"one λ that grows as 1 + a ln s, a = {extrapolation.PUBLISHED_SLOPE} (R² 0.977, one model without "
+            f"one λ that grows as 1 + a ln s, a = {PUBLISHED_SLOPE} (R² 0.977, one model without "
             "position encoding), and better ones trained for every head. λ is fitted on sequences of the length to "
             "reach and scored on others.",
             "What this cannot show: λ trained by gradients is one of many that do as well, so a single head's has no "

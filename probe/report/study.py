@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from probe.report import figures
 from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, null_table
 from probe.report.constructions import construction_errors
+from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
 from probe.report.page import Section, render_page
 from probe.report.position_sections import depth, position_figures, position_sections
 from probe.report.tables import interval_of, of
@@ -34,6 +35,7 @@ def study_figures(
         "shifted": figures.under_shift(of(rows, "shifted")),
         **position_figures(rows),
         **attention_figures(rows, maps, curves),
+        **extrapolation_figures(rows, train_length),
         "constructions": construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
     }
 
@@ -44,6 +46,7 @@ def study_page(
     settings: Mapping[str, Any],
     environment: Mapping[str, str],
     command: str,
+    train_length: int,
 ) -> str:
     """The report as one HTML file.
 
@@ -53,6 +56,7 @@ def study_page(
         settings: what was studied, as in ``study.json``.
         environment: versions and device.
         command: what makes this report anew.
+        train_length: the longest length that was trained.
     """
     sections = [
         Section(
@@ -77,6 +81,7 @@ def study_page(
     ]
     sections += position_sections(rows, drawn)
     sections += attention_sections(rows, drawn)
+    sections += extrapolation_sections(rows, drawn)
     sections += [
         Section(
             "Constructions",
@@ -94,7 +99,8 @@ def study_page(
             tables=[("Settings.", _table_of(_flat(settings))), ("Versions.", _table_of(environment))],
         ),
     ]
-    return render_page(f"Position study: {settings['task']}", summary(rows, settings), sections)
+    said = [*summary(rows, settings), *extrapolation_summary(rows, train_length)]
+    return render_page(f"Position study: {settings['task']}", said, sections)
 
 
 def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

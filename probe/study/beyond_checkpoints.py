@@ -106,7 +106,7 @@ def _finish(parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, title
     for column, missing in (("variant", "none"), ("extension", float("nan"))):
         rows[column] = rows[column].fillna(missing) if column in rows else missing
     drawn = extrapolation_figures(rows, length)
-    page = render_page(title, extrapolation_summary(rows), extrapolation_sections(rows, drawn))
+    page = render_page(title, extrapolation_summary(rows, length), extrapolation_sections(rows, drawn))
     write_file(Path(folder) / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
     write_text(Path(folder) / "report.html", page)
     return rows

@@ -236,6 +236,7 @@ def _write_report(config: StudyConfig, folder: Path, rows: pd.DataFrame, device:
         dataclasses.asdict(config),
         environment(device),
         "probe study --config study.json (beside this page)",
+        task.train_length,
     )
     write_text(folder / "report.html", page)
 

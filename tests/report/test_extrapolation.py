@@ -4,6 +4,7 @@ import pytest
 
 from probe.errors import ProbeError
 from probe.report import extrapolation, render_page
+from probe.report import scales as drawing
 from probe.report.extrapolation_sections import (
     extrapolation_figures,
     extrapolation_sections,
@@ -12,6 +13,7 @@ from probe.report.extrapolation_sections import (
     perplexity_table,
     temperature_table,
 )
+from probe.report.variants import matched
 
 NASTY = "<b>x"
 L = 256
@@ -22,11 +24,11 @@ DRAW = {
     "loss_by_position": extrapolation.loss_by_position,
     "passkey": extrapolation.passkey_map,
     "passkey_lengths": extrapolation.passkey_by_length,
-    "scale_map": extrapolation.scale_map,
-    "scale_law": extrapolation.scale_law,
-    "entropy_by_position": extrapolation.entropy_by_position,
-    "scale_entropy": extrapolation.scale_against_entropy,
-    "temperature": extrapolation.temperature,
+    "scale_map": drawing.scale_map,
+    "scale_law": drawing.scale_law,
+    "entropy_by_position": drawing.entropy_by_position,
+    "scale_entropy": drawing.scale_against_entropy,
+    "temperature": drawing.loss_by_temperature,
 }
 OF_LENGTHS = ("perplexity", "loss_by_position", "passkey", "passkey_lengths", "entropy_by_position")
 
@@ -123,12 +125,12 @@ def test_rows_from_several_tables_may_share_their_index(rows):
 
 def test_extensions_are_matched_at_the_edge():
     rows = every("perplexity", "perplexity", SCALED, ("none",), context=[512, 513, 1025])
-    fits = extrapolation.matched(rows, L, "context")
+    fits = matched(rows, L, "context")
     found = fits[fits["variant"] == "head"].set_index("context")["extension"].to_dict()
     assert found == {512: 2.0, 513: 4.0}
     assert len(fits[fits["variant"] == "none"]) == 3
     # The token at position 511 sees 512.
-    at = extrapolation.matched(rows.rename(columns={"context": "position"}).assign(position=511), L, "position")
+    at = matched(rows.rename(columns={"context": "position"}).assign(position=511), L, "position")
     assert set(at["extension"].dropna()) == {2.0}
 
 
@@ -172,7 +174,7 @@ def test_passkeys_by_length_are_those_of_all_depths(rows):
 
 
 def test_every_head_has_its_scale(rows):
-    figure = extrapolation.scale_map(rows)
+    figure = drawing.scale_map(rows)
     assert [a.text for a in figure.layout.annotations] == ["none, made for 2×", "none, made for 4×"]
     for panel in figure.data:
         np.testing.assert_allclose(np.asarray(panel.z), [[1.5, 1.6], [1.5, 1.6]])
@@ -180,7 +182,7 @@ def test_every_head_has_its_scale(rows):
 
 
 def test_the_law_goes_beside_the_published_one(rows):
-    figure = extrapolation.scale_law(rows)
+    figure = drawing.scale_law(rows)
     published, band, curve, uniform, head = figure.data
     at = np.asarray(curve.x)
     np.testing.assert_allclose(published.y, 1 + 0.3973 * np.log(at))
@@ -193,13 +195,13 @@ def test_the_law_goes_beside_the_published_one(rows):
     assert head.name == "head scale"  # no law of it was fitted
     alone = rows.assign(low=np.nan, high=rows["value"] * np.nan)
     alone.loc[alone["metric"] == "r2", "value"] = np.nan
-    names = [t.name for t in extrapolation.scale_law(alone).data if t.name]
+    names = [t.name for t in drawing.scale_law(alone).data if t.name]
     assert names[1] == "uniform scale: 1 + 0.30 ln s"
     assert list(head.y) == pytest.approx([1.55, 1.55]) and head.error_y.array == pytest.approx([0.05, 0.05])
 
 
 def test_entropy_is_the_mean_over_heads_of_the_longest_extension(rows):
-    figure = extrapolation.entropy_by_position(rows, L)
+    figure = drawing.entropy_by_position(rows, L)
     of = rows.query("measurement == 'scaled_entropy' and encoding == 'none' and layer == 0")
     line = named(figure, "head scale, made for 4×")[0]
     want = of.query("variant == 'head' and extension == 4").groupby("query")["value"].mean()
@@ -213,12 +215,12 @@ def test_entropy_is_the_mean_over_heads_of_the_longest_extension(rows):
 
 def test_long_entropy_curves_are_thinned():
     rows = every("scaled_entropy", "entropy", NONE, ("none",), layer=[0], head=[0], query=range(3000))
-    x = named(extrapolation.entropy_by_position(rows, L), "no change")[0].x
+    x = named(drawing.entropy_by_position(rows, L), "no change")[0].x
     assert len(x) <= 128 and (x[0], x[-1]) == (1, 3000)
 
 
 def test_scales_stand_beside_the_rise_of_entropy(rows):
-    figure = extrapolation.scale_against_entropy(rows)
+    figure = drawing.scale_against_entropy(rows)
     assert [a.text for a in figure.layout.annotations] == ["none, 2×<br>", "none, 4×<br>Spearman −0.41 [−0.80, 0.10]"]
     first, second = named(figure, "layer 1")
     assert list(first.x) == [0.25, -0.25] and list(first.y) == pytest.approx([1.5, 1.6])
@@ -226,7 +228,7 @@ def test_scales_stand_beside_the_rise_of_entropy(rows):
 
 
 def test_temperatures_are_of_trained_and_longer(rows):
-    figure = extrapolation.temperature(rows)
+    figure = drawing.loss_by_temperature(rows)
     assert [a.text for a in figure.layout.annotations] == [
         "trained lengths: loss, nats a token", "trained lengths: exact match",
         "longer sequences: loss, nats a token", "longer sequences: exact match",
