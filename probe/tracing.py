@@ -188,6 +188,11 @@ def logits_with_edits(
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def valid_rows(lengths: Int[Tensor, "batch"], n_query: int) -> Bool[Tensor, "batch query"]:
+    """True where the query row belongs to the sequence, False where it is padding."""
+    return torch.arange(n_query, device=lengths.device) < lengths[:, None]
+
+
 def token_losses(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float64[Tensor, "batch pos-1"]:

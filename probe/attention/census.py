@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from probe.attention.ablation import HeadAblations, used_for
 from probe.attention.comparison import checked_pattern, halves
-from probe.attention.distances import pattern_distance, valid_rows
+from probe.attention.distances import pattern_distance
 from probe.attention.templates import TEMPLATES
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
-from probe.tracing import PATTERN, Trace, trace
+from probe.tracing import PATTERN, Trace, trace, valid_rows
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
 SIMPLE = {

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from probe.attention.distances import DISTANCES, check_pattern, pattern_distance, valid_rows
+from probe.attention.distances import DISTANCES, check_pattern, pattern_distance
 from probe.attention.nulls import nearest_head_distance, shuffled
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext, available_templates
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
-from probe.tracing import Trace
+from probe.tracing import Trace, valid_rows
 
 # The columns of compare_templates that say what was found; all others say of what.
 _FOUND = (

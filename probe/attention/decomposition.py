@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from probe.attention.distances import valid_rows
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
 from probe.attention.split_parts import Curves, Stacks, settled, share_rows, subsets, with_interval
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
-from probe.tracing import Trace
+from probe.tracing import Trace, valid_rows
 
 CONTENT = ("none", "pair")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.special import xlogy
 
 from probe.errors import ProbeError, unknown_name
+from probe.tracing import valid_rows
 
 Rows = Float[Tensor, "... key"]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -111,11 +112,6 @@ def pattern_distance(
     if lengths is None:
         return by_row.mean(-1)
     return by_row.where(valid_rows(lengths, n_query)[:, None], 0.0).sum(-1) / lengths[:, None]
-
-
-def valid_rows(lengths: Int[Tensor, "batch"], n_query: int) -> Bool[Tensor, "batch query"]:
-    """True where the query row belongs to the sequence, False where it is padding."""
-    return torch.arange(n_query, device=lengths.device) < lengths[:, None]
 
 
 def check_pattern(pattern: Tensor, lengths: Tensor | None = None, tolerance: float | None = None) -> None:

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.attention.comparison import checked_pattern, compare_templates, halves, nearest_template
-from probe.attention.distances import valid_rows
 from probe.attention.pooling import BINS, bin_starts, pool
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext
-from probe.tracing import Trace
+from probe.tracing import Trace, valid_rows
 
 
 def attention_maps(

@@ -16,8 +16,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.attention.distance_family import by_distance
-from probe.attention.distances import valid_rows
 from probe.errors import ProbeError
+from probe.tracing import valid_rows
 
 PARTS = ("key", "query", "distance")
 _KEY, _QUERY, _DISTANCE = range(3)

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
-from probe.tracing import PATTERN, block_site, expand_sites, logits_with_edits, n_layers_of, sequence_losses, trace
+from probe.tracing import (
+    PATTERN,
+    block_site,
+    expand_sites,
+    logits_with_edits,
+    n_layers_of,
+    sequence_losses,
+    trace,
+    valid_rows,
+)
 
 Edit = Callable[[Tensor], Tensor]
 # Something about a layer's pattern, a number a sequence: (layer, pattern, lengths) -> numbers.
@@ -27,7 +36,7 @@ class Setting:
         n, T = tokens.shape
         self.model, self.tokens = model, tokens.cpu()
         self.lengths = torch.full((n,), T) if lengths is None else lengths.cpu()
-        self.rows = torch.arange(T) < self.lengths[:, None]
+        self.rows = valid_rows(self.lengths, T)
         scored = self.rows if scored is None else self.rows & scored.cpu()
         self.scored = scored & (torch.arange(T) > 0)
         self.half = n // 2

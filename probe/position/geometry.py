@@ -22,7 +22,7 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.position.scores import Draws
-from probe.tracing import Trace
+from probe.tracing import Trace, valid_rows
 
 PARTS = ("position", "context", "token", "residual")
 MOST = 0.95  # the share of the variance of pos_t that its principal components are counted for
@@ -389,7 +389,7 @@ def _at(trace: Trace, site: str, skip: int, head: int | None, control: str = "no
     value: Float[Tensor, "batch pos d_model"] = trace.hidden(site) if head is None else trace[site][:, :, head]
     if not value.isfinite().all():
         raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
-    present = (torch.arange(value.shape[1]) < trace.lengths[:, None])[:, skip:]
+    present = valid_rows(trace.lengths, value.shape[1])[:, skip:]
     x = value[:, skip:].double().where(present[..., None], 0.0)
     rounding = (16 * torch.finfo(value.dtype).eps) ** 2 * (x.square().sum() / present.sum() / x.shape[-1]).item()
     return _States(site, control, x, present, trace.tokens[:, skip:], rounding)

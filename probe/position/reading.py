@@ -13,7 +13,7 @@ from probe.errors import ProbeError
 from probe.position.moments import Moments
 from probe.position.splits import Sequences, Split
 from probe.position.targets import TargetContext, target_names, target_values
-from probe.tracing import visit
+from probe.tracing import valid_rows, visit
 
 RANDOM = "random"
 HEAD = re.compile(r"(?<=attn\.hook_z)\.\d+$")
@@ -104,9 +104,9 @@ class Reader:
             key = hash((self.seed, *tokens[0, : int(lengths[0])].tolist())) % 2**63
             generator = torch.Generator().manual_seed(key)
             order = torch.rand(tokens.shape, generator=generator)
-            order[torch.arange(tokens.shape[1]) >= lengths[:, None]] = 2  # padding stays behind
+            order[~valid_rows(lengths, tokens.shape[1])] = 2  # padding stays behind
             y = torch.cat((y, y.gather(1, order.argsort(1)[..., None].expand_as(y))), dim=-1)
-        counts = torch.arange(tokens.shape[1]) < lengths[:, None]
+        counts = valid_rows(lengths, tokens.shape[1])
         edges = torch.tensor(self.split.edges)
         bins = torch.bucketize(torch.arange(tokens.shape[1]), edges[1:-1], right=True)
         group = torch.arange(at.start, at.stop)[:, None] * (len(edges) - 1) + bins

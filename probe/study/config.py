@@ -15,7 +15,7 @@ from probe.models.decoder import DecoderConfig
 from probe.models.encodings import ENCODINGS
 from probe.tasks import Splits, Task, make_task
 from probe.training import EncodedExamples, TrainingConfig, encode
-from probe.training.evaluation import new_tokens
+from probe.training.evaluation import context_length
 
 FORMAT = 1  # of study.json
 
@@ -158,9 +158,7 @@ class StudyData:
     @property
     def n_ctx(self) -> int:
         """The longest sequence, what evaluation may decode included."""
-        held_out = (*self.splits.validation, *self.splits.test)
-        decoded = max(len(self.task.vocabulary.prompt(e)) + new_tokens(e, self.task) for e in held_out)
-        return max(self.train.tokens.shape[1], self.held_out.tokens.shape[1], decoded)
+        return context_length(self.train, (*self.splits.validation, *self.splits.test), self.task)
 
     def traced(self, config: StudyConfig) -> "TracedSequences":
         """Held-out sequences, mixed and cut to one length: real text of the task, without padding."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from probe.sweep.config import Run, SweepConfig
 from probe.training import encode, exact_match, predict, train
-from probe.training.evaluation import new_tokens
+from probe.training.evaluation import context_length
 
 
 def work(sweep: SweepConfig, run: Run, folder: str | Path, device: str | None = None) -> pd.DataFrame:
@@ -20,9 +20,7 @@ def work(sweep: SweepConfig, run: Run, folder: str | Path, device: str | None = 
     splits = task.splits(n_train=sweep.n_train, n_validation=sweep.n_validation, n_test=sweep.n_test, seed=run.seed)
     held_out = {"validation": splits.validation, "test": splits.test}
     data = encode(splits.train, task.vocabulary)
-    # Long enough for every training sequence and whatever evaluation decodes: a learned table ends there.
-    decoded = (len(task.vocabulary.prompt(e)) + new_tokens(e, task) for part in held_out.values() for e in part)
-    n_ctx = max(data.tokens.shape[1], *decoded)
+    n_ctx = context_length(data, (*splits.validation, *splits.test), task)
     place = Path(folder) / "models" / run.name
     model = train(run.model(sweep, task, n_ctx), data, run.training(sweep), place, device=device)
     parts = [

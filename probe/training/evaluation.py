@@ -1,6 +1,6 @@
 """Exact match by length, from greedy decoding; with scratchpads, whether their steps are right too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from scipy.stats import binomtest
@@ -9,6 +9,7 @@ from probe.errors import ProbeError
 from probe.models.build import Model
 from probe.tasks.base import EOS, Example, Task, Vocabulary
 from probe.tasks.scratchpad import SteppedTask
+from probe.training.data import EncodedExamples
 from probe.training.decoding import greedy_in_groups
 
 
@@ -64,6 +65,12 @@ def new_tokens(example: Example, task: Task | None = None) -> int:
     longer one is seen."""
     n = len(example.target)
     return int(1.25 * n) + 8 if _has_scratchpad(task) else n + 1
+
+
+def context_length(train: EncodedExamples, held_out: Iterable[Example], task: Task) -> int:
+    """The longest sequence of all, what evaluation may decode included: a learned table ends there."""
+    decoded = (len(task.vocabulary.prompt(example)) + new_tokens(example, task) for example in held_out)
+    return max((train.tokens.shape[1], *decoded))
 
 
 def _has_scratchpad(task: Task | None) -> bool:
