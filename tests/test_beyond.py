@@ -39,7 +39,7 @@ SMALL = StudyConfig(
 OF_NONE = {("none", None)} | {(v, s) for v in ("uniform", "head") for s in (2, 3)} | {("log_length", None)}
 OF_ROTARY = (
     {("none", None), ("dropped", None)}
-    | {(v, s) for v in ("linear", "ntk", "yarn", "dropped_uniform") for s in (2, 3)}
+    | {(v, s) for v in ("uniform", "linear", "ntk", "yarn", "dropped_uniform") for s in (2, 3)}
 )  # fmt: skip
 
 

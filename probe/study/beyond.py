@@ -95,8 +95,9 @@ def beyond_stages(
 ) -> dict[str, Callable[[], pd.DataFrame]]:
     """The stages of one model, in the order in which they need each other.
 
-    Rotary positions are stretched, and perhaps dropped (``drop`` gives the model without them); every other model gets
-    temperatures. Each is measured by perplexity and passkeys.
+    Every model gets a uniform scale. Rotary positions are stretched besides; all others get a scale for every head,
+    too. ``drop``, if there is one, gives the model with its encoding dropped. Each is measured by perplexity and
+    passkeys.
     """
     beyond = beyond.within(decoder)
     if not beyond.extensions:
@@ -104,10 +105,9 @@ def beyond_stages(
     stretched = decoder.config.encoding == "rotary"
 
     def fit() -> pd.DataFrame:
-        parts = []
+        parts = [uniform := fit_uniform(decoder, beyond)]
         if not stretched:
-            uniform = fit_uniform(decoder, beyond)
-            parts += [uniform, fit_heads(decoder, beyond, uniform)]
+            parts.append(fit_heads(decoder, beyond, uniform))
         if drop is not None:
             parts.append(fit_uniform(drop(), beyond, "dropped_uniform"))
         return pd.concat(parts, ignore_index=True)
@@ -118,7 +118,8 @@ def beyond_stages(
 
     def variants() -> Iterator[Variant]:
         yield Variant("none", math.nan, decoder)
-        yield from stretches(decoder, beyond) if stretched else temperatures(decoder, beyond, scales())
+        yield from with_scales(decoder, scales())
+        yield from stretches(decoder, beyond) if stretched else by_position(decoder, beyond, scales())
         if drop is not None:
             yield Variant("dropped", math.nan, drop())
             yield from with_scales(drop(), scales(of_dropped=True))
@@ -129,15 +130,13 @@ def beyond_stages(
         parts = [measure(v.model).assign(variant=v.name, extension=v.extension) for v in chosen]
         return pd.concat(parts, ignore_index=True)
 
-    has_scales = not stretched or drop is not None
-    stages = {"head_scale": fit} if has_scales else {}
-    stages |= {
+    stages = {
+        "head_scale": fit,
         "perplexity": lambda: of_all(lambda model: perplexity_of(model, beyond)),
         "loss_by_position": lambda: of_all(lambda model: positions_of(model, beyond)),
         "passkey": lambda: of_all(lambda model: passkeys_of(model, beyond)),
+        "scale_law": lambda: scale_laws(kept("head_scale", fit)),
     }
-    if has_scales:
-        stages["scale_law"] = lambda: scale_laws(kept("head_scale", fit))
     if not stretched and _streams(decoder):
         rise = functools.partial(entropy_rise, decoder, beyond)
         longest = max(beyond.extensions)
@@ -191,9 +190,8 @@ def scale_of(rows: pd.DataFrame) -> Float[Tensor, "layer head"]:
     return torch.tensor(table.to_numpy(), dtype=torch.float32)
 
 
-def temperatures(decoder: Decoder, beyond: Beyond, scales: pd.DataFrame) -> Iterator[Variant]:
-    """A model with the scales that were fitted, and with the law of the uniform ones by the query's position."""
-    yield from with_scales(decoder, scales)
+def by_position(decoder: Decoder, beyond: Beyond, scales: pd.DataFrame) -> Iterator[Variant]:
+    """A model with the law of its uniform scales, by the position of each query."""
     slope = float(scale_laws(scales).query("variant == 'uniform' and metric == 'slope'")["value"].iloc[0])
     options = {"a": max(0.0, slope), "trained_length": beyond.task.train_length}
     yield Variant("log_length", math.nan, variant(decoder, attention_function="log_length", attention_options=options))

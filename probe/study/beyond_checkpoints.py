@@ -94,10 +94,9 @@ def scale_checkpoints(
         for stage, measure in stages.items():
             parts.append(kept(stage, measure).assign(measurement=stage, encoding=name))
             say(f"{name}: {stage}")
-        if "head_scale" in stages:
-            scales = read_stage(folder, f"head_scale-{name}")
-            for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
-                checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
+        scales = read_stage(folder, f"head_scale-{name}")
+        for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
+            checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
     return _finish(parts, beyond, folder, "Attention temperature")
 
 
