@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from probe.errors import ProbeError
 from probe.models.build import Model
 from probe.models.decoder import BLOCK_SITES, SITES
+from probe.models.mode import evaluating
 
 EMBED = "hook_embed"
 PATTERN = "attn.hook_pattern"
@@ -149,14 +150,10 @@ def visit(
     run = _run_model if isinstance(model, Model) else _run_bridge
     n_layers = n_layers_of(model)
     full = expand_sites(sites, model)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, min(start + batch_size, len(tokens)))
             run(model, tokens[rows], {site: _call(fn, site, rows) for site in full})
-    finally:
-        model.train(was_training)
     return n_layers
 
 
@@ -173,9 +170,7 @@ def logits_with_edits(
         ProbeError: for a site that the model has not.
     """
     edits = edits or {}
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if isinstance(model, Model):
             # The explicit path always: two runs differ by the edit and not by a kernel.
             logits = model(tokens.to(model.device), hooks=edits, attention="explicit")
@@ -183,8 +178,6 @@ def logits_with_edits(
             sites = expand_sites([*edits], model)
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
             logits = model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
-    finally:
-        model.train(was_training)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -108,6 +108,17 @@ def test_further_seeds_are_on_the_diagonal_and_among_the_nulls(study):
     }
 
 
+def test_a_temperature_of_one_is_the_model_as_it_is(study):
+    # Given the right tokens before, all likeliest: what greedy decoding gets right.
+    _, rows, _ = study
+    plain = rows[(rows["measurement"] == "temperature") & (rows["scale"] == 1) & (rows["metric"] == "exact_match")]
+    decoded = rows[(rows["measurement"] == "accuracy") & rows["length"].isna() & (rows["metric"] == "exact_match")]
+    decoded = decoded[decoded["seed"] == SMALL.seed].set_index(["encoding", "split"])["value"]
+    assert len(plain) == 2 * len(SMALL.encodings)
+    for row in plain.itertuples():
+        assert row.value == pytest.approx(decoded[row.encoding, {"trained": "validation", "longer": "test"}[row.split]])
+
+
 def test_heads_are_counted_and_scores_are_split(study):
     _, rows, _ = study
     census = rows[rows["measurement"] == "census"]

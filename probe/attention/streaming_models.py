@@ -16,6 +16,7 @@ from probe.attention.streaming_template import StreamTemplate
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
+from probe.models.mode import evaluating
 from probe.tracing import PATTERN, block_site, n_layers_of
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
@@ -62,12 +63,8 @@ def attention_inputs(
     if isinstance(decoder, Decoder) and not decoder.config.is_softmax:
         name = decoder.config.attention_function
         raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         run(model, tokens, visit, layers)
-    finally:
-        model.train(was_training)
 
 
 class _Enough(Exception):

@@ -16,6 +16,7 @@ from probe.bootstrap import Bootstrap
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
+from probe.models.mode import evaluating
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 from probe.training.forced import forced_scores
 
@@ -206,12 +207,9 @@ def best_scale(rows: pd.DataFrame, metric: str = "loss") -> float:
 
 def scale_losses(model: nn.Module, data: EncodedExamples, *, batch_size: int = 8) -> dict[str, Float[Tensor, "n"]]:
     """``forced_scores`` of any model."""
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
+    device = next(model.parameters()).device
+    with evaluating(model):
         return forced_scores(lambda inputs: logits_of(model, inputs.to(device)), data, batch_size=batch_size)
-    finally:
-        model.train(was_training)
 
 
 def logits_of(model: nn.Module, tokens: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
@@ -224,11 +222,10 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Float[Tensor, "batch pos d_vo
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model asks for a gradient, and nothing is dropped, inside."""
     asked = [(p, p.requires_grad) for p in model.parameters()]
-    was_training = model.training
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        model.train(was_training)
         for parameter, requires_grad in asked:
             parameter.requires_grad_(requires_grad)

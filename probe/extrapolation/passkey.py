@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.build import Model
+from probe.models.mode import evaluating
 from probe.tasks.base import EOS
 from probe.tasks.passkey import DEPTHS, Passkey
 from probe.training.decoding import greedy_in_groups
@@ -57,16 +58,14 @@ def passkey(
             for i in range(n)
         ]
         examples = [p.example(length) for p in prompts]
-        was_training = model.training
-        model.eval()
-        said = greedy_in_groups(
-            model,
-            [vocabulary.prompt(e) for e in examples],
-            stop=vocabulary.ids[EOS],
-            max_new=[len(e.target) + 1 for e in examples],
-            batch_size=batch_size,
-        )
-        model.train(was_training)
+        with evaluating(model):
+            said = greedy_in_groups(
+                model,
+                [vocabulary.prompt(e) for e in examples],
+                stop=vocabulary.ids[EOS],
+                max_new=[len(e.target) + 1 for e in examples],
+                batch_size=batch_size,
+            )
         found = pd.DataFrame(
             {
                 "depth": [depth for depth in depths for _ in range(n)],

@@ -11,6 +11,7 @@ from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.extrapolation.fitting import logits_of
+from probe.models.mode import evaluating
 from probe.tracing import token_losses
 
 # Tokens in one forward pass, at most, where that is more than one window.
@@ -87,25 +88,19 @@ def sliding_losses(
     check_size("stride", stride)
     if stride > room:
         raise ProbeError(f"stride must be at most {room}, what a window holds of a text, got {stride}")
-    device, was_training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
     found = torch.full(texts.shape, torch.nan, dtype=torch.float64)
     front = torch.tensor(prefix, dtype=texts.dtype).expand(len(texts), -1)
     at_once = max(1, TOKENS_AT_ONCE // context)
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start, end, new in _windows(texts.shape[1], room, stride):
-                if end <= score_from:
-                    continue
-                windows = torch.cat((front, texts[:, start:end]), dim=1)
-                losses = torch.cat(
-                    [token_losses(logits_of(model, w.to(device)), w).cpu() for w in windows.split(at_once)]
-                )
-                # losses[:, j] is that of windows[:, j + 1]
-                new = max(new, start + 1) if not prefix else new
-                found[:, new:end] = losses[:, new - start + len(prefix) - 1 :]
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluating(model):
+        for start, end, new in _windows(texts.shape[1], room, stride):
+            if end <= score_from:
+                continue
+            windows = torch.cat((front, texts[:, start:end]), dim=1)
+            losses = torch.cat([token_losses(logits_of(model, w.to(device)), w).cpu() for w in windows.split(at_once)])
+            # losses[:, j] is that of windows[:, j + 1]
+            new = max(new, start + 1) if not prefix else new
+            found[:, new:end] = losses[:, new - start + len(prefix) - 1 :]
     return found
 
 

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 
 from probe.errors import ProbeError
 from probe.models.build import Model
+from probe.models.mode import evaluating
 from probe.tasks.base import EOS, Example, Task, Vocabulary
 from probe.tasks.scratchpad import SteppedTask
 from probe.training.data import EncodedExamples
@@ -29,16 +30,14 @@ def predict(
     """
     if not examples:
         raise ProbeError("at least one example was wanted, got none")
-    was_training = decoder.training
-    decoder.eval()
-    predictions = greedy_in_groups(
-        decoder,
-        [vocabulary.prompt(e) for e in examples],
-        stop=vocabulary.ids[EOS],
-        max_new=[new_tokens(e, task) for e in examples],
-        batch_size=batch_size,
-    )
-    decoder.train(was_training)
+    with evaluating(decoder):
+        predictions = greedy_in_groups(
+            decoder,
+            [vocabulary.prompt(e) for e in examples],
+            stop=vocabulary.ids[EOS],
+            max_new=[new_tokens(e, task) for e in examples],
+            batch_size=batch_size,
+        )
     said = [vocabulary.decode(p) for p in predictions]
     rows = pd.DataFrame(
         {

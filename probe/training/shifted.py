@@ -9,6 +9,7 @@ from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.build import Model
+from probe.models.mode import evaluating
 from probe.training.data import EncodedExamples
 from probe.training.forced import forced_scores
 
@@ -50,10 +51,8 @@ def shifted_positions(
         raise ProbeError("at least one example was wanted, got none")
     bootstrap = Bootstrap.draw(len(examples), n_bootstrap, confidence, seed)
     weights = bootstrap.value_and_draws
-    was_training = model.training
-    model.eval()
-    found = {shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
-    model.train(was_training)
+    with evaluating(model):
+        found = {shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
     scored = weights @ found[0]["scored"]
 
     def stack(shift: int, metric: str) -> torch.Tensor:
