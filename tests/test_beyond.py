@@ -88,6 +88,10 @@ def test_the_rows_are_what_the_models_on_disk_make(folder, rows):
     )
     there = of(rows, "perplexity", "none")
     there = there[(there["variant"] == "head") & (there["extension"] == 3)]
+    changes, there = (there[(there["metric"] == "loss_change") == is_change] for is_change in (True, False))
+    plain = of(rows, "perplexity", "none").query("variant == 'none' and metric == 'loss'")
+    losses = found[found["metric"] == "loss"]["value"]
+    np.testing.assert_allclose(changes["value"], losses.to_numpy() - plain["value"].to_numpy(), atol=1e-12)
     np.testing.assert_array_equal(there["value"], found["value"])
     assert texts.shape[1] == 268 and (there["tokens"] == 134).all()
 
@@ -115,7 +119,7 @@ def test_a_finished_study_does_nothing_again(folder, rows, monkeypatch):
     def refused(*args, **options):
         raise AssertionError("measured again")
 
-    for name in ("train_scale", "sweep_scale", "perplexity", "passkey", "train"):
+    for name in ("train_scale", "sweep_scale", "context_losses", "passkey", "train"):
         monkeypatch.setattr(f"probe.study.beyond.{name}", refused)
     pd.testing.assert_frame_equal(run_study(SMALL, folder, device="cpu", jobs=1), rows)
 

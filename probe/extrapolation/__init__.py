@@ -10,20 +10,23 @@ from probe.extrapolation.fitting import (
 )
 from probe.extrapolation.laws import LogLaw, fit_log_law, scale_against
 from probe.extrapolation.passkey import passkey
-from probe.extrapolation.perplexity import loss_by_position, perplexity
+from probe.extrapolation.perplexity import ContextLosses, context_losses, loss_by_position, perplexity, perplexity_rows
 from probe.extrapolation.temperature import HeadScale, UniformScale, scaled
 
 __all__ = [
+    "ContextLosses",
     "FittedScale",
     "HeadScale",
     "LogLaw",
     "ScaleTraining",
     "UniformScale",
     "best_scale",
+    "context_losses",
     "fit_log_law",
     "loss_by_position",
     "passkey",
     "perplexity",
+    "perplexity_rows",
     "scale_against",
     "scaled",
     "search_scale",

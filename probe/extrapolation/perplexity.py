@@ -1,6 +1,8 @@
 """Perplexity by the length of the context, and by the position in it."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -52,24 +54,60 @@ def perplexity(
     Raises:
         ProbeError: for a context that has no room behind the prefix, or texts with no token to score.
     """
+    losses = context_losses(model, texts, contexts, prefix=prefix, stride=stride, score_from=score_from)
+    return perplexity_rows(losses, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
+
+
+@dataclass(frozen=True)
+class ContextLosses:
+    """The mean loss of each text's scored tokens, in nats, by context."""
+
+    by_context: dict[int, Float64[Tensor, "text"]]
+    tokens: int  # that are scored, of each text
+
+
+def context_losses(
+    model: nn.Module,
+    texts: Int[Tensor, "text token"],
+    contexts: Sequence[int],
+    *,
+    prefix: Sequence[int] = (),
+    stride: int | None = None,
+    score_from: int = 0,
+) -> ContextLosses:
+    """What ``perplexity`` is made of, text by text."""
     _check_texts(texts)
     first = max(score_from, 0 if len(prefix) else 1)  # nothing predicts the first token of all
     if first >= texts.shape[1]:
         raise ProbeError(f"texts of more than {first} tokens were wanted, got {texts.shape[1]}")
-    bootstrap = Bootstrap.draw(len(texts), n_bootstrap, confidence, seed)
-    rows = []
+    found = {}
     for context in contexts:
         check_size("contexts", context, least=len(prefix) + 2)
         losses = sliding_losses(model, texts, context, prefix=prefix, stride=stride, score_from=first)
-        loss = bootstrap.value_and_draws @ losses[:, first:].mean(1)
-        for metric, draws in (
-            ("perplexity", loss.exp()),
-            ("loss", loss),
-            ("bits", loss / torch.log(torch.tensor(2.0))),
-        ):
+        found[context] = losses[:, first:].mean(1)
+    return ContextLosses(found, texts.shape[1] - first)
+
+
+def perplexity_rows(
+    losses: ContextLosses,
+    baseline: ContextLosses | None = None,
+    *,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The rows of ``perplexity``; with another model's losses on the same texts as ``baseline`` also "loss_change", by
+    how many nats a token these are more than its, paired by text."""
+    rows = []
+    for context, by_text in losses.by_context.items():
+        bootstrap = Bootstrap.draw(len(by_text), n_bootstrap, confidence, seed)
+        loss = bootstrap.value_and_draws @ by_text
+        metrics = {"perplexity": loss.exp(), "loss": loss, "bits": loss / math.log(2)}
+        if baseline is not None:
+            metrics["loss_change"] = bootstrap.value_and_draws @ (by_text - baseline.by_context[context])
+        for metric, draws in metrics.items():
             low, high = bootstrap.interval(draws[1:])
-            value = float(draws[0])
-            rows.append((context, metric, value, float(low), float(high), len(texts), texts.shape[1] - first))
+            rows.append((context, metric, float(draws[0]), float(low), float(high), len(by_text), losses.tokens))
     return pd.DataFrame(rows, columns=["context", "metric", "value", "low", "high", "n", "tokens"])
 
 

@@ -16,13 +16,15 @@ from torch import Tensor
 from probe.attention import stream
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import (
+    ContextLosses,
     FittedScale,
     ScaleTraining,
     best_scale,
+    context_losses,
     fit_log_law,
     loss_by_position,
     passkey,
-    perplexity,
+    perplexity_rows,
     scale_against,
     scaled,
     search_scale,
@@ -130,9 +132,16 @@ def beyond_stages(
         parts = [measure(v.model).assign(variant=v.name, extension=v.extension) for v in chosen]
         return pd.concat(parts, ignore_index=True)
 
+    plain = functools.cache(lambda: losses_of(decoder, beyond))
+
+    def compared(model: Decoder) -> pd.DataFrame:
+        if model is decoder:
+            return perplexity_rows(plain(), seed=beyond.seed)
+        return perplexity_rows(losses_of(model, beyond), plain(), seed=beyond.seed)
+
     stages = {
         "head_scale": fit,
-        "perplexity": lambda: of_all(lambda model: perplexity_of(model, beyond)),
+        "perplexity": lambda: of_all(compared),
         "loss_by_position": lambda: of_all(lambda model: positions_of(model, beyond)),
         "passkey": lambda: of_all(lambda model: passkeys_of(model, beyond)),
         "scale_law": lambda: scale_laws(kept("head_scale", fit)),
@@ -235,11 +244,10 @@ def drop_encoding(
     return train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
 
 
-def perplexity_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:
-    """Perplexity by context, of the second half of held-out texts as long as the longest."""
+def losses_of(model: Decoder, beyond: Beyond) -> ContextLosses:
+    """Losses by context, of the second half of held-out texts as long as the longest."""
     half = beyond.held_out.shape[1] // 2
-    prefix = beyond.task.plain_prefix
-    return perplexity(model, beyond.held_out, beyond.contexts, prefix=prefix, score_from=half, seed=beyond.seed)
+    return context_losses(model, beyond.held_out, beyond.contexts, prefix=beyond.task.plain_prefix, score_from=half)
 
 
 def positions_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:

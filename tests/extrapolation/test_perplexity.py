@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from peak_memory import peak_bytes
+from scipy import stats
 from torch.nn import functional as F
 
 from probe.errors import ProbeError
-from probe.extrapolation import loss_by_position, perplexity
+from probe.extrapolation import context_losses, loss_by_position, perplexity, perplexity_rows
 from probe.extrapolation.perplexity import sliding_losses
 from probe.models.lens import to_bridge
 
@@ -96,6 +97,24 @@ def test_every_context_counts_the_same_tokens(make_decoder, texts):
     rows = perplexity(decoder, texts, (9, 17, 40), prefix=(1,), score_from=25, **FEW)
     assert set(rows["tokens"]) == {15}
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
+
+
+def test_a_change_is_paired_by_text(make_decoder, texts):
+    one, other = make_decoder(), make_decoder(seed=1)
+    losses = [context_losses(model, texts, (9, 17), prefix=(1,)) for model in (one, other)]
+    rows = perplexity_rows(losses[0], losses[1], n_bootstrap=400).set_index(["context", "metric"])
+    for context in (9, 17):
+        by_text = losses[0].by_context[context] - losses[1].by_context[context]
+        change = rows.loc[context, "loss_change"]
+        assert change["value"] == pytest.approx(float(by_text.mean()))
+        expected = perplexity(one, texts, (context,), prefix=(1,), **FEW).set_index("metric")["value"]["loss"]
+        assert rows.loc[(context, "loss"), "value"] == pytest.approx(expected)
+        drawn = stats.bootstrap(
+            (by_text.numpy(),), np.mean, method="percentile", n_resamples=4000, random_state=0
+        ).confidence_interval
+        assert (change["low"], change["high"]) == pytest.approx(tuple(drawn), abs=0.05)
+    same = perplexity_rows(losses[0], losses[0]).query("metric == 'loss_change'")
+    assert (same[["value", "low", "high"]] == 0).all().all()
 
 
 def test_loss_by_position_is_that_of_the_text(make_decoder, texts):
