@@ -16,6 +16,7 @@ _HOMES = {
     "ClockworkRNN": "probe.models.clockwork",
     "load": "probe.models.checkpoint",
     "save": "probe.models.checkpoint",
+    "load_pretrained": "probe.models.pretrained",
     "variant": "probe.models.variant",
     "to_bridge": "probe.models.lens",
     "TASKS": "probe.tasks",

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from probe.errors import ProbeError
 from probe.models.build import Model
-from probe.models.decoder import BLOCK_SITES, SITES
+from probe.models.config import SITES, sites_of_layers
 from probe.models.mode import evaluating
 
 EMBED = "hook_embed"
@@ -65,7 +65,8 @@ def sites_of(model: nn.Module) -> list[str]:
     """The full names of all sites of a model."""
     if isinstance(model, Model):
         return model.config.sites()
-    return [*SITES, *(block_site(layer, site) for layer in range(n_layers_of(model)) for site in BLOCK_SITES)]
+    config = _bridge_config(model)
+    return sites_of_layers(config.n_layers, config.parallel_attn_mlp)
 
 
 def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:

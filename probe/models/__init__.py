@@ -6,6 +6,7 @@ from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig, KVCache
 from probe.models.encodings import ENCODINGS, PositionEncoding, alibi_slopes, t5_bucket
 from probe.models.lens import to_bridge
+from probe.models.pretrained import load_pretrained
 
 __all__ = [
     "ENCODINGS",
@@ -18,6 +19,7 @@ __all__ = [
     "alibi_slopes",
     "build",
     "load",
+    "load_pretrained",
     "save",
     "t5_bucket",
     "to_bridge",

@@ -16,8 +16,9 @@ from probe.errors import ProbeError, unknown_name
 from probe.models.attention_functions import ATTENTION_FUNCTIONS, AttentionFunction, make_attention_function
 from probe.models.encodings import PositionEncoding, make_encoding
 
-# What a hook can see. hook_embed is the token embedding alone, before any position is added. Shapes: residual stream
-# "batch pos d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); rot_q
+# What a hook can see. hook_embed is the token embedding alone, behind its norm if it has one and before any position is
+# added. Between attention and MLP a parallel block has no stream: no hook_resid_mid. Shapes: residual stream "batch pos
+# d_model"; q, k, v, z "batch pos head d_head" (k and v with n_kv_heads, q and k before any rotation); rot_q
 # and rot_k are q and k as they enter the scores, after the rotation if the layer has one and after the attention
 # function's scale of q; scores and pattern "batch head query key"; mlp "batch pos d_mlp". Scores are those that enter
 # the softmax (or what stands in its place): scaled, with the encoding's bias, -inf where the key is in the future.
@@ -40,7 +41,27 @@ BLOCK_SITES = (
     "hook_resid_post",
 )
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+
+def sites_of_block(parallel: bool) -> list[str]:
+    """The site names of a block, a ``parallel`` one or not, in the order of the computation."""
+    return [site for site in BLOCK_SITES if not (parallel and site == "hook_resid_mid")]
+
+
+def sites_of_layers(n_layers: int, parallel: bool) -> list[str]:
+    """All site names of a decoder with so many blocks."""
+    return [*SITES, *(f"blocks.{layer}.{site}" for layer in range(n_layers) for site in sites_of_block(parallel))]
+
+
+# "gelu" is x Φ(x); "gelu_tanh" its approximation by tanh, as in GPT-2 and BLOOM (Hendrycks and Gimpel 2016, section 2).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "swiglu": F.silu,
+}
+
+# The parts that may have biases: LayerNorms, the projections to queries, keys and values, that out of the heads, MLPs.
+BIASED_PARTS = ("norm", "qkv", "attn_out", "mlp")
 
 # Each makes a norm from (d_model, eps, bias).
 NORMALIZATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
@@ -50,12 +71,21 @@ NORMALIZATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
 }
 
 
+# Fields that came later: those of a group are not written where all have their defaults, so that what was begun before
+# there was a choice can go on.
+LATER_FIELDS = (("attention_function", "attention_options"), ("parallel",), ("embedding_norm",))
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """Everything that fixes a decoder's shape. Validated when made; JSON there and back.
 
     ``None`` stands for the usual choice: ``n_kv_heads`` = n_heads, ``d_head`` = d_model / n_heads, ``d_mlp`` =
     4 d_model, ``score_scale`` = d_head^-1/2 (T5 uses 1), ``position_layers`` = every layer.
+
+    ``bias`` says whether there are biases, or which of ``BIASED_PARTS`` have them. In a ``parallel`` decoder attention
+    and MLP read the same stream, x + Attention(norm_1(x)) + MLP(norm_2(x)), as in GPT-NeoX (Black et al. 2022, section
+    2.1). ``embedding_norm`` puts a norm behind the token embedding, as in BLOOM (Le Scao et al. 2022, section 3.2).
     """
 
     d_vocab: int
@@ -69,7 +99,7 @@ class DecoderConfig:
     activation: str = "gelu"
     normalization: str = "layer"
     norm_eps: float = 1e-5
-    bias: bool = True
+    bias: bool | tuple[str, ...] = True
     encoding: str = "none"
     encoding_options: dict[str, Any] = field(default_factory=dict)
     position_layers: tuple[int, ...] | None = None
@@ -79,6 +109,8 @@ class DecoderConfig:
     dropout: float = 0.0
     attention_function: str = "softmax"
     attention_options: dict[str, Any] = field(default_factory=dict)
+    parallel: bool = False
+    embedding_norm: bool = False
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen
@@ -105,7 +137,8 @@ class DecoderConfig:
         for name in ("norm_eps", "score_scale", "logit_scale"):
             check_number(name, getattr(self, name))
         check_number("dropout", self.dropout, 0, 1, closed=True)
-        for name in ("bias", "tie_embeddings"):
+        set_("bias", _checked_bias(self.bias))
+        for name in ("tie_embeddings", "parallel", "embedding_norm"):
             check_flag(name, getattr(self, name))
         for name in ("encoding_options", "attention_options"):
             if not isinstance(getattr(self, name), dict):
@@ -123,7 +156,11 @@ class DecoderConfig:
 
     def make_norm(self) -> nn.Module:
         """A new norm of such a decoder."""
-        return NORMALIZATIONS[self.normalization](self.d_model, self.norm_eps, self.bias)
+        return NORMALIZATIONS[self.normalization](self.d_model, self.norm_eps, self.has_bias("norm"))
+
+    def has_bias(self, part: str) -> bool:
+        """Whether one of ``BIASED_PARTS`` has biases."""
+        return self.bias if isinstance(self.bias, bool) else part in self.bias
 
     def make_encoding(self) -> PositionEncoding:
         """A new, undrawn encoding of such a decoder."""
@@ -158,13 +195,14 @@ class DecoderConfig:
 
     def sites(self) -> list[str]:
         """All site names of such a decoder, in the order in which they are computed."""
-        blocks = [f"blocks.{layer}.{site}" for layer in range(self.n_layers) for site in BLOCK_SITES]
-        return [*SITES, *blocks]
+        return sites_of_layers(self.n_layers, self.parallel)
 
     def to_json(self) -> str:
         values = dataclasses.asdict(self)
-        if self.attention_function == "softmax":  # not written: what was begun before there was a choice can go on
-            del values["attention_function"], values["attention_options"]
+        for group in LATER_FIELDS:
+            if all(values[name] == _DEFAULTS[name] for name in group):
+                for name in group:
+                    del values[name]
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -181,3 +219,20 @@ class DecoderConfig:
         if not isinstance(values, dict):
             raise ProbeError(f"a decoder's config must be a JSON object, got {type(values).__name__}")
         return cls.from_dict(values)
+
+
+def _checked_bias(bias: Any) -> bool | tuple[str, ...]:
+    """What ``bias`` says, in the one way in which it is written: all parts are True and none is False."""
+    if isinstance(bias, bool):
+        return bias
+    if not isinstance(bias, tuple | list) or any(part not in BIASED_PARTS for part in bias):
+        raise ProbeError(f"bias must be true, false or a list of parts out of {', '.join(BIASED_PARTS)}, got {bias!r}")
+    parts = tuple(part for part in BIASED_PARTS if part in bias)
+    return parts if 0 < len(parts) < len(BIASED_PARTS) else bool(parts)
+
+
+_DEFAULTS = {
+    field.name: field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    for field in dataclasses.fields(DecoderConfig)
+    if any(field.name in group for group in LATER_FIELDS)
+}

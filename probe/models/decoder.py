@@ -1,6 +1,7 @@
 """The decoder that everything is measured on: a causal, pre-norm transformer in plain torch.
 
-Its residual stream is ``x <- x + Attention(norm(x)); x <- x + MLP(norm(x))``, with a norm before the unembedding.
+Its residual stream is ``x <- x + Attention(norm(x)); x <- x + MLP(norm(x))``, with a norm before the unembedding; where
+the config says so, both are added at once, and a norm stands behind the token embedding.
 Intermediate values are reached by hooks under the names that TransformerLens uses (``SITES`` and ``BLOCK_SITES``); the
 attention module keeps the calling convention of Hugging Face's Llama, so that ``probe.models.lens`` can wrap it.
 """
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.checks import check_call
-from probe.models.config import BLOCK_SITES, SITES, DecoderConfig
+from probe.models.config import BLOCK_SITES, SITES, DecoderConfig, sites_of_block
 from probe.models.encodings.base import future_keys
 from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, KVCache
 
@@ -33,21 +34,24 @@ MASK_BLOCK = 2**22
 class Decoder(nn.Module):
     """A causal decoder with any position encoding: ``decoder(tokens) -> logits``."""
 
-    def __init__(self, config: DecoderConfig, seed: int | None = 0):
+    def __init__(self, config: DecoderConfig, seed: int | None = 0, device: str = "cpu"):
         """A decoder with freshly drawn weights; ``seed=None`` leaves them undrawn, any numbers, to be written over.
 
-        The weights are a function of the seed: torch's global generator is neither read nor moved.
+        The weights are a function of the seed: torch's global generator is neither read nor moved. On the ``device``
+        "meta" undrawn weights have no memory yet.
         """
         super().__init__()
         self.config = config
         with torch.device("meta"):  # keeps torch's layers from drawing weights of their own
             self.token_embedding = nn.Embedding(config.d_vocab, config.d_model)
+            if config.embedding_norm:
+                self.embedding_norm = config.make_norm()
             self.encoding = config.make_encoding()
             self.dropout = nn.Dropout(config.dropout)
             self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
             self.final_norm = config.make_norm()
             self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
-        self.to_empty(device="cpu")
+        self.to_empty(device=device)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if seed is not None:
@@ -115,7 +119,7 @@ class Decoder(nn.Module):
             ProbeError: for an empty batch, ids outside the vocabulary, a site that does not exist, or a position
                 beyond a learned table.
         """
-        check_call(tokens, hooks or (), attention, self.config, "a decoder's", BLOCK_SITES)
+        check_call(tokens, hooks or (), attention, self.config, "a decoder's", sites_of_block(self.config.parallel))
         past = 0 if cache is None else cache.length
         n_query, n_key = tokens.shape[1], past + tokens.shape[1]
         if positions is None:
@@ -139,6 +143,8 @@ class Decoder(nn.Module):
 
         at = Hooks(hooks) if hooks else None
         x = self.token_embedding(tokens)
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
         if at is not None:
             x = at("hook_embed", x)
         x = self.dropout(self.encoding.embed(x, query_positions))

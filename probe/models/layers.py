@@ -96,10 +96,11 @@ class Attention(nn.Module):
         self.scaling = config.score_scale
         self.attention_dropout = config.dropout
         self.function = config.make_attention_function()
-        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=config.bias)
-        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=config.bias)
-        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=config.bias)
-        self.o_proj = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=config.bias)
+        bias = config.has_bias("qkv")
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=bias)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=bias)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=bias)
+        self.o_proj = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=config.has_bias("attn_out"))
 
     def forward(
         self,
@@ -187,10 +188,11 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
+        bias = config.has_bias("mlp")
         if config.activation == "swiglu":
-            self.gate_proj = nn.Linear(config.d_model, config.d_mlp, bias=config.bias)
-        self.up_proj = nn.Linear(config.d_model, config.d_mlp, bias=config.bias)
-        self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=config.bias)
+            self.gate_proj = nn.Linear(config.d_model, config.d_mlp, bias=bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_mlp, bias=bias)
+        self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: Hooks = _NO_HOOKS):
         # As in TransformerLens, hook_pre is what enters the activation and hook_post what down_proj reads.
@@ -203,12 +205,13 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each reading the normalised stream and writing into it."""
+    """One layer: attention, then MLP, or both at once, each reading the normalised stream and writing into it."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.attention_norm, self.attention = config.make_norm(), Attention(config, layer)
         self.mlp_norm, self.mlp = config.make_norm(), MLP(config)
+        self.parallel = config.parallel
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -231,6 +234,10 @@ class Block(nn.Module):
             position_embeddings=position_embeddings,
             **attention,
         )
-        x = at("hook_resid_mid", x + self.dropout(at("hook_attn_out", out)))
+        attended = x + self.dropout(at("hook_attn_out", out))
+        if self.parallel:
+            out = self.mlp(self.mlp_norm(x), **mlp)
+            return at("hook_resid_post", attended + self.dropout(at("hook_mlp_out", out)))
+        x = at("hook_resid_mid", attended)
         out = self.mlp(self.mlp_norm(x), **mlp)
         return at("hook_resid_post", x + self.dropout(at("hook_mlp_out", out)))

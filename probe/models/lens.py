@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = "PositionProbeDecoder"
 
 _NORMALIZATION_TYPES = {"layer": "LN", "rms": "RMS", "none": None}
+_ACTIVATIONS = {"swiglu": "silu", "gelu_tanh": "gelu_new"}  # those that have other names there
 
 
 def to_bridge(decoder: Decoder) -> "TransformerBridge":
@@ -32,8 +33,8 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, _adapter_class())
     config = decoder.config
+    ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, _adapter_class(config.embedding_norm))
     settings = TransformerBridgeConfig(
         d_model=config.d_model,
         d_head=config.d_head,
@@ -47,8 +48,9 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
         normalization_type=_NORMALIZATION_TYPES[config.normalization],
         uses_rms_norm=config.normalization == "rms",
         eps=config.norm_eps,
-        act_fn="silu" if config.activation == "swiglu" else config.activation,
+        act_fn=_ACTIVATIONS.get(config.activation, config.activation),
         gated_mlp=config.activation == "swiglu",
+        parallel_attn_mlp=config.parallel,
         # Learned positions are part of ``encoding`` here, not a table of TransformerLens's own.
         positional_embedding_type="none",
         default_prepend_bos=False,
@@ -63,7 +65,7 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     return build_bridge_from_module(clone, ARCHITECTURE, tl_config=settings, tokenizer=None)
 
 
-def _adapter_class() -> type:
+def _adapter_class(embedding_norm: bool) -> type:
     from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import generalized_components as parts
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
@@ -135,7 +137,8 @@ def _adapter_class() -> type:
             projections = {slot: parts.LinearBridge(name=f"{slot}_proj") for slot in "qkvo"}
             self.component_mapping = {
                 "embed": parts.EmbeddingBridge(name="token_embedding"),
-                "blocks": parts.BlockBridge(
+                **({"embed_ln": _norm(cfg, "embedding_norm")} if embedding_norm else {}),
+                "blocks": (parts.ParallelBlockBridge if cfg.parallel_attn_mlp else parts.BlockBridge)(
                     name="layers",
                     config=cfg,
                     submodules={

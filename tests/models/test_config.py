@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 
 import pytest
@@ -40,8 +41,9 @@ def test_config_goes_through_json(encoding):
         ({"n_heads": 2, "n_kv_heads": 3}, r"n_heads \(2\) must be divisible by n_kv_heads \(3\)"),
         ({"d_vocab": True}, "d_vocab must be an integer of at least 1, got True"),
         ({"encoding": "rope"}, "unknown encoding 'rope'; known: alibi"),
-        ({"activation": "tanh"}, "unknown activation 'tanh'; known: gelu, relu, swiglu"),
+        ({"activation": "tanh"}, "unknown activation 'tanh'; known: gelu, gelu_tanh, relu, swiglu"),
         ({"normalization": "batch"}, "unknown normalization 'batch'; known: layer, none, rms"),
+        ({"bias": ("norms",)}, r"bias must be true, false or a list of parts out of norm, .* got \('norms',\)"),
         ({"dropout": 1.0}, "dropout must be a number at least 0 and below 1, got 1.0"),
         ({"score_scale": 0}, "score_scale must be a number above 0, got 0"),
         ({"norm_eps": math.nan}, "norm_eps must be a number above 0, got nan"),
@@ -52,6 +54,20 @@ def test_config_goes_through_json(encoding):
 def test_bad_configs_are_one_clear_line(options, message):
     with pytest.raises(ProbeError, match=message):
         DecoderConfig(**({"d_vocab": 7, "n_ctx": 9, "n_layers": 2, "d_model": 8, "n_heads": 2} | options))
+
+
+def test_what_came_later_is_written_only_where_it_is_not_the_default():
+    size = {"d_vocab": 7, "n_ctx": 9, "n_layers": 2, "d_model": 8, "n_heads": 2}
+    written = json.loads(DecoderConfig(**size).to_json())
+    assert not {"attention_function", "attention_options", "parallel", "embedding_norm"} & set(written)
+    assert written["bias"] is True
+    for changes in ({"parallel": True}, {"embedding_norm": True}, {"bias": ("mlp", "norm")}, {"bias": ("qkv",)}):
+        config = DecoderConfig(**size, **changes)
+        assert len(json.loads(config.to_json())) == len(written) + ("bias" not in changes)
+        assert DecoderConfig.from_json(config.to_json()) == config
+    assert DecoderConfig(**size, bias=("mlp", "norm")) == DecoderConfig(**size, bias=("norm", "mlp"))
+    assert DecoderConfig(**size, bias=("norm", "qkv", "attn_out", "mlp")) == DecoderConfig(**size)
+    assert DecoderConfig(**size, bias=()) == DecoderConfig(**size, bias=False)
 
 
 def test_unknown_and_missing_keys_are_refused():

@@ -18,6 +18,7 @@ SHAPES = {
     "rms, swiglu, no bias": {"normalization": "rms", "activation": "swiglu", "bias": False},
     "no norm, relu": {"normalization": "none", "activation": "relu"},
     "grouped heads, free d_head": {"n_kv_heads": 2, "d_head": 6},
+    "parallel, norm behind the embedding": {"parallel": True, "embedding_norm": True, "activation": "gelu_tanh"},
     "tied head, score scale 1": {"tie_embeddings": True, "score_scale": 1.0, "logit_scale": 0.5},
 }
 IN_ATTENTION = [name for name in ENCODINGS if name not in ("none", "learned", "sinusoidal", "randomized")]
@@ -185,6 +186,39 @@ def test_hybrid_layers_see_the_encoding_only_where_they_should(encoding, make_de
     assert (hybrid(tokens) - none(tokens)).abs().max() > 1e-3
     fused = hybrid(tokens, attention="fused")
     torch.testing.assert_close(fused, hybrid(tokens, attention="explicit"), atol=1e-5, rtol=1e-5)
+
+
+def test_a_parallel_block_reads_one_stream(make_decoder, random_tokens):
+    decoder, tokens, seen = make_decoder(parallel=True), random_tokens(), {}
+    assert "blocks.0.hook_resid_mid" not in decoder.config.sites()
+    decoder(
+        tokens, hooks={site: lambda value, site=site: seen.update({site: value}) for site in decoder.config.sites()}
+    )
+    for layer, block in enumerate(decoder.layers):
+        x, attended, mlp, after = (
+            seen[f"blocks.{layer}.hook_{site}"] for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
+        torch.testing.assert_close(mlp, block.mlp(block.mlp_norm(x)))
+        torch.testing.assert_close(after, x + attended + mlp)
+    with pytest.raises(ProbeError, match="unknown site 'blocks.0.hook_resid_mid'"):
+        decoder(tokens, hooks={"blocks.0.hook_resid_mid": lambda value: value})
+
+
+def test_a_norm_behind_the_embedding(make_decoder, random_tokens):
+    decoder, tokens, seen = make_decoder(embedding_norm=True, encoding="learned"), random_tokens(), []
+    decoder(tokens, hooks={"hook_embed": seen.append, "blocks.0.hook_resid_pre": seen.append})
+    torch.testing.assert_close(seen[0], decoder.embedding_norm(decoder.token_embedding(tokens)))
+    torch.testing.assert_close(seen[1], seen[0] + decoder.encoding.weight[:16])
+
+
+@pytest.mark.parametrize("part", ["norm", "qkv", "attn_out", "mlp"])
+def test_biases_are_where_the_config_says(part, make_decoder):
+    where = {"norm": "norm", "qkv": ("q_proj", "k_proj", "v_proj"), "attn_out": "o_proj", "mlp": "mlp."}
+    names = {name for name in make_decoder().state_dict() if name.endswith(".bias")}
+    wanted = where[part] if isinstance(where[part], tuple) else (where[part],)
+    of_part = {n for n in names if any(w in n.replace("mlp_norm", "norm") for w in wanted)}
+    found = {name for name in make_decoder(bias=(part,)).state_dict() if name.endswith(".bias")}
+    assert found == of_part and 0 < len(found) < len(names)
 
 
 def test_the_seed_decides_the_weights(make_decoder):

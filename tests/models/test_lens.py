@@ -8,6 +8,7 @@ from probe.tracing import trace
 SHAPES = {
     "plain": {},
     "llama-like": {"normalization": "rms", "activation": "swiglu", "bias": False, "n_kv_heads": 2, "d_head": 6},
+    "parallel": {"parallel": True, "embedding_norm": True, "activation": "gelu_tanh", "bias": ("norm", "qkv")},
     "no norm, tied": {"normalization": "none", "activation": "relu", "tie_embeddings": True, "score_scale": 1.0},
 }
 

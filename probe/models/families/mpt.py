@@ -1,0 +1,55 @@
+"""MPT."""
+
+from typing import ClassVar
+
+from probe.models.config import DecoderConfig
+from probe.models.families.base import Family
+
+# The same function; the second is computed in half precision where the rest is.
+LAYER_NORMS = ("layernorm", "low_precision_layernorm")
+
+
+class MPT(Family):
+    """LayerNorm, ALiBi, a tied head, no bias anywhere. MosaicML 2023."""
+
+    prefix = "transformer."
+    outer: ClassVar = {"wte": "token_embedding", "norm_f": "final_norm", "lm_head": "head"}
+    layers = "blocks."
+    layer: ClassVar = {
+        "norm_1": "attention_norm",
+        "attn.Wqkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "attn.out_proj": "attention.o_proj",
+        "norm_2": "mlp_norm",
+        "ffn.up_proj": "mlp.up_proj",
+        "ffn.down_proj": "mlp.down_proj",
+    }
+    own_code = True  # the released ones bring the code from which Hugging Face's was made
+
+    def config(self, fields):
+        # "learned_pos_emb" is not read: where there is ALiBi the released code makes no table of positions.
+        fields.only("no_bias", True)
+        fields.only("logit_scale", None)
+        fields.choice("norm_type", dict.fromkeys(LAYER_NORMS), default="layernorm")
+        attention = fields.mapping("attn_config")
+        attention.only("attn_type", "multihead_attention")
+        attention.only("alibi", True)
+        attention.only("alibi_bias_max", 8)
+        for name in ("prefix_lm", "qk_ln", "qk_gn", "rope"):
+            attention.only(name, False)
+        for name in ("clip_qkv", "sliding_window_size"):
+            attention.only(name, None)
+        d_model = fields.size("d_model")
+        return DecoderConfig(
+            d_vocab=fields.size("vocab_size"),
+            n_ctx=fields.size("max_seq_len"),
+            n_layers=fields.size("n_layers"),
+            d_model=d_model,
+            n_heads=fields.size("n_heads"),
+            d_mlp=fields.size("expansion_ratio", default=4) * d_model,
+            activation="gelu",
+            norm_eps=fields.number("layer_norm_epsilon", default=1e-5),
+            bias=False,
+            encoding="alibi",
+            score_scale=attention.number("softmax_scale", default=None),
+            tie_embeddings=fields.flag("tie_word_embeddings", default=True),
+        )

@@ -1,0 +1,197 @@
+"""Released models as decoders of ours, from a local folder with ``config.json`` and safetensors. No code is run."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from probe.errors import ProbeError, unknown_name
+from probe.files import read_json_object
+from probe.models import checkpoint
+from probe.models.build import Model
+from probe.models.decoder import Decoder
+from probe.models.families import FAMILIES, Family, Fields, Weight
+from probe.models.families.base import Shape
+
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# The dtypes of weights, by their names in safetensors.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load_pretrained(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    family: str | None = None,
+) -> Model:
+    """The model in a folder of Hugging Face's or of ours, in evaluation mode.
+
+    >>> load_pretrained("SmolLM3-3B", device="cuda").config.position_layers
+
+    Weights are read one tensor at a time, so that the peak of memory stays near the size of the model. They keep the
+    dtype in which they are stored unless another is asked for.
+
+    Args:
+        family: a name in ``FAMILIES``, in place of the config's ``model_type``: a "llama_nope" is called "llama" there.
+
+    Raises:
+        ProbeError: before any weight is read, naming the file and the key: for a folder or a file that is not there,
+            a pickle in place of safetensors, an unknown ``model_type``, a config that our decoder cannot do exactly, a
+            shard that is missing or truncated, and a key that is missing, unknown, or of another shape or type. Behind
+            the weights, for a stored head that is not the embedding to which the config ties it.
+    """
+    folder = Path(folder)
+    path = folder / checkpoint.CONFIG_FILE
+    if not folder.is_dir():
+        raise ProbeError(f"{folder}: no such folder{_how_to_fetch(folder)}")
+    values = read_json_object(path)
+    if "model_type" not in values and family is None:
+        return checkpoint.load(folder, device, dtype)
+    name = family or values["model_type"]
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ProbeError(f"{path}: {unknown_name('model_type', name, FAMILIES)}")
+    return _load(folder, Fields(values, path), FAMILIES[name], device, dtype)
+
+
+def _load(
+    folder: Path, fields: Fields, family: Family, device: str | torch.device, dtype: torch.dtype | None
+) -> Decoder:
+    family.check(fields)
+    try:
+        config = family.config(fields)
+    except ProbeError as error:
+        raise error if str(error).startswith(str(fields.path)) else ProbeError(f"{fields.path}: {error}") from None
+    decoder = Decoder(config, seed=None, device="meta")
+    ours = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    if config.tie_embeddings:
+        del ours["head.weight"]
+    stored = _stored(_weight_files(folder), family)
+    weights = [*family.weights(config, ours)]
+    _check(weights, stored, ours, family, folder, dtype)
+    for weight in weights:
+        factor = stored[weight.factor[0]].read() if weight.factor and weight.factor[0] in stored else None
+        for name, tensor in weight.parts(stored[weight.key].read(), ours, factor).items():
+            _assign(decoder, name, tensor, device, dtype)
+    if config.tie_embeddings:
+        decoder.head.weight = decoder.token_embedding.weight
+        head = stored.get(family.head)
+        if head is not None and not torch.equal(head.read().to(decoder.head.weight), decoder.head.weight):
+            raise ProbeError(f"{head.path}: {head.key!r} must equal the embedding, to which {fields.path.name} ties it")
+    return decoder.eval()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file."""
+
+    path: Path
+    key: str
+    shape: Shape
+    dtype: str  # in the words of safetensors
+
+    def read(self) -> Tensor:
+        # The file is opened anew: all that is read through one handle stays in memory until it is closed.
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.key)
+
+
+def _how_to_fetch(folder: Path) -> str:
+    name = str(folder)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return ""
+    return f"; to fetch a model of that name: huggingface-cli download {name} --local-dir FOLDER, then load FOLDER"
+
+
+def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The files with the weights, each with the keys that the index says are in it."""
+    whole, index = folder / checkpoint.WEIGHTS_FILE, folder / INDEX_FILE
+    if whole.is_file():
+        return {whole: None}
+    if not index.is_file():
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        got = f", got {pickles[0]}: a pickle can run code, convert it to safetensors" if pickles else ""
+        raise ProbeError(f"{whole}: no such file, and no {INDEX_FILE}{got}")
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ProbeError(f"{index}: 'weight_map' must be a JSON object of file names, got {places!r:.60}")
+    files: dict[Path, list[str] | None] = {}
+    for key, name in places.items():
+        if Path(name).name != name:
+            raise ProbeError(f"{index}: {key!r} must lie in a file of the same folder, got {name!r}")
+        files.setdefault(folder / name, []).append(key)
+    return files
+
+
+def _stored(files: dict[Path, list[str] | None], family: Family) -> dict[str, _Stored]:
+    """All tensors of the files by their keys without the family's prefix; only the headers are read."""
+    found: dict[str, _Stored] = {}
+    for path, listed in files.items():
+        if not path.is_file():
+            raise ProbeError(f"{path}: no such file")
+        headers = _headers(path)
+        for key in listed or ():
+            if key not in headers:
+                raise ProbeError(f"{path}: key {key!r} is missing, which {INDEX_FILE} says is there")
+        for key, stored in headers.items():
+            short = family.key(key)
+            if short in found:
+                raise ProbeError(f"{path}: key {key!r} is there twice, the other time as {found[short].key!r}")
+            if not family.is_ignored(short):
+                found[short] = stored
+    return found
+
+
+def _headers(path: Path) -> dict[str, _Stored]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+            return {key: _Stored(path, key, tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}
+    except SafetensorError as error:
+        raise ProbeError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def _check(
+    weights: list[Weight],
+    stored: dict[str, _Stored],
+    ours: dict[str, Shape],
+    family: Family,
+    folder: Path,
+    dtype: torch.dtype | None,
+) -> None:
+    """Refuse tensors that are not exactly those of the key map, by name, shape and type."""
+    wanted = {weight.key: weight.shape(ours) for weight in weights}
+    factors = {weight.factor[0]: weight.factor[1:] for weight in weights if weight.factor}
+    if any(key in stored for key in factors):
+        wanted |= factors
+    if family.head in stored:
+        wanted.setdefault(family.head, ours["token_embedding.weight"])
+    for key, shape in wanted.items():
+        if key not in stored:
+            name = key if key == family.head else family.prefix + key
+            raise ProbeError(f"{folder}: key {name!r} is missing in {checkpoint.WEIGHTS_FILE} and its shards")
+        got = stored[key]
+        if got.shape != shape:
+            raise ProbeError(f"{got.path}: {got.key!r} must have shape {shape}, got {got.shape}")
+        if got.dtype not in DTYPES:
+            raise ProbeError(f"{got.path}: {got.key!r} must be one of {', '.join(DTYPES)}, got {got.dtype}")
+    for key, got in stored.items():
+        if key not in wanted:
+            raise ProbeError(f"{got.path}: unknown key {got.key!r}")
+    kinds = {stored[weight.key].dtype for weight in weights}
+    if dtype is None and len(kinds) > 1:
+        raise ProbeError(
+            f"{folder}: weights of one dtype were wanted, or a dtype to cast to, got {', '.join(sorted(kinds))}"
+        )
+
+
+def _assign(decoder: Decoder, name: str, tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> None:
+    # A copy: what safetensors hands out lies in the mapped file, and parts of it keep the whole alive.
+    tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+    module, _, leaf = name.rpartition(".")
+    setattr(decoder.get_submodule(module), leaf, nn.Parameter(tensor))

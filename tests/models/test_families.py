@@ -1,0 +1,337 @@
+import json
+import weakref
+
+import pytest
+import torch
+import transformers
+from peak_memory import peak_bytes
+from released import CLASSES, configure, edit, make, relative, rope
+from safetensors.torch import save_file
+
+from probe.errors import ProbeError
+from probe.models import pretrained
+from probe.models.checkpoint import save
+from probe.models.decoder import KVCache
+from probe.models.lens import to_bridge
+from probe.models.pretrained import load_pretrained
+from probe.models.variant import variant
+from probe.tracing import trace
+
+MODELS = {
+    "llama": ("llama", {}),
+    "llama, grouped heads, tied, biases": (
+        "llama",
+        {"num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama, one kv head, free d_head, biases in attention": (
+        "llama",
+        {"num_key_value_heads": 1, "head_dim": 6, "attention_bias": True},
+    ),
+    "llama, biases in mlps, another base": ("llama", {"mlp_bias": True} | rope("default", rope_theta=500000.0)),
+    "llama, linear": ("llama", rope("linear", factor=4.0)),
+    "llama, yarn": (
+        "llama",
+        {"hidden_size": 64} | rope("yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=500.0),
+    ),
+    "llama, llama3": (
+        "llama",
+        {"hidden_size": 64}
+        | rope("llama3", factor=8.0, original_max_position_embeddings=16, low_freq_factor=1.0, high_freq_factor=4.0),
+    ),
+    "smollm3": ("smollm3", {"num_key_value_heads": 2}),
+    "smollm3, layers of its own": (
+        "smollm3",
+        {"no_rope_layers": [0, 1, 1, 0, 1], "tie_word_embeddings": False, "attention_bias": True},
+    ),
+    "smollm3, every second, another base": (
+        "smollm3",
+        {"no_rope_layer_interval": 2} | rope("default", rope_theta=99.0),
+    ),
+    "gpt2": ("gpt2", {}),
+    "gpt2, untied, relu, free d_mlp": (
+        "gpt2",
+        {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 40},
+    ),
+    "gpt2, unscaled scores, erf": ("gpt2", {"scale_attn_weights": False, "activation_function": "gelu"}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox, one after another, all turned": (
+        "gpt_neox",
+        {"use_parallel_residual": False} | rope("default", partial_rotary_factor=1.0),
+    ),
+    "gpt_neox, half turned, no biases in attention, tied": (
+        "gpt_neox",
+        {"attention_bias": False, "tie_word_embeddings": True} | rope("default", partial_rotary_factor=0.5),
+    ),
+    "bloom": ("bloom", {}),
+    "bloom, 6 heads": ("bloom", {"n_head": 6, "hidden_size": 36}),
+    "bloom, 3 heads, untied": ("bloom", {"n_head": 3, "hidden_size": 24, "tie_word_embeddings": False}),
+    "mpt": ("mpt", {}),
+    "mpt, 6 heads": ("mpt", {"n_heads": 6, "d_model": 36}),
+    "mpt, 3 heads, scores of its own, untied": (
+        "mpt",
+        {"n_heads": 3, "d_model": 24, "tie_word_embeddings": False, "attn_config": {"softmax_scale": 0.2}},
+    ),
+}
+
+
+@pytest.fixture
+def tokens(random_tokens):
+    return random_tokens(length=40)
+
+
+@pytest.mark.parametrize(("family", "options"), MODELS.values(), ids=MODELS)
+def test_logits_and_patterns_are_those_of_transformers(family, options, tokens, tmp_path):
+    theirs = make(tmp_path, family, options)
+    decoder = load_pretrained(tmp_path)
+    with torch.no_grad():
+        want = theirs(tokens, output_attentions=True)
+        logits = decoder(tokens)
+    error = relative(logits, want.logits)
+    assert error < 1e-5 and want.logits.std() > 0.1
+    assert not decoder.training and decoder.dtype == torch.float32
+    assert (decoder.head.weight is decoder.token_embedding.weight) == decoder.config.tie_embeddings
+    assert not any(tensor.is_meta for tensor in decoder.state_dict().values())
+    found = trace(decoder, tokens, ["attn.hook_pattern"])
+    assert len(want.attentions) == decoder.config.n_layers
+    for layer, pattern in enumerate(want.attentions):
+        torch.testing.assert_close(found.pattern(layer), pattern, atol=1e-5, rtol=1e-4)
+    # Scores are not so small that any pattern would pass for the uniform one.
+    uniform = torch.ones(40, 40).tril() / torch.arange(1, 41)[:, None]
+    assert (want.attentions[0] - uniform).abs().max() > 0.1
+
+
+@torch.no_grad()
+def t5_decoder(folder, kind, tied=True, n=40):
+    """A tiny model of McGill's in T5's own blocks, saved under its names: the logits and patterns of tokens.
+
+    T5's bias of distances, with a bucket for each, is ALiBi's or none; rotary positions are GPT-J's, turned behind T5's
+    projections.
+    """
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+    from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb, create_sinusoidal_positions
+
+    n_heads, d_head = 3, 16
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=19,
+        d_model=32,
+        d_kv=d_head,
+        d_ff=48,
+        num_layers=2,
+        num_heads=n_heads,
+        relative_attention_num_buckets=2 * n,
+        relative_attention_max_distance=4 * n,
+        feed_forward_proj="relu",
+        attn_implementation="eager",
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter)
+        parameter.copy_(noise / 4 if parameter.ndim > 1 else parameter + noise / 4)
+    head = model.shared.weight if tied else torch.randn_like(model.shared.weight)
+    stack = model.decoder
+    table = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    state = {f"decoder.{name}": tensor.clone() for name, tensor in stack.state_dict().items()}
+    state |= {"shared.weight": model.shared.weight.clone(), "lm_head.weight": head.clone()}
+    save_file(state, folder / "model.safetensors")
+    values = config.to_dict() | {
+        "model_type": "custom_decoder_only_t5",
+        "is_decoder": True,
+        "is_encoder_decoder": False,
+        "position_encoding_type": kind,
+        "tie_word_embeddings": tied,
+        "auto_map": {"AutoModelForCausalLM": "modeling_custom.Custom"},
+    }
+    (folder / "config.json").write_text(json.dumps(values))
+    slopes = _get_alibi_slopes(n_heads, "cpu") if kind == "alibi" else torch.zeros(n_heads)
+    table.copy_(-torch.arange(2.0 * n)[:, None] * slopes)
+    if "rotary" in kind:
+        sin, cos = create_sinusoidal_positions(n, 4)[None].chunk(2, dim=-1)
+
+        def turn(module, inputs, out):
+            heads = out.unflatten(-1, (n_heads, d_head))
+            turned = apply_rotary_pos_emb(heads[..., :4], sin, cos)
+            return torch.cat((turned, heads[..., 4:]), dim=-1).flatten(-2)
+
+        for block in stack.block:
+            block.layer[0].SelfAttention.q.register_forward_hook(turn)
+            block.layer[0].SelfAttention.k.register_forward_hook(turn)
+
+    def run(tokens):
+        out = stack(input_ids=tokens, output_attentions=True, use_cache=False)
+        scale = 32**-0.5 if tied else 1.0
+        return out.last_hidden_state * scale @ head.T, out.attentions
+
+    return run
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["none", "alibi", "rotary", "new_rotary"])
+def test_mcgills_are_t5s_own_decoder_blocks(kind, tied, tokens, tmp_path):
+    logits, patterns = t5_decoder(tmp_path, kind, tied)(tokens)
+    decoder = load_pretrained(tmp_path)
+    error = relative(decoder(tokens), logits)
+    assert error < 1e-5
+    found = trace(decoder, tokens, ["attn.hook_pattern"])
+    for layer, pattern in enumerate(patterns):
+        torch.testing.assert_close(found.pattern(layer), pattern, atol=1e-5, rtol=1e-4)
+    others = {"none": "alibi", "alibi": "rotary", "rotary": "none", "new_rotary": "none"}
+    assert relative(variant(decoder, encoding=others[kind])(tokens), logits) > 1e-3
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "HeadScale"])
+def test_llama_without_rotation(scaled, tokens, tmp_path, monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    theirs = make(tmp_path, "llama", {"num_key_value_heads": 2, "attention_bias": True})
+    scales = torch.tensor([[0.5, 1.0, 1.5, 2.0], [3.0, 1.0, 0.7, 0.1]])
+    if scaled:
+        edit(tmp_path, lambda s: s.update({f"model.layers.{i}.self_attn.scale_param": scales[i] for i in (0, 1)}))
+        with torch.no_grad():
+            for layer, scale in zip(theirs.model.layers, scales, strict=True):
+                layer.self_attn.q_proj.register_forward_hook(
+                    lambda module, inputs, out, scale=scale: (out.unflatten(-1, (4, 8)) * scale[:, None]).flatten(-2)
+                )
+        with pytest.raises(ProbeError, match=r"unknown key 'model\.layers\.\d\.self_attn\.scale_param'"):
+            load_pretrained(tmp_path)
+    # As their authors do it.
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin, **rest: (q, k))
+    with torch.no_grad():
+        want = theirs(tokens, output_attentions=True)
+    decoder = load_pretrained(tmp_path, family="llama_nope")
+    error = relative(decoder(tokens), want.logits)
+    assert error < 1e-5 and decoder.config.encoding == "none"
+    for layer, pattern in enumerate(want.attentions):
+        torch.testing.assert_close(trace(decoder, tokens).pattern(layer), pattern, atol=1e-5, rtol=1e-4)
+    if scaled:
+        edit(tmp_path, lambda s: s.pop("model.layers.1.self_attn.scale_param"))
+        with pytest.raises(ProbeError, match=r"'model\.layers\.1\.self_attn\.scale_param' is missing"):
+            load_pretrained(tmp_path, family="llama_nope")
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_bf16_is_kept_and_other_dtypes_are_cast_to(family, tokens, tmp_path):
+    make(tmp_path, family, dtype=torch.bfloat16)
+    _, model_class, _ = CLASSES[family]
+    for dtype, tolerance in [(None, 0.05), (torch.float32, 1e-5)]:
+        decoder = load_pretrained(tmp_path, dtype=dtype)
+        assert {tensor.dtype for tensor in decoder.state_dict().values()} == {dtype or torch.bfloat16}
+        theirs = model_class.from_pretrained(tmp_path, dtype=dtype or torch.bfloat16)
+        with torch.no_grad():
+            assert relative(decoder(tokens).float(), theirs(tokens).logits.float()) < tolerance
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_shards_are_as_the_whole(family, tmp_path):
+    make(tmp_path / "whole", family)
+    make(tmp_path / "parts", family, max_shard_size="10KB")
+    assert len([*(tmp_path / "parts").glob("*.safetensors")]) > 2
+    whole, parts = load_pretrained(tmp_path / "whole"), load_pretrained(tmp_path / "parts")
+    assert whole.config == parts.config and whole.state_dict().keys() == parts.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_cache_and_the_fused_path_change_nothing(family, tokens, tmp_path):
+    make(tmp_path, family)
+    decoder, cache = load_pretrained(tmp_path), KVCache()
+    want = decoder(tokens)
+    parts = [decoder(tokens[:, a:b], cache=cache) for a, b in [(0, 20), (20, 21), (21, 22), (22, 40)]]
+    torch.testing.assert_close(torch.cat(parts, dim=1), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoder(tokens, attention="fused"), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_what_is_loaded_is_saved_and_bridged_as_any_decoder(family, tokens, tmp_path):
+    make(tmp_path / "theirs", family)
+    decoder = load_pretrained(tmp_path / "theirs")
+    save(decoder, tmp_path / "ours")
+    back = load_pretrained(tmp_path / "ours")
+    assert back.config == decoder.config and torch.equal(back(tokens), decoder(tokens))
+    torch.testing.assert_close(to_bridge(decoder)(tokens), decoder(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "smollm3", "gpt_neox"])
+def test_the_rotation_can_be_dropped(family, tokens, tmp_path):
+    make(tmp_path, family)
+    decoder = load_pretrained(tmp_path)
+    dropped = variant(decoder, encoding="none")
+    assert dropped.config.encoding == "none" and relative(dropped(tokens), decoder(tokens)) > 1e-3
+    assert torch.equal(dropped.layers[1].attention.q_proj.weight, decoder.layers[1].attention.q_proj.weight)
+
+
+def test_smollm3_has_no_positions_in_every_fourth_layer(tmp_path):
+    make(tmp_path, "smollm3")
+    assert load_pretrained(tmp_path).config.position_layers == (0, 1, 2, 4)
+    configure(tmp_path, no_rope_layers="missing", no_rope_layer_interval="missing")
+    assert load_pretrained(tmp_path).config.position_layers == (0, 1, 2, 4)
+    configure(tmp_path, no_rope_layers=[1, 1, 1, 1, 1])
+    assert load_pretrained(tmp_path).config.position_layers is None
+    configure(tmp_path, no_rope_layers=[1, 0])
+    with pytest.raises(ProbeError, match=r"config\.json: 'no_rope_layers' must be a list of 0 and 1 for each of 5"):
+        load_pretrained(tmp_path)
+
+
+def test_older_files_are_read(tokens, tmp_path):
+    # Names without the prefix, masks among the weights, the head under another name, older keys of configs.
+    llama3 = {"factor": 8.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    folders = {family: tmp_path / family for family in ("gpt2", "bloom", "gpt_neox", "llama")}
+    for family, folder in folders.items():
+        make(folder, family, rope("llama3", **llama3) if family == "llama" else {})
+    want = {family: load_pretrained(folder)(tokens) for family, folder in folders.items()}
+
+    def without_prefix(state):
+        for key in [*state]:
+            state[key.removeprefix("transformer.")] = state.pop(key)
+
+    def with_head_and_masks(state):
+        state |= {"lm_head.weight": state["wte.weight"].clone(), "h.0.attn.bias": torch.ones(64, 64)}
+        state |= {"h.1.attn.masked_bias": torch.ones(1)}
+
+    def as_pythia(state):
+        state["embed_out.weight"] = state.pop("lm_head.weight" if "lm_head.weight" in state else "embed_out.weight")
+        state["gpt_neox.layers.0.attention.rotary_emb.inv_freq"] = torch.ones(1)
+
+    for change in (without_prefix, with_head_and_masks):
+        edit(folders["gpt2"], change)
+    edit(folders["bloom"], without_prefix)
+    configure(folders["bloom"], n_embed=32, num_attention_heads=4, hidden_size="missing", n_head="missing")
+    edit(folders["gpt_neox"], as_pythia)
+    configure(folders["gpt_neox"], rope_parameters="missing", rotary_pct=0.25, rotary_emb_base=10000)
+    scaling = {"rope_type": "llama3"} | llama3
+    configure(folders["llama"], rope_parameters="missing", rope_theta=10000.0, rope_scaling=scaling)
+    for family, logits in want.items():
+        assert torch.equal(load_pretrained(folders[family])(tokens), logits), family
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_the_model_and_little_more(tmp_path):
+    script = "from probe.models.pretrained import load_pretrained; model = load_pretrained({!r})"
+    peaks, sizes = [], []
+    for width in (8, 512):
+        folder = tmp_path / str(width)
+        make(folder, "bloom", {"hidden_size": width, "n_head": 2, "n_layer": 8})
+        sizes.append((folder / "model.safetensors").stat().st_size)
+        peaks.append(peak_bytes(script.format(str(folder))))
+    assert sizes[1] > 90e6 and peaks[1] - peaks[0] < 1.2 * sizes[1]
+
+
+def test_one_tensor_is_read_at_a_time(tmp_path, monkeypatch):
+    make(tmp_path, "bloom")
+    alive, most = [0], [0]
+    read = pretrained._Stored.read
+
+    def counted(stored):
+        tensor = read(stored)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
+        return tensor
+
+    monkeypatch.setattr(pretrained._Stored, "read", counted)
+    decoder = load_pretrained(tmp_path)
+    # One is read while the one before is still bound; no part keeps the tensor from which it was cut.
+    assert most[0] <= 2
+    q = decoder.layers[0].attention.q_proj.weight
+    assert q.is_contiguous() and q.untyped_storage().nbytes() == q.nbytes
