@@ -54,6 +54,15 @@ def test_study_from_flags(tmp_path):
     assert settings["training"]["steps"] == 5
 
 
+def test_models_are_listed(capsys):
+    from probe.models.families import FAMILIES
+
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(FAMILIES)
+    assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
+
+
 def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr("probe.study.run_study", lambda config, folder, **options: seen.update(config=config))

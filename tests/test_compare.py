@@ -127,3 +127,25 @@ def test_bad_input_is_one_line_and_status_2(folder, arguments, message, capsys, 
         error = capsys.readouterr().err
         assert re.search(message, error) and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_released_model_is_compared_as_ours_are(tmp_path, folder, capsys):
+    """A folder in GPT-2's format, and one in GPT-NeoX's, whose blocks have no stream between attention and MLP."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=16, n_embd=16, n_layer=2, n_head=2)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    sizes = {"vocab_size": 11, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    GPTNeoXForCausalLM(
+        GPTNeoXConfig(**sizes, num_attention_heads=2, max_position_embeddings=16, rotary_pct=0.5)
+    ).save_pretrained(tmp_path / "neox")
+    models = [f"gpt2={tmp_path / 'gpt2'}", f"neox={tmp_path / 'neox'}", "--tokens", str(folder / "tokens.npy")]
+    assert main(["compare", *models, "--folder", str(tmp_path / "compared")]) == 0
+    rows = pd.read_parquet(tmp_path / "compared" / "rows.parquet")
+    assert set(rows["encoding"].dropna()) == {"gpt2", "neox"} and "model_distance" in set(rows["measurement"])
+    assert main(["fit", *models, "--folder", str(tmp_path / "fitted")]) == 0
+    fitted = pd.read_parquet(tmp_path / "fitted" / "rows.parquet")
+    sites = fitted[fitted["encoding"] == "neox"]["site"]
+    assert not sites.str.contains("resid_mid").any() and sites.str.contains("resid_post").any()

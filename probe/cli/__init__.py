@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 
     from probe.sweep import SweepConfig
 
+    models = commands.add_parser("models", help="which released models can be loaded, and how")
+    models.set_defaults(run=_models)
+
     sweep = commands.add_parser("sweep", help="train and evaluate encodings × tasks × scratchpads × seeds")
     sweep.set_defaults(run=_sweep)
     sweep.add_argument("--folder", default="runs/sweep", help="where everything goes (default: %(default)s)")
@@ -284,6 +287,17 @@ def _fit(options: argparse.Namespace) -> int:
     )
     print(table.rename_axis(columns=None).to_string(float_format=lambda x: f"{x:.3f}"))
     print(folder / "report.html")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    import inspect
+
+    from probe.models.families import FAMILIES
+
+    width = max(map(len, FAMILIES))
+    for name, family in FAMILIES.items():
+        print(f"{name:{width}}  {inspect.getdoc(type(family)).splitlines()[0]}")
     return 0
 
 

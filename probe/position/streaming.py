@@ -22,7 +22,7 @@ from probe.position.ridge import ALPHAS, check_alphas, fit_folds
 from probe.position.scores import METRICS, Draws, token_sums
 from probe.position.splits import Split
 from probe.position.targets import TARGETS, TargetContext
-from probe.tracing import EMBED
+from probe.tracing import EMBED, block_site, sites_of
 
 # Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
 ALL_SITES = (
@@ -39,7 +39,7 @@ ALL_SITES = (
 def probe_positions(
     model: nn.Module | Sequence[nn.Module],
     tokens: Int[Tensor, "batch pos"],
-    sites: Sequence[str] = ALL_SITES,
+    sites: Sequence[str] | None = None,
     *,
     lengths: Int[Tensor, "batch"] | None = None,
     targets: Sequence[str] = ("position",),
@@ -66,8 +66,9 @@ def probe_positions(
         model: a ``Decoder``, a ``ClockworkRNN``, a ``TransformerBridge``, or several of one shape: models of other
             seeds. Values are then means over them, and intervals are over sequences and models.
         tokens: ids, right-padded where ``lengths`` say so.
-        sites: where to look; a name without its layer means every layer. ``attn.hook_z`` is looked at head by head, as
-            "blocks.0.attn.hook_z.3", and such a name stands for one head.
+        sites: where to look, by default at all of ``ALL_SITES`` that the model has; a name without its layer means
+            every layer. ``attn.hook_z`` is looked at head by head, as "blocks.0.attn.hook_z.3", and such a name stands
+            for one head.
         targets: names in ``TARGETS``; ``context`` says what some of them need to know.
         controls: names in ``CONTROLS``.
         untrained: the models of the untrained control, one for each; all but a bridge have their own.
@@ -104,6 +105,9 @@ def probe_positions(
     if fitted_length is not None:
         split = split.by_length(fitted_length)
     models = [model] if isinstance(model, nn.Module) else list(model)
+    if sites is None:
+        there = sites_of(models[0])
+        sites = [site for site in ALL_SITES if site in there or block_site(0, site) in there]
     longest = max(split.train.tokens.shape[1], split.test.tokens.shape[1])
     reader = Reader(split, tuple(targets), (context or TargetContext()).for_length(longest), seed, batch_size)
     return beside_controls(

@@ -10,9 +10,9 @@ import torch
 
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_file, write_text
-from probe.models import checkpoint
 from probe.models.decoder import Decoder
-from probe.position import ALL_SITES, probe_over_training
+from probe.models.pretrained import load_pretrained
+from probe.position import probe_over_training
 from probe.report.attention_sections import attention_figures, attention_sections
 from probe.report.geometry import position_against_loss
 from probe.report.page import Section, render_page
@@ -65,8 +65,8 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], Stud
 
 
 def load_all(checkpoints: Mapping[str, Sequence[Path]], device: str) -> dict[str, list[Decoder]]:
-    """The decoders, by name."""
-    return {name: [checkpoint.load(path, device=device) for path in paths] for name, paths in checkpoints.items()}
+    """The decoders, by name: checkpoints of ours, or released ones of ``probe.models.families``."""
+    return {name: [load_pretrained(path, device=device) for path in paths] for name, paths in checkpoints.items()}
 
 
 def read_tokens(path: str | Path) -> torch.Tensor:
@@ -140,7 +140,7 @@ def fit_checkpoints(
     traced: TracedSequences,
     folder: str | Path,
     *,
-    sites: Sequence[str] = ALL_SITES,
+    sites: Sequence[str] | None = None,
     targets: Sequence[str] = PROBE_TARGETS,
     fitted_length: int | None = None,
     over_training: Mapping[str, Path] = types.MappingProxyType({}),

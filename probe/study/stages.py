@@ -30,7 +30,6 @@ from probe.models.build import Model, build
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
 from probe.position import (
-    ALL_SITES,
     MECHANISM_LENGTH,
     decompose_hidden,
     erase_position,
@@ -181,7 +180,7 @@ def fitted_probes(
     untrained: Sequence[Decoder],
     tokens: torch.Tensor,
     *,
-    sites: Sequence[str] = ALL_SITES,
+    sites: Sequence[str] | None = None,
     targets: Sequence[str] = PROBE_TARGETS,
     seed: int = 0,
 ) -> pd.DataFrame:
