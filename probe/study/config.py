@@ -163,12 +163,14 @@ class StudyData:
     def traced(self, config: StudyConfig) -> "TracedSequences":
         """Held-out sequences, mixed and cut to one length: real text of the task, without padding."""
         length = config.trace_length
-        tokens = self.held_out.to_length(length)
+        made = self.task.looked_at(length, config.trace_sequences, config.seed)
+        held_out = encode(made, self.task.vocabulary) if made else self.held_out
+        tokens = held_out.to_length(length)
         if len(tokens) < 4:
             raise ProbeError(
                 f"trace_length ({length}) must be short enough for at least 4 held-out sequences, got {len(tokens)}"
             )
-        prompts = self.held_out.prompt_lengths[self.held_out.lengths >= length]
+        prompts = held_out.prompt_lengths[held_out.lengths >= length]
         scored = torch.arange(length) >= prompts[:, None]
         order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
         kept = order[: config.trace_sequences]

@@ -88,6 +88,11 @@ class Task(ABC):
     def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
         """At most so many examples of each kind, distinct, the same for the same seed."""
 
+    def looked_at(self, length: int, n: int, seed: int) -> list[Example]:
+        """Up to n held-out examples of so many tokens, for tasks that have better ones to look inside a model than the
+        beginnings of their test examples; none otherwise."""
+        return []
+
     def split_completion(self, tokens: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The scratchpad and the answer of a completion, a model's too; without a scratchpad all of it is answer."""
         return (), tuple(tokens)

@@ -156,6 +156,10 @@ class Passkey(Task):
         """Up to n pieces of text that do not overlap, ``<bos> <sep> text``, of ``length`` tokens each."""
         return [_piece(text) for text in self.corpus.windows(split, length - PLAIN_FRAME, n, rng)]
 
+    def looked_at(self, length, n, seed):
+        """Plain text: of a prompt nothing but the key is learned."""
+        return self.plain("test", length, n, np.random.default_rng(seed))
+
     @property
     def plain_prefix(self) -> tuple[int, ...]:
         """The ids in front of plain text."""
