@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -223,3 +224,19 @@ def test_wrong_input_is_one_line(folder, tmp_path, capsys, arguments, said):
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_study_that_is_kept_shows_what_its_page_says():
+    docs = Path(__file__).parent.parent / "docs"
+    rows, page = pd.read_parquet(docs / "extrapolation" / "rows.parquet"), (docs / "extrapolation.md").read_text()
+    perplexities = of(rows, "perplexity", "none").set_index(["variant", "extension", "context", "metric"]).sort_index()
+    passkeys = of(rows, "passkey", "none")
+    passkeys = passkeys[passkeys["depth"].isna() & (passkeys["metric"] == "exact_match")]
+    passkeys = passkeys.set_index(["variant", "extension", "length"]).sort_index()
+    for extension in (2.0, 4.0, 8.0):
+        where = ("head", extension, 256 * extension)
+        # The paper's claim: a scale for every head is better than none, beyond what texts differ in.
+        assert perplexities.loc[(*where, "loss_change"), "high"] < 0
+        head = f"{perplexities.loc[(*where, 'perplexity'), 'value']:#.3g}".rstrip(".")
+        assert f"{head}, {passkeys.loc[where, 'value']:.2f}".replace(", 0.", ", .") in page
+    assert passkeys.loc[("uniform", 2.0, 512), "low"] > passkeys.loc[("none", np.nan, 512), "high"]
