@@ -82,7 +82,8 @@ def test_every_token_is_in_the_vocabulary_and_comes_back(task):
     for example in splits.train:
         prompt, completion = vocabulary.prompt(example), vocabulary.completion(example)
         assert vocabulary.decode(prompt) == ["<bos>", *example.source, "<sep>"]
-        assert vocabulary.decode(completion) == [*example.target, "<eos>"]
+        assert vocabulary.decode(completion) == [*example.target, *["<eos>"] * example.ends]
+    assert all(example.ends for example in (*splits.validation, *splits.test))
 
 
 @pytest.mark.parametrize(("name", "answer"), [("copy", lambda s: s), ("reverse", lambda s: s[::-1])])
