@@ -108,7 +108,7 @@ def test_census_prints_a_line_a_head(folder, capsys):
     ("arguments", "message"),
     [
         (["{0}/a", "{0}/a"], "two models are called 'a'"),
-        (["{0}/nowhere"], "no such file"),
+        (["{0}/nowhere"], "nowhere: no such folder"),
         (["{0}/a", "--tokens", "{0}/a/config.json"], "token ids in numpy's format were wanted"),
         (
             ["{0}/a", "--tokens", "{0}/floats.npy"],
