@@ -187,7 +187,8 @@ def test_a_wrong_type_in_a_file_is_one_line_too(tmp_path):
     path.write_text('{"model": {"bias": 1, "n_layers": 1, "d_model": 8, "n_heads": 2}}')
     done = run("study", "--config", str(path), "--folder", str(tmp_path / "s"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert "bias must be true, false or a list of parts out of norm, qkv, attn_out, mlp, got 1" in done.stderr and done.stderr.count("\n") == 1
+    said = "bias must be true, false or a list of parts out of norm, qkv, attn_out, mlp, got 1"
+    assert said in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
