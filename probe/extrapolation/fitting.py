@@ -12,13 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probe.bootstrap import Bootstrap
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
 from probe.models.mode import evaluating
 from probe.training.data import BatchOrder, EncodedExamples, Feed
-from probe.training.forced import forced_scores
+from probe.training.forced import Scores, beside_baseline, forced_scores
 
 SCALES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
 
@@ -169,32 +168,21 @@ def sweep_scale(
 ) -> pd.DataFrame:
     """What uniform scales make of the same sequences: loss, and exact match given the right tokens before.
 
-    Metrics: "loss" (nats a scored token) and "exact_match" (the share of sequences whose every scored token is the
-    likeliest: those that greedy decoding gets right), each again as its change from λ = 1, "loss_change" and so on,
-    paired. λ = 1 is always run.
+    Metrics: "loss" (nats a scored token), "token_accuracy", and "exact_match" (the share of sequences whose every
+    scored token is the likeliest: those that greedy decoding gets right), each again as its change from λ = 1,
+    "loss_change" and so on, paired. λ = 1 is always run.
 
     Returns:
         Columns scale, metric, value, low, high, n (sequences): percentile intervals over sequences.
     """
     if not len(data):
         raise ProbeError("at least one sequence was wanted, got none")
-    bootstrap = Bootstrap.draw(len(data), n_bootstrap, confidence, seed)
-    weights = bootstrap.value_and_draws
-    found: dict[float, dict[str, Tensor]] = {}
+    found = {}
     for scale in dict.fromkeys((1.0, *map(float, scales))):
         with UniformScale(model, scale):
-            losses = scale_losses(model, data, batch_size=batch_size)
-        found[scale] = {
-            "loss": weights @ losses["loss"] / (weights @ losses["scored"]),
-            "exact_match": weights @ losses["exact_match"],
-        }
-    rows = []
-    for scale in map(float, scales):
-        for metric, draws in found[scale].items():
-            for name, each in ((metric, draws), (f"{metric}_change", draws - found[1.0][metric])):
-                low, high = bootstrap.interval(each[1:])
-                rows.append((scale, name, float(each[0]), float(low), float(high), len(data)))
-    return pd.DataFrame(rows, columns=["scale", "metric", "value", "low", "high", "n"])
+            found[scale] = scale_losses(model, data, batch_size=batch_size)
+    wanted = [*map(float, scales)]
+    return beside_baseline("scale", found, wanted, 1.0, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
 
 
 def best_scale(rows: pd.DataFrame, metric: str = "loss") -> float:
@@ -205,7 +193,7 @@ def best_scale(rows: pd.DataFrame, metric: str = "loss") -> float:
     return float(of.idxmin() if metric == "loss" else of.idxmax())
 
 
-def scale_losses(model: nn.Module, data: EncodedExamples, *, batch_size: int = 8) -> dict[str, Float[Tensor, "n"]]:
+def scale_losses(model: nn.Module, data: EncodedExamples, *, batch_size: int = 8) -> Scores:
     """``forced_scores`` of any model."""
     device = next(model.parameters()).device
     with evaluating(model):

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
-from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.build import Model
 from probe.models.mode import evaluating
 from probe.training.data import EncodedExamples
-from probe.training.forced import forced_scores
+from probe.training.forced import beside_baseline, forced_scores
 
 SHIFTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -49,26 +48,9 @@ def shifted_positions(
         check_size("shifts", shift, least=0)
     if not len(examples):
         raise ProbeError("at least one example was wanted, got none")
-    bootstrap = Bootstrap.draw(len(examples), n_bootstrap, confidence, seed)
-    weights = bootstrap.value_and_draws
     with evaluating(model):
         found = {shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
-    scored = weights @ found[0]["scored"]
-
-    def stack(shift: int, metric: str) -> torch.Tensor:
-        of = weights @ found[shift][metric]
-        return of if metric == "exact_match" else of / scored
-
-    rows = []
-    for shift in shifts:
-        for metric in ("loss", "token_accuracy", "exact_match"):
-            for name, draws in (
-                (metric, stack(shift, metric)),
-                (f"{metric}_change", stack(shift, metric) - stack(0, metric)),
-            ):
-                low, high = bootstrap.interval(draws[1:])
-                rows.append((shift, name, float(draws[0]), float(low), float(high), len(examples)))
-    return pd.DataFrame(rows, columns=["shift", "metric", "value", "low", "high", "n"])
+    return beside_baseline("shift", found, shifts, 0, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
 
 
 def _measure(model: Model, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:
