@@ -9,10 +9,8 @@ from scipy.stats import binomtest
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.build import Model
-from probe.models.mode import evaluating
-from probe.tasks.base import EOS
 from probe.tasks.passkey import DEPTHS, Passkey
-from probe.training.decoding import greedy_in_groups
+from probe.training.evaluation import completions
 
 
 def passkey(
@@ -58,19 +56,12 @@ def passkey(
             for i in range(n)
         ]
         examples = [p.example(length) for p in prompts]
-        with evaluating(model):
-            said = greedy_in_groups(
-                model,
-                [vocabulary.prompt(e) for e in examples],
-                stop=vocabulary.ids[EOS],
-                max_new=[len(e.target) + 1 for e in examples],
-                batch_size=batch_size,
-            )
+        said = completions(model, examples, vocabulary, batch_size=batch_size)
         found = pd.DataFrame(
             {
                 "depth": [depth for depth in depths for _ in range(n)],
-                "exact_match": [vocabulary.decode(s) == list(e.target) for s, e in zip(said, examples, strict=True)],
-                "digits": [_right_digits(vocabulary.decode(s), e.target) for s, e in zip(said, examples, strict=True)],
+                "exact_match": [s == list(e.target) for s, e in zip(said, examples, strict=True)],
+                "digits": [_right_digits(s, e.target) for s, e in zip(said, examples, strict=True)],
             }
         )
         for depth, part in [(pd.NA, found), *found.groupby("depth", sort=False)]:

@@ -30,15 +30,7 @@ def predict(
     """
     if not examples:
         raise ProbeError("at least one example was wanted, got none")
-    with evaluating(decoder):
-        predictions = greedy_in_groups(
-            decoder,
-            [vocabulary.prompt(e) for e in examples],
-            stop=vocabulary.ids[EOS],
-            max_new=[new_tokens(e, task) for e in examples],
-            batch_size=batch_size,
-        )
-    said = [vocabulary.decode(p) for p in predictions]
+    said = completions(decoder, examples, vocabulary, task=task, batch_size=batch_size)
     rows = pd.DataFrame(
         {
             "source": [" ".join(e.source) for e in examples],
@@ -56,6 +48,26 @@ def predict(
         steps_correct=[check.steps_right for check in checks],
         first_wrong_step=pd.array([check.first_wrong_step for check in checks], dtype="Int64"),
     )
+
+
+def completions(
+    decoder: Model,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    *,
+    task: Task | None = None,
+    batch_size: int = 256,
+) -> list[list[str]]:
+    """What a model says of each example, greedily, to the end or for ``new_tokens``."""
+    with evaluating(decoder):
+        said = greedy_in_groups(
+            decoder,
+            [vocabulary.prompt(e) for e in examples],
+            stop=vocabulary.ids[EOS],
+            max_new=[new_tokens(e, task) for e in examples],
+            batch_size=batch_size,
+        )
+    return [vocabulary.decode(tokens) for tokens in said]
 
 
 def new_tokens(example: Example, task: Task | None = None) -> int:
