@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from probe.errors import ProbeError
+from probe.models.anatomy import n_layers_of, sites_of
 from probe.models.build import Model
-from probe.models.config import SITES, sites_of_layers
+from probe.models.config import SITES
 from probe.models.mode import evaluating
 
 EMBED = "hook_embed"
@@ -59,14 +60,6 @@ class Trace:
         if not value.isfinite().all():
             raise ProbeError(f"hidden states at {site!r} must be finite, got NaN or infinity")
         return value
-
-
-def sites_of(model: nn.Module) -> list[str]:
-    """The full names of all sites of a model."""
-    if isinstance(model, Model):
-        return model.config.sites()
-    config = _bridge_config(model)
-    return sites_of_layers(config.n_layers, config.parallel_attn_mlp)
 
 
 def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
@@ -205,17 +198,6 @@ def sequence_losses(
 ) -> Float64[Tensor, "batch"]:
     """The cross entropy of each sequence's scored tokens given those before them, summed, in nats."""
     return token_losses(logits, tokens).where(scored[:, 1:], 0.0).sum(1)
-
-
-def n_layers_of(model: nn.Module) -> int:
-    """The number of layers of any model that ``trace`` reads."""
-    return model.config.n_layers if isinstance(model, Model) else _bridge_config(model).n_layers
-
-
-def _bridge_config(model: nn.Module) -> Any:
-    if not hasattr(model, "run_with_cache"):
-        raise ProbeError(f"trace wants a Decoder, a ClockworkRNN or a TransformerBridge, got {type(model).__name__}")
-    return model.cfg
 
 
 def _check_tokens(tokens: Tensor) -> None:

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from probe.attention.streaming import StreamedAttention, stream_attention
 from probe.attention.streaming_template import StreamTemplate
 from probe.errors import ProbeError
+from probe.models.anatomy import n_layers_of, our_decoder
 from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
 from probe.models.mode import evaluating
-from probe.tracing import PATTERN, block_site, n_layers_of
+from probe.tracing import PATTERN, block_site
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
 
@@ -59,8 +60,8 @@ def attention_inputs(
     layers = range(n_layers) if layers is None else sorted({*layers})
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ProbeError(f"layers must be some of 0…{n_layers - 1}, got {list(layers)}")
-    decoder = model if isinstance(model, Decoder) else getattr(model, "original_model", None)
-    if isinstance(decoder, Decoder) and not decoder.config.is_softmax:
+    decoder = our_decoder(model)
+    if decoder is not None and not decoder.config.is_softmax:
         name = decoder.config.attention_function
         raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
     with evaluating(model):
@@ -104,7 +105,7 @@ def _inputs(decoder: Decoder, layer: int, q: Tensor, k: Tensor) -> AttentionInpu
 
 
 def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]) -> None:
-    decoder = getattr(model, "original_model", None)
+    decoder = our_decoder(model)
     seen: dict[str, Tensor] = {}
     visited = set()
 
@@ -119,7 +120,7 @@ def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]
             if len(seen) < 2:
                 return  # what that means is said below
             q, k = seen.pop("q"), seen.pop("k")
-            if isinstance(decoder, Decoder):
+            if decoder is not None:
                 inputs = _inputs(decoder, layer, q, k)
             else:
                 scale = getattr(model.blocks[layer].attn.original_component, "scaling", None) or q.shape[-1] ** -0.5

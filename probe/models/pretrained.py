@@ -1,6 +1,5 @@
-"""Released models as decoders of ours, from a local folder with ``config.json`` and safetensors. No code is run."""
+"""Released models, from a folder with ``config.json`` and safetensors or by a name on the hub."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from probe.device import find_device
 from probe.errors import ProbeError, unknown_name
 from probe.files import read_json_object
 from probe.models import checkpoint
-from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.models.families import FAMILIES, Family, Fields, Weight
 from probe.models.families.base import Shape
+from probe.models.hub import find_folder
 
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -24,44 +24,52 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def load_pretrained(
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
+    name_or_folder: str | Path,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    *,
     family: str | None = None,
-) -> Model:
-    """The model in a folder of Hugging Face's or of ours, in evaluation mode.
+) -> nn.Module:
+    """A model that others trained, or a checkpoint of ours, in evaluation mode: a folder, or a name on the hub.
 
-    >>> load_pretrained("SmolLM3-3B", device="cuda").config.position_layers
+    >>> load_pretrained("HuggingFaceTB/SmolLM3-3B", device="cuda").config.position_layers
+    >>> load_pretrained("EleutherAI/pythia-70m", revision="step1000")
 
-    Weights are read one tensor at a time, so that the peak of memory stays near the size of the model. They keep the
-    dtype in which they are stored unless another is asked for.
+    A ``model_type`` in ``FAMILIES`` becomes a ``Decoder`` by key map, and no code but ours is run; weights are read one
+    tensor at a time, so that the peak of memory stays near the size of the model. Any other is Hugging Face's own class
+    under TransformerLens's ``TransformerBridge``, once it has been seen to compute what that class does. Weights keep
+    the dtype in which they are stored unless another is asked for. No code of a checkpoint's own is ever run.
 
     Args:
+        revision: a branch, tag or commit of a name on the hub.
+        device: the first of CUDA, MPS and CPU that is there, where None.
         family: a name in ``FAMILIES``, in place of the config's ``model_type``: a "llama_nope" is called "llama" there.
 
     Raises:
-        ProbeError: before any weight is read, naming the file and the key: for a folder or a file that is not there,
-            a pickle in place of safetensors, an unknown ``model_type``, a config that our decoder cannot do exactly, a
-            shard that is missing or truncated, and a key that is missing, unknown, or of another shape or type. Behind
-            the weights, for a stored head that is not the embedding to which the config ties it.
+        ProbeError: before any weight is read, naming the file and the key: for a folder or a file that is not there
+            (and, for a name, how to fetch it), a pickle in place of safetensors, an unknown ``model_type``, a config
+            that our decoder cannot do exactly, a shard that is missing or truncated, and a key that is missing,
+            unknown, or of another shape or type. Behind the weights, for a stored head that is not the embedding to
+            which the config ties it, and for a bridge that is not exact.
     """
-    folder = Path(folder)
+    device = find_device(None if device is None else str(device))
+    folder = find_folder(name_or_folder, revision)
     path = folder / checkpoint.CONFIG_FILE
-    if not folder.is_dir():
-        raise ProbeError(f"{folder}: no such folder{_how_to_fetch(folder)}")
     values = read_json_object(path)
     if "model_type" not in values and family is None:
         return checkpoint.load(folder, device, dtype)
     name = family or values["model_type"]
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise ProbeError(f"{path}: {unknown_name('model_type', name, FAMILIES)}")
-    return _load(folder, Fields(values, path), FAMILIES[name], device, dtype)
+    if isinstance(name, str) and name in FAMILIES:
+        return _load(folder, Fields(values, path), FAMILIES[name], device, dtype)
+    if family is not None:
+        raise unknown_name("family", family, FAMILIES)
+    from probe.models.lens.released import load_bridge  # that package hands this function on, too
+
+    return load_bridge(folder, device, dtype)
 
 
-def _load(
-    folder: Path, fields: Fields, family: Family, device: str | torch.device, dtype: torch.dtype | None
-) -> Decoder:
+def _load(folder: Path, fields: Fields, family: Family, device: torch.device, dtype: torch.dtype | None) -> Decoder:
     family.check(fields)
     try:
         config = family.config(fields)
@@ -99,13 +107,6 @@ class _Stored:
         # The file is opened anew: all that is read through one handle stays in memory until it is closed.
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(self.key)
-
-
-def _how_to_fetch(folder: Path) -> str:
-    name = str(folder)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return ""
-    return f"; to fetch a model of that name: huggingface-cli download {name} --local-dir FOLDER, then load FOLDER"
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
@@ -190,7 +191,7 @@ def _check(
         )
 
 
-def _assign(decoder: Decoder, name: str, tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> None:
+def _assign(decoder: Decoder, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> None:
     # A copy: what safetensors hands out lies in the mapped file, and parts of it keep the whole alive.
     tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
     module, _, leaf = name.rpartition(".")

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
-from probe.models.build import Model, build
+from probe.models.anatomy import d_model_of, untrained_like
 from probe.position.reading import RANDOM, RandomProjection, Reader
 from probe.position.scores import Draws, Metric
 from probe.position.splits import Split
@@ -58,7 +58,7 @@ def beside_controls(
     made of what it computes. "selectivity" is the first of the metrics, the model's less the control's.
 
     Raises:
-        ProbeError: for an unknown control, or a bridge without ``untrained``.
+        ProbeError: for an unknown control, or a bridge of which no untrained one can be drawn, without ``untrained``.
     """
     for control in controls:
         if control not in CONTROLS:
@@ -69,7 +69,7 @@ def beside_controls(
     of_fresh = [fit(model, sites, False) for model in fresh]
     of_tokens = []
     if RANDOM in controls:
-        sizes = [(model.config if isinstance(model, Model) else model.cfg).d_model for model in models]
+        sizes = [d_model_of(model) for model in models]
         of_tokens = [fit(RandomProjection(d_model, seed + m), [RANDOM], False) for m, d_model in enumerate(sizes)]
     parts = []
     for site in own[0]:
@@ -140,12 +140,7 @@ def _untrained(
     models: Sequence[nn.Module], given: nn.Module | Sequence[nn.Module] | None, seed: int
 ) -> list[nn.Module]:
     if given is None:
-        if not all(isinstance(model, Model) for model in models):
-            raise ProbeError(
-                "the untrained control of a bridge wants untrained=<the same architecture with fresh weights>, or "
-                "controls without 'untrained'"
-            )
-        return [build(m.config, seed=seed + 1 + i).to(m.device, m.dtype) for i, m in enumerate(models)]
+        return [untrained_like(model, seed + 1 + i) for i, model in enumerate(models)]
     fresh = [given] if isinstance(given, nn.Module) else list(given)
     if len(fresh) != len(models):
         raise ProbeError(f"untrained must hold one model for each of {len(models)}, got {len(fresh)}")

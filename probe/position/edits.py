@@ -9,12 +9,12 @@ from torch import Tensor
 
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
+from probe.models.anatomy import n_layers_of
 from probe.tracing import (
     PATTERN,
     block_site,
     expand_sites,
     logits_with_edits,
-    n_layers_of,
     sequence_losses,
     trace,
     valid_rows,

@@ -51,7 +51,7 @@ def fit_position_probe(
         sites: where to look; a name without its layer means every layer.
         probes: names in ``PROBES``: ``ridge`` regresses the position, from one pass in which no hidden state is kept;
             ``logistic`` classifies it, one class for each position, and holds those of one site at a time.
-        untrained: the model of the untrained control; all but a bridge have their own.
+        untrained: the model of the untrained control; as ``probe.models.anatomy.untrained_like`` makes it by default.
         alpha: the penalty on standardised features (alpha ‖w‖² and ‖w‖² / 2C, C = 1/alpha); by default that of
             ``ridge`` is chosen between the training sequences and that of ``logistic`` is 1.
         n_bootstrap: resamples of the test sequences for the percentile intervals.
@@ -63,7 +63,7 @@ def fit_position_probe(
 
     Raises:
         ProbeError: for fewer than four distinct sequences, sequences of one token, hidden states that are not finite,
-            an unknown site, probe or control, or a bridge without ``untrained``.
+            an unknown site, probe or control, or a bridge of which no untrained one can be drawn.
     """
     if alpha is not None:
         check_number("alpha", alpha)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError, unknown_name
+from probe.models.anatomy import sites_of
 from probe.position.controls import COLUMNS, CONTROLS, Probed, beside_controls
 from probe.position.moments import Moments
 from probe.position.reading import HEAD, FoldMoments, RandomProjection, Reader, Rows
@@ -22,7 +23,7 @@ from probe.position.ridge import ALPHAS, check_alphas, fit_folds
 from probe.position.scores import METRICS, Draws, token_sums
 from probe.position.splits import Split
 from probe.position.targets import TARGETS, TargetContext
-from probe.tracing import EMBED, block_site, sites_of
+from probe.tracing import EMBED, block_site
 
 # Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
 ALL_SITES = (
@@ -71,7 +72,8 @@ def probe_positions(
             for one head.
         targets: names in ``TARGETS``; ``context`` says what some of them need to know.
         controls: names in ``CONTROLS``.
-        untrained: the models of the untrained control, one for each; all but a bridge have their own.
+        untrained: the models of the untrained control, one for each; by default as
+            ``probe.models.anatomy.untrained_like`` makes them.
         test: the share of sequences to score on, or which ones they are.
         test_tokens: score on these sequences instead, and fit to all of ``tokens``: another distribution.
         fitted_length: fit to the first so many tokens of each sequence, and score by position on four times as many:
@@ -91,7 +93,7 @@ def probe_positions(
     Raises:
         ProbeError: for fewer than four distinct sequences, a split that leaks, a target that is constant or defined on
             fewer than two tokens, hidden states that are not finite, an unknown site, target or control, or a bridge
-            without ``untrained``.
+            of which no untrained one can be drawn.
     """
     check_alphas(alphas)
     check_size("folds", folds, least=2)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from probe.errors import ProbeError
+from probe.models.anatomy import n_layers_of
 from probe.models.build import build, config_from_dict
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.position import decompose_hidden, erase_position, fit_position_probe, probe_positions
 from probe.tasks import make_task
-from probe.tracing import logits_with_edits, n_layers_of, trace
+from probe.tracing import logits_with_edits, trace
 from probe.training import TrainingConfig, encode, exact_match, greedy, predict, train
 
 SITES = ["hook_embed", "hook_resid_post"]

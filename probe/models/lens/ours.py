@@ -1,15 +1,9 @@
-"""TransformerLens at the edge: a decoder as a ``TransformerBridge``.
-
-The bridge is a view: it shares the decoder's parameters and leaves its modules as they are. ``import
-transformer_lens`` takes seconds and hundreds of megabytes, so it happens inside these functions, when they are called.
-"""
+"""A decoder of ours as a ``TransformerBridge``: a view that shares its parameters and leaves its modules alone."""
 
 import copy
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Float64, Int
-from torch import Tensor
 
 from probe.models.decoder import Decoder
 
@@ -169,25 +163,3 @@ def _adapter_class(embedding_norm: bool) -> type:
         return kind(name="mlp", config=cfg, submodules=submodules)
 
     return DecoderAdapter
-
-
-def head_detector_scores(
-    pattern: Float[Tensor, "batch head query key"], tokens: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch"]
-) -> dict[str, Float64[Tensor, "batch head"]]:
-    """TransformerLens's ``head_detector`` on patterns that are there already: for "previous_token" and "induction" the
-    share of all attention that falls on its detection pattern (error measure "mul"), of every sequence and head."""
-    from transformer_lens import head_detector
-
-    detect = {
-        "previous_token": head_detector.get_previous_token_head_detection_pattern,
-        "induction": head_detector.get_induction_head_detection_pattern,
-    }
-    found = {name: torch.zeros(pattern.shape[:2], dtype=torch.float64) for name in detect}
-    for b, n in enumerate(lengths.tolist()):
-        for name, detection_pattern in detect.items():
-            wanted = detection_pattern(tokens[b : b + 1, :n].cpu())
-            for head, rows in enumerate(pattern[b, :, :n, :n]):
-                found[name][b, head] = head_detector.compute_head_attention_similarity_score(
-                    rows, wanted, exclude_bos=False, exclude_current_token=False, error_measure="mul"
-                )
-    return found
