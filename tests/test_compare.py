@@ -96,7 +96,7 @@ def test_census_prints_a_line_a_head(folder, capsys):
     arguments = ["census", str(folder / "a"), "--tokens", str(folder / "tokens.npy")]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 4 and lines[0].split()[:5] == ["model", "replica", "layer", "head", "label"]
+    assert len(lines) == 1 + 4 and lines[0].split()[:4] == ["model", "replica", "layer", "head"]
     assert main([*arguments, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wanted = census(checkpoint.load(folder / "a"), tokens_of(folder))

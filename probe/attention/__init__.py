@@ -16,6 +16,7 @@ from probe.attention.distances import (
 )
 from probe.attention.fitted_distance import distance_from_template
 from probe.attention.head_pairs import head_pair_distances
+from probe.attention.hybrids import attention_on, by_layer_encoding
 from probe.attention.long_context import LongContext, compare_long_context
 from probe.attention.maps import attention_maps
 from probe.attention.model_distance import AGGREGATES, compare_models, compare_to
@@ -42,8 +43,10 @@ __all__ = [
     "TemplateContext",
     "attention_inputs",
     "attention_maps",
+    "attention_on",
     "attention_summary",
     "available_templates",
+    "by_layer_encoding",
     "census",
     "census_table",
     "check_pattern",

@@ -13,6 +13,7 @@ from probe.attention.distances import pattern_distance
 from probe.attention.templates import TEMPLATES
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
+from probe.models.anatomy import layer_encodings
 from probe.tracing import PATTERN, Trace, trace, valid_rows
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
@@ -32,6 +33,7 @@ FALLS = {"alibi_fitted": "slope", "power_law": "exponent"}  # the parameter that
 
 UNIFORM = 0.99  # the share of the greatest entropy from which on a head is called uniform
 MOST = 0.5  # the share of attention, or of the distance from uniform, that makes a head of a kind
+SAME = 1e-6  # shares that differ by less are the same: patterns come in float32
 MORE_THAN_POSITION = 2.0  # how many times what its template gives them an induction head attends its keys
 
 
@@ -89,8 +91,9 @@ def census(
             "head_detector_induction" (it divides by all rows, row 0 too; importing it takes seconds).
 
     Returns:
-        Columns layer, head, label, template, used_for, metric, value, low, high, n (sequences measured); one row a
-        number, bootstrap intervals over sequences.
+        Columns layer, head, layer_encoding (the position encoding that the layer sees, "none" in the layers of a hybrid
+        that see none: ``by_layer_encoding`` splits by it), label, template, used_for, metric, value, low, high, n
+        (sequences measured); one row a number, bootstrap intervals over sequences.
 
     Raises:
         ProbeError: for fewer than 2 sequences, sequences that are too short, or values that are no patterns.
@@ -106,7 +109,7 @@ def census(
         counted = _counted(traced, scored)[measured_on]
         losses = HeadAblations(model, traced.tokens[measured_on], counted, batch_size)
         n_counted = (weights @ counted.sum(-1).double())[:, None].clamp(min=1e-300)
-    found = []
+    found, encodings = [], layer_encodings(model)
     for layer in range(traced.n_layers):
         heads = _Layer(checked_pattern(traced, layer), traced, fitted_on, measured_on, weights)
         scores = heads.scores()
@@ -120,7 +123,13 @@ def census(
             }
             scores |= changes
             use = used_for(changes, bootstrap)
-        keys = {"layer": layer, "head": range(len(labels)), "label": labels, "template": heads.best}
+        keys = {
+            "layer": layer,
+            "head": range(len(labels)),
+            "layer_encoding": encodings[layer],
+            "label": labels,
+            "template": heads.best,
+        }
         for metric, stack in scores.items():
             low, high = bootstrap.interval(stack[1:])
             values = {"metric": metric, "value": stack[0], "low": low, "high": high, "n": n}
@@ -167,7 +176,9 @@ class _Layer:
             if name in FALLS:  # a bias that rises with distance is no decay
                 self.explained[name] = self.explained[name].where(template.parameters[FALLS[name]] > 0, -torch.inf)
         shares = torch.stack([self.explained[name][0] for name in KIND_OF])
-        self.best = [list(KIND_OF)[i] for i in shares.argmax(0).tolist()]
+        # The first of those that are the best but for rounding: a window of one key, say, is the diagonal with a leak.
+        best = (shares >= shares.amax(0) - SAME).int().argmax(0)
+        self.best = [list(KIND_OF)[i] for i in best.tolist()]
         self.templates = torch.stack([templates[name][h] for h, name in enumerate(self.best)])
         self.uniform = uniform
 
@@ -220,8 +231,9 @@ class _Layer:
             elif value[on_one_key] >= MOST:
                 found.append(on_one_key)
             else:
-                simple = max(SIMPLE, key=lambda name: self.explained[name][0, head])
-                if self.explained[simple][0, head] >= MOST:
+                shares = {name: float(self.explained[name][0, head]) for name in SIMPLE}
+                simple = next(name for name in SIMPLE if shares[name] >= max(shares.values()) - SAME)
+                if shares[simple] >= MOST:
                     found.append(SIMPLE[simple])
                 else:
                     found.append("relative" if value["content"] <= 1 - MOST else "content")

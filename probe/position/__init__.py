@@ -19,6 +19,7 @@ from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
 from probe.position.splits import Split, constant_tokens, random_tokens
 from probe.position.steering import patch_position, steer_position
 from probe.position.streaming import ALL_SITES, probe_positions
+from probe.position.table import PositionTable, has_position_table, position_table
 from probe.position.targets import TARGETS, Target, TargetContext, position_classes, target_values
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TARGETS",
     "HiddenDecomposition",
     "Moments",
+    "PositionTable",
     "RidgeProbe",
     "SoftmaxProbe",
     "Split",
@@ -41,6 +43,7 @@ __all__ = [
     "erase_position",
     "fit_folds",
     "fit_position_probe",
+    "has_position_table",
     "mechanism_table",
     "name_mechanism",
     "neighbour_similarity",
@@ -48,6 +51,7 @@ __all__ = [
     "patch_position",
     "position_channels",
     "position_classes",
+    "position_table",
     "probe_over_training",
     "probe_positions",
     "random_tokens",

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
-from probe.models.anatomy import d_model_of, untrained_like
+from probe.models.anatomy import d_model_of, layer_encodings, untrained_like
 from probe.position.reading import RANDOM, RandomProjection, Reader
 from probe.position.scores import Draws, Metric
 from probe.position.splits import Split
@@ -24,7 +24,7 @@ CONTROLS: dict[str, str] = {
 }
 
 COLUMNS = [
-    *("site", "target", "probe", "control", "split", "scope", "position", "position_end", "metric"),
+    *("site", "layer_encoding", "target", "probe", "control", "split", "scope", "position", "position_end", "metric"),
     *("value", "low", "high", "n", "n_train", "n_test", "alpha"),
 ]
 
@@ -55,7 +55,8 @@ def beside_controls(
     metrics: Mapping[str, Metric],
 ) -> pd.DataFrame:
     """Rows of the models and of each control at every site; a model is read once for itself and the controls that are
-    made of what it computes. "selectivity" is the first of the metrics, the model's less the control's.
+    made of what it computes. "selectivity" is the first of the metrics, the model's less the control's; layer_encoding
+    is the position encoding that the site's layer sees, missing outside layers.
 
     Raises:
         ProbeError: for an unknown control, or a bridge of which no untrained one can be drawn, without ``untrained``.
@@ -84,6 +85,10 @@ def beside_controls(
             beside = {control: found[control] for control in ("none", *controls)}
             parts.append(_rows(beside, reader, draws, metrics).assign(site=site))
     rows, split = pd.concat(parts, ignore_index=True), reader.split
+    encodings = layer_encodings(models[0])
+    rows["layer_encoding"] = [
+        encodings[int(site.split(".")[1])] if site.startswith("blocks.") else pd.NA for site in rows["site"]
+    ]
     return rows.assign(split=split.name, n_train=len(split.train), n_test=len(split.test))
 
 

@@ -21,7 +21,7 @@ from probe.position.streaming import probe_source
 from probe.position.targets import TargetContext
 from probe.tracing import EMBED, RESID_POST
 
-COLUMNS = ["site", "probe", "control", "metric", "value", "low", "high", "n_train", "n_test"]
+COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low", "high", "n_train", "n_test"]
 
 
 def fit_position_probe(
@@ -57,9 +57,10 @@ def fit_position_probe(
         n_bootstrap: resamples of the test sequences for the percentile intervals.
 
     Returns:
-        One row a number: site, probe, control ("none" is the model itself), metric, value, low, high, n_train, n_test
-        (sequences). Metrics of ``ridge``: r2, mean_absolute_error (tokens), mean_squared_error; of ``logistic``:
-        accuracy, mean_absolute_error; of both, for a control, selectivity: what the model has more of the first.
+        One row a number: site, layer_encoding (what the site's layer sees), probe, control ("none" is the model
+        itself), metric, value, low, high, n_train, n_test (sequences). Metrics of ``ridge``: r2, mean_absolute_error
+        (tokens), mean_squared_error; of ``logistic``: accuracy, mean_absolute_error; of both, for a control,
+        selectivity: what the model has more of the first.
 
     Raises:
         ProbeError: for fewer than four distinct sequences, sequences of one token, hidden states that are not finite,

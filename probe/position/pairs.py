@@ -19,7 +19,7 @@ from probe.position.splits import Sequences, Split
 from probe.position.targets import TargetContext, target_values
 from probe.tracing import EMBED, RESID_POST
 
-COLUMNS = ["site", "probe", "control", "metric", "value", "low", "high", "n", "n_train", "n_test"]
+COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low", "high", "n", "n_train", "n_test"]
 
 
 def pair_probe(
@@ -56,8 +56,8 @@ def pair_probe(
     of each sequence out anew.
 
     Returns:
-        One row a number: site, probe, control, metric (r2, mean_absolute_error and mean_squared_error in tokens, and
-        for controls selectivity), value, low, high, n (pairs scored), n_train, n_test (sequences).
+        One row a number: site, layer_encoding, probe, control, metric (r2, mean_absolute_error and mean_squared_error
+        in tokens, and for controls selectivity), value, low, high, n (pairs scored), n_train, n_test (sequences).
     """
     for kind in probes:
         if kind not in PAIR_PROBES:

@@ -82,13 +82,13 @@ def probe_positions(
         n_bootstrap: draws of the test sequences (and models) for the percentile intervals.
 
     Returns:
-        One row a number: site, target, probe ("ridge"), control ("none" is the model itself), split ("sequence",
-        "length", "distribution"), scope, position and position_end (the positions p with position <= p < position_end
-        that are scored), metric, value, low, high, n (tokens scored), n_train, n_test (sequences) and alpha (missing
-        where models differ in it). Metrics: r2, mean_absolute_error, mean_squared_error, and for a control
-        "selectivity": the r2 of the model less that of the control, the interval over paired draws. The scope is "all";
-        for the split by length "fitted" (positions below ``fitted_length``), "beyond", and each "bin", whose r2 is
-        about the bin's own mean.
+        One row a number: site, layer_encoding (what the site's layer sees), target, probe ("ridge"), control ("none" is
+        the model itself), split ("sequence", "length", "distribution"), scope, position and position_end (the positions
+        p with position <= p < position_end that are scored), metric, value, low, high, n (tokens scored), n_train,
+        n_test (sequences) and alpha (missing where models differ in it). Metrics: r2, mean_absolute_error,
+        mean_squared_error, and for a control "selectivity": the r2 of the model less that of the control, the interval
+        over paired draws. The scope is "all"; for the split by length "fitted" (positions below ``fitted_length``),
+        "beyond", and each "bin", whose r2 is about the bin's own mean.
 
     Raises:
         ProbeError: for fewer than four distinct sequences, a split that leaks, a target that is constant or defined on

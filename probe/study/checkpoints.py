@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_file, write_text
-from probe.models.decoder import Decoder
+from probe.models.anatomy import untrained_like
+from probe.models.hub import find_folder
 from probe.models.pretrained import load_pretrained
 from probe.position import probe_over_training
 from probe.report.attention_sections import attention_figures, attention_sections
@@ -26,7 +28,6 @@ from probe.study.stages import (
     fitted_probes,
     pair_stages,
     too_long,
-    untrained_like,
 )
 from probe.training import checkpoints_of
 
@@ -35,7 +36,8 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], Stud
     """What the command line names: checkpoints by the name of their model, several of one name being its seeds.
 
     A place is a study's folder (all of its models), ``NAME=FOLDER,FOLDER,…``, or one folder, called by its own name. A
-    folder holds a checkpoint, or a run with a finished one. The second result is the settings of a study among them.
+    folder holds a checkpoint, or a run with a finished one; what is none is a name on the hub, OWNER/MODEL or
+    OWNER/MODEL@REVISION. The second result is the settings of a study among them.
 
     Raises:
         ProbeError: where there is none, or a name comes twice.
@@ -54,9 +56,9 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], Stud
                 for e in study.encodings
             }
         elif equals:
-            new = {name: [Path(folder) for folder in folders.split(",")]}
+            new = {name: [locate(folder) for folder in folders.split(",")]}
         else:
-            new = {Path(place).name: [Path(place)]}
+            new = {Path(place).name: [locate(place)]}
         for model, paths in new.items():
             if model in found:
                 raise ProbeError(f"two models are called {model!r}: give them names of their own, NAME=FOLDER")
@@ -64,8 +66,16 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], Stud
     return found, study
 
 
-def load_all(checkpoints: Mapping[str, Sequence[Path]], device: str) -> dict[str, list[Decoder]]:
-    """The decoders, by name: checkpoints of ours, or released ones of ``probe.models.families``."""
+def locate(place: str) -> Path:
+    """The folder that a place on the command line is, fetched where it is a name on the hub (OWNER/MODEL@REVISION)."""
+    if Path(place).exists():
+        return Path(place)
+    name, _, revision = place.partition("@")
+    return find_folder(name, revision or None)
+
+
+def load_all(checkpoints: Mapping[str, Sequence[Path]], device: str) -> dict[str, list[nn.Module]]:
+    """The models, by name: checkpoints of ours, or released ones."""
     return {name: [load_pretrained(path, device=device) for path in paths] for name, paths in checkpoints.items()}
 
 
@@ -85,7 +95,7 @@ def read_tokens(path: str | Path) -> torch.Tensor:
 
 
 def compare_checkpoints(
-    models: Mapping[str, Sequence[Decoder]],
+    models: Mapping[str, Sequence[nn.Module]],
     traced: TracedSequences,
     folder: str | Path,
     *,
@@ -136,7 +146,7 @@ def compare_checkpoints(
 
 
 def fit_checkpoints(
-    models: Mapping[str, Sequence[Decoder]],
+    models: Mapping[str, Sequence[nn.Module]],
     traced: TracedSequences,
     folder: str | Path,
     *,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from probe.attention import (
     LongContext,
@@ -26,7 +27,7 @@ from probe.attention import (
 from probe.errors import ProbeError
 from probe.extrapolation import sweep_scale
 from probe.files import write_file
-from probe.models.build import Model, build
+from probe.models.anatomy import n_heads_of, n_layers_of, our_decoder
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
 from probe.position import (
@@ -83,21 +84,32 @@ def model_stages(
     decoders: Sequence[Decoder], untrained: Sequence[Decoder], data: StudyData, traced: TracedSequences, seed: int
 ) -> dict[str, Measure]:
     """The stages of one encoding, whose first model is measured; the others are its further seeds."""
-    first, control, tokens = decoders[0], untrained[0], traced.tokens
-    stages = {
+    first = decoders[0]
+    return {
         "accuracy": lambda: pd.concat(
             [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
         ),
         "shifted": lambda: shifted(first, data, seed=seed),
-        "probe": lambda: fit_position_probe(first, tokens, seed=seed),
-        "fit": lambda: fitted_probes(decoders, untrained, tokens, seed=seed),
+        **hidden_stages(decoders, untrained, traced, seed),
         "extrapolation": lambda: extrapolation(decoders, untrained, *data.held_out_sequences(seed), seed=seed),
+        "temperature": lambda: temperature(first, data, seed=seed),
+        **attention_stages(decoders, untrained, traced, seed),
+    }
+
+
+def hidden_stages(
+    models: Sequence[nn.Module], untrained: Sequence[nn.Module], traced: TracedSequences, seed: int
+) -> dict[str, Measure]:
+    """The stages that look at hidden states: what can be read of position, whether it is used, its geometry, and by
+    which mechanism it came; each beside the untrained model. The first model is measured, of others only probes."""
+    first, control, tokens = models[0], untrained[0], traced.tokens
+    stages = {
+        "probe": lambda: fit_position_probe(first, tokens, seed=seed),
+        "fit": lambda: fitted_probes(models, untrained, tokens, seed=seed),
         "use": lambda: erase_position(
             first, tokens, [RESID_PRE], scored=traced.scored, distance=distance_from_template, seed=seed
         ),
         "geometry": lambda: geometry(first, control, tokens, seed=seed),
-        "temperature": lambda: temperature(first, data, seed=seed),
-        **attention_stages(decoders, untrained, traced, seed),
     }
     if tokens.shape[1] >= MECHANISM_LENGTH:
         stages["mechanism"] = lambda: pd.concat(
@@ -111,18 +123,24 @@ def model_stages(
 
 
 def attention_stages(
-    decoders: Sequence[Decoder], untrained: Sequence[Decoder], traced: TracedSequences, seed: int
+    decoders: Sequence[nn.Module],
+    untrained: Sequence[nn.Module],
+    traced: TracedSequences,
+    seed: int,
+    *,
+    ablate: bool = True,
 ) -> dict[str, Measure]:
-    """The stages that look at attention, each beside the untrained model; further seeds are for the templates' null."""
+    """The stages that look at attention, each beside the untrained model; further seeds are for the templates' null.
+    ``ablate`` says whether the census replaces every head's pattern, three forward passes a head."""
     if too_long(decoders[0], traced.tokens):
         return _long_stages(decoders[0], untrained[0], traced.tokens, seed)
     models = {"none": decoders, "untrained": untrained}
     tokens, scored = traced
 
-    def of_both(measure: Callable[[str, Sequence[Decoder]], pd.DataFrame]) -> pd.DataFrame:
+    def of_both(measure: Callable[[str, Sequence[nn.Module]], pd.DataFrame]) -> pd.DataFrame:
         return pd.concat([measure(c, of).assign(control=c) for c, of in models.items() if of], ignore_index=True)
 
-    def templates(control: str, of: Sequence[Decoder]) -> pd.DataFrame:
+    def templates(control: str, of: Sequence[nn.Module]) -> pd.DataFrame:
         traces = [trace(model, tokens, [PATTERN]) for model in of[:2]]
         other = traces[1] if len(traces) > 1 else None
         rows = compare_templates(traces[0], **own_t5(of[0]), other_seed=other, seed=seed)
@@ -132,8 +150,8 @@ def attention_stages(
     def split(control: str) -> ScoreSplit:
         return split_scores(trace(models[control][0], tokens, [SCORES]), seed=seed)
 
-    def heads(control: str, of: Sequence[Decoder]) -> pd.DataFrame:
-        return census(of[0], tokens, scored=scored, ablate=control == "none", seed=seed)
+    def heads(control: str, of: Sequence[nn.Module]) -> pd.DataFrame:
+        return census(of[0], tokens, scored=scored, ablate=ablate and control == "none", seed=seed)
 
     return {
         "templates": lambda: of_both(templates),
@@ -145,13 +163,13 @@ def attention_stages(
     }
 
 
-def too_long(decoder: Decoder, tokens: torch.Tensor) -> bool:
+def too_long(model: nn.Module, tokens: torch.Tensor) -> bool:
     """Whether a model's patterns on these sequences are too large for what wants them whole."""
     n, length = tokens.shape
-    return length > DENSE_LENGTH or n * decoder.config.n_layers * decoder.config.n_heads * length**2 > DENSE
+    return length > DENSE_LENGTH or n * n_layers_of(model) * n_heads_of(model) * length**2 > DENSE
 
 
-def _long_stages(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, seed: int) -> dict[str, Measure]:
+def _long_stages(decoder: nn.Module, untrained: nn.Module, tokens: torch.Tensor, seed: int) -> dict[str, Measure]:
     """What can be known of attention without whole patterns: no census, and three fitted templates."""
     models = {"none": decoder, "untrained": untrained}
 
@@ -176,8 +194,8 @@ def _long_stages(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, see
 
 
 def fitted_probes(
-    decoders: Sequence[Decoder],
-    untrained: Sequence[Decoder],
+    decoders: Sequence[nn.Module],
+    untrained: Sequence[nn.Module],
     tokens: torch.Tensor,
     *,
     sites: Sequence[str] | None = None,
@@ -189,8 +207,8 @@ def fitted_probes(
 
 
 def extrapolation(
-    decoders: Sequence[Decoder],
-    untrained: Sequence[Decoder],
+    decoders: Sequence[nn.Module],
+    untrained: Sequence[nn.Module],
     tokens: torch.Tensor,
     lengths: torch.Tensor,
     *,
@@ -199,7 +217,7 @@ def extrapolation(
 ) -> pd.DataFrame:
     """Probes behind the last layer, fitted to the first part of the sequences (a quarter of the longest by default) and
     scored by position beyond it."""
-    last = block_site(decoders[0].config.n_layers - 1, RESID_POST)
+    last = block_site(n_layers_of(decoders[0]) - 1, RESID_POST)
     return probe_positions(
         list(decoders),
         tokens,
@@ -211,7 +229,7 @@ def extrapolation(
     )
 
 
-def geometry(decoder: Decoder, untrained: Decoder, tokens: torch.Tensor, *, seed: int = 0) -> pd.DataFrame:
+def geometry(decoder: nn.Module, untrained: nn.Module, tokens: torch.Tensor, *, seed: int = 0) -> pd.DataFrame:
     """The parts of hidden states behind every layer, and how the variance of attention outputs falls with position."""
     traces = [trace(model, tokens, [EMBED, RESID_POST, ATTN_OUT]) for model in (decoder, untrained)]
     streams = [site for site in traces[0].values if not site.endswith(ATTN_OUT)]
@@ -249,20 +267,19 @@ def temperature(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int =
     return pd.concat(parts, ignore_index=True)
 
 
-def untrained_like(decoder: Model, seed: int) -> Model:
-    """The control of what training did: the same shape with the weights that a training of that seed starts from."""
-    return build(decoder.config, seed=seed).to(decoder.device, decoder.dtype).eval()
-
-
-def own_t5(decoder: Decoder) -> dict[str, Any]:
+def own_t5(model: nn.Module) -> dict[str, Any]:
     """The bias that a decoder with T5's encoding has learned, as the measurements want it; nothing of others."""
-    if not isinstance(decoder.encoding, T5):
+    decoder = our_decoder(model)
+    if decoder is None or not isinstance(decoder.encoding, T5):
         return {}
     return {"t5_table": decoder.encoding.weight.detach(), "t5_max_distance": decoder.encoding.max_distance}
 
 
 def pair_stages(
-    models: Mapping[str, Sequence[Decoder]], untrained: Mapping[str, Sequence[Decoder]], tokens: torch.Tensor, seed: int
+    models: Mapping[str, Sequence[nn.Module]],
+    untrained: Mapping[str, Sequence[nn.Module]],
+    tokens: torch.Tensor,
+    seed: int,
 ) -> dict[str, Measure]:
     """The stages that need all models at once: their distances, those between seeds of one of them included; which one
     each of them is nearest to; and how far each is from the table that a model with T5's encoding has learned."""
@@ -295,7 +312,7 @@ def pair_stages(
         def trained_table(traces: dict[str, list[Trace]]) -> pd.DataFrame:
             found = []
             for name, (first, *_) in traces.items():
-                if models[name][0].config.n_heads == model.config.n_heads:
+                if n_heads_of(models[name][0]) == n_heads_of(model):
                     rows = compare_templates(first, ["t5"], **own_t5(model), seed=seed)
                     found.append(rows.assign(encoding=name, table=owner))
             return pd.concat(found, ignore_index=True)

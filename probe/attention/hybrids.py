@@ -1,0 +1,151 @@
+"""Models in which some layers see position and others do not: what heads of either kind attend to.
+
+Yang et al. 2025, "Rope to Nope and Back Again: A New Hybrid Attention Strategy": layers without positions retrieve,
+rotary layers stay local.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor, nn
+
+from probe.attention.comparison import checked_pattern
+from probe.bootstrap import Bootstrap
+from probe.config import check_size
+from probe.errors import ProbeError
+from probe.models.anatomy import layer_encodings
+from probe.tracing import PATTERN, trace, valid_rows
+
+BY_HEAD = ("layer", "head", "layer_encoding", "metric", "value")
+
+
+def attention_on(
+    model: nn.Module,
+    tokens: Int[Tensor, "batch pos"],
+    keys: Bool[Tensor, "batch marked_pos"],
+    queries: Bool[Tensor, "batch looking_pos"],
+    *,
+    lengths: Int[Tensor, "batch"] | None = None,
+    window: int = 16,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """What every head attends to from the marked queries: a needle, the first token, the neighbourhood, the rest.
+
+    Metrics, sums of attention in [0, 1], means over the marked queries of each sequence, then over sequences:
+
+    - "on_keys": on the marked keys;
+    - "on_first": on key 0, where that is not marked;
+    - "on_recent": on the last ``window`` keys, the query's own among them, but for those above;
+    - "elsewhere": on all others. These four add up to 1;
+    - "on_keys_uniform": what uniform attention has on the marked keys: the control;
+    - "reach": Σ_i p_i (t - i) / (t / 2), the mean attended distance beside that of uniform attention, in [0, 2].
+
+    Args:
+        model: any that ``trace`` reads.
+        keys: the needle. A marked key in the future of a query does not count for it.
+        queries: the tokens that look for it; at least one a sequence, none of them the first.
+
+    Returns:
+        Columns layer, head, layer_encoding, metric, value, low, high, n (sequences); bootstrap over sequences.
+
+    Raises:
+        ProbeError: for masks of other shapes than the tokens, or a sequence without a query, or with one that sees no
+            marked key.
+    """
+    check_size("window", window)
+    for name, mask in (("keys", keys), ("queries", queries)):
+        if mask.shape != tokens.shape:
+            raise ProbeError(f"{name} must be marked as the tokens, {tuple(tokens.shape)}, got {tuple(mask.shape)}")
+    traced = trace(model, tokens, [PATTERN], lengths=lengths, batch_size=batch_size)
+    queries = queries.cpu() & valid_rows(traced.lengths, tokens.shape[1])
+    position = torch.arange(tokens.shape[1])
+    seen = position[:, None] >= position  # query, key
+    marked = keys.cpu()[:, None] & seen
+    if not queries.any(1).all() or queries[:, 0].any() or not marked.any(-1)[queries].all():
+        raise ProbeError("every sequence must have a marked query behind its first token that sees a marked key")
+    first = (position == 0) & ~marked
+    recent = (position[:, None] - position < window) & seen & ~marked & ~first
+    bootstrap = Bootstrap.draw(len(tokens), n_bootstrap, confidence, seed)
+    n_queries = queries.sum(1).double()
+    distance = (position[:, None] - position).double() / (position[:, None] / 2).clamp(min=0.5)
+
+    def mean(by_query: Float64[Tensor, "batch #head query"]) -> Float64[Tensor, "draw #head"]:
+        by_sequence = by_query.where(queries[:, None], 0.0).sum(-1) / n_queries[:, None]
+        return bootstrap.value_and_draws @ by_sequence
+
+    uniform = marked.sum(-1).double() / (position + 1)
+    encodings, parts = layer_encodings(model), []
+    for layer in range(traced.n_layers):
+        pattern = checked_pattern(traced, layer)
+        on = {
+            name: mean((pattern * mask[:, None]).sum(-1))
+            for name, mask in (("on_keys", marked), ("on_first", first), ("on_recent", recent))
+        }
+        on["elsewhere"] = 1 - sum(on.values())
+        on["on_keys_uniform"] = mean(uniform[:, None]).expand_as(on["on_keys"])
+        on["reach"] = mean((pattern * distance).sum(-1))
+        for metric, draws in on.items():
+            low, high = bootstrap.interval(draws[1:])
+            heads = {"head": range(draws.shape[1]), "value": draws[0], "low": low, "high": high}
+            keys_of = {"layer": layer, "layer_encoding": encodings[layer], "metric": metric}
+            parts.append(pd.DataFrame(keys_of | heads))
+    columns = ["layer", "head", "layer_encoding", "metric", "value", "low", "high"]
+    return pd.concat(parts, ignore_index=True)[columns].assign(n=len(tokens))
+
+
+def by_layer_encoding(
+    rows: pd.DataFrame,
+    metrics: Sequence[str] | None = None,
+    *,
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Means over the heads of the layers that see an encoding and of those that see none, and their difference.
+
+    Intervals are over heads, drawn with replacement among those of their kind: they say how far heads differ, nothing
+    of other seeds; heads of one layer are no independent draws.
+
+    Args:
+        rows: with the columns of ``BY_HEAD``, as ``census`` and ``attention_on`` have them; one row a head and metric.
+        metrics: those to take; by default all.
+
+    Returns:
+        Columns layer_encoding ("none", "rotary", …; "none - rotary" for a difference), metric, value, low, high, n (the
+        heads of that kind; of a difference those without positions). A model whose layers are all of one kind has one
+        row a metric.
+
+    Raises:
+        ProbeError: for a column or a metric that is missing, or two rows of one head.
+    """
+    for column in BY_HEAD:
+        if column not in rows:
+            raise ProbeError(f"rows by head have the columns {', '.join(BY_HEAD)}; {column!r} is missing")
+    there = list(dict.fromkeys(rows["metric"]))
+    for metric in metrics or there:
+        if metric not in there:
+            raise ProbeError(f"rows of the metric {metric!r} were wanted, got {', '.join(there)}")
+    found = []
+    for metric in metrics or there:
+        part = rows[rows["metric"] == metric]
+        if part.duplicated(["layer", "head"]).any():
+            raise ProbeError(f"one row a head was wanted of {metric!r}, got two: take one model and one control")
+        heads = {kind: torch.tensor(of["value"].to_numpy()) for kind, of in part.groupby("layer_encoding")}
+        # Other draws for each kind: their heads are not paired.
+        by_kind = {
+            kind: Bootstrap.draw(len(values), n_bootstrap, confidence, seed + i)
+            for i, (kind, values) in enumerate(heads.items())
+        }
+        draws = {kind: by_kind[kind].value_and_draws @ values for kind, values in heads.items()}
+        for kind in [kind for kind in draws if kind != "none"] if "none" in draws else []:
+            draws[f"none - {kind}"] = draws["none"] - draws[kind]
+        for kind, each in draws.items():
+            low, high = by_kind[kind.split(" - ")[0]].interval(each[1:])
+            n = len(heads[kind.split(" - ")[0]])
+            found.append((kind, metric, float(each[0]), float(low), float(high), n))
+    return pd.DataFrame(found, columns=["layer_encoding", "metric", "value", "low", "high", "n"])
