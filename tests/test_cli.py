@@ -56,11 +56,16 @@ def test_study_from_flags(tmp_path):
 
 def test_models_are_listed(capsys):
     from probe.models.families import FAMILIES
+    from probe.models.lens.released import BRIDGED
 
     assert main(["models"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(FAMILIES)
-    assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[0] == "model_type" and "exact against" in head
+    assert [line.split()[0] for line in lines] == [*FAMILIES, *BRIDGED]
+    assert next(line for line in lines if line.startswith("opt ")).split()[1:4] == ["learned", "our", "decoder,"]
+    assert main(["models", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["loaded as"].split()[0] for row in rows} == {"our", "transformers'"}
 
 
 def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monkeypatch):
@@ -136,7 +141,7 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["study", "--colour", "red"], "unrecognized arguments: --colour red"),
-        (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, alibi_learned, cope, fire"),
+        (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, alibi_keys, alibi_learned"),
         (["study", "--task", "sort"], "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, passkey, pcfg"),
         (["study", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
         (["study", "--steps", "many"], "argument --steps: invalid int value: 'many'"),

@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="which released models can be loaded, and how")
     models.set_defaults(run=_models)
+    models.add_argument("--json", action="store_true", help="rows as JSON lines")
 
     sweep = commands.add_parser("sweep", help="train and evaluate encodings × tasks × scratchpads × seeds")
     sweep.set_defaults(run=_sweep)
@@ -291,13 +292,15 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    import inspect
+    from probe.models.pretrained import released_models
 
-    from probe.models.families import FAMILIES
-
-    width = max(map(len, FAMILIES))
-    for name, family in FAMILIES.items():
-        print(f"{name:{width}}  {inspect.getdoc(type(family)).splitlines()[0]}")
+    rows = released_models()
+    if options.json:
+        print(rows.to_json(orient="records", lines=True), end="")
+    else:
+        widths = [max(map(len, [name, *rows[name]])) for name in rows]
+        for row in [tuple(rows), *rows.itertuples(index=False)]:
+            print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 

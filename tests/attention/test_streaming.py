@@ -228,7 +228,7 @@ def test_inputs_stay_and_nothing_wants_a_gradient():
     assert not got.entropy.requires_grad
 
 
-BEYOND_DISTANCE = ("fire", "transformer_xl", "cope")
+BEYOND_DISTANCE = ("fire", "transformer_xl", "cope", "alibi_keys")
 
 
 @pytest.mark.parametrize("options", [{}, {"n_kv_heads": 2, "d_head": 6}], ids=str)

@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcons
 
 from probe.errors import ProbeError
-from probe.models.encodings import make_encoding
+from probe.models.encodings import alibi_slopes, make_encoding
 
 DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64, "n_layers": 2}
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -48,6 +50,55 @@ def test_learned_slopes_are_positive_whatever_is_learned():
         encoding.log_slopes.copy_(torch.tensor([-9.0, -1.0, 0.0, 3.0]))
     wanted = by_loops(lambda h, i, j: -(math.e ** [-9, -1, 0, 3][h]) * (i - j))
     np.testing.assert_allclose(bias_of(encoding), wanted, rtol=1e-12)
+
+
+def test_alibi_of_keys_is_alibi_less_what_all_keys_of_a_query_share():
+    query, key = torch.arange(3, N), torch.arange(N)
+    keys, alibi = (made(name).bias(query, key, LIKE) for name in ("alibi_keys", "alibi"))
+    shared = (keys - alibi)[:, :, :1]
+    torch.testing.assert_close(keys - alibi, shared.expand_as(alibi), rtol=0, atol=1e-14)
+    assert torch.equal(made("alibi_keys", scale=0.5).bias(query, key, LIKE), keys / 2)
+
+
+def falcons(n_heads, d_head, n):
+    """The bias of n keys, "head key", as in a Falcon with so many heads."""
+    dimensions = DIMS | {"n_heads": n_heads, "d_head": d_head}
+    encoding = make_encoding("alibi_keys", {"scale": d_head**-0.5, "rounded": "bfloat16"}, **dimensions)
+    return encoding.bias(torch.tensor([n - 1]), torch.arange(n), LIKE)[:, 0]
+
+
+@pytest.mark.parametrize("n_heads", [1, 4, 6, 8, 32, 71])
+def test_rounded_alibi_of_keys_is_falcons(n_heads):
+    theirs = build_falcons(torch.ones(1, 2048, dtype=torch.long), n_heads, torch.float64)[:, 0]
+    # With d_head = 1 to the last bit.
+    assert torch.equal(falcons(n_heads, 1, 2048), theirs)
+    torch.testing.assert_close(falcons(n_heads, 24, 2048), theirs / math.sqrt(24), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize(("n_heads", "first"), [(4, 257), (6, 257), (8, 257), (12, 3), (32, 3)])
+def test_rounding_bends_the_bias(n_heads, first):
+    bias = falcons(n_heads, 1, 600)
+    off = (bias - bias[:, 1:2] * torch.arange(600)).abs().amax(0) > 0
+    assert int(off.nonzero()[0]) == first
+
+
+def test_how_far_falcons_bias_is_from_any_line():
+    bias, i, one = falcons(32, 64, 2048), np.arange(2048.0), np.ones(2048)
+    # Least e with |bias_i - a i - c| <= e.
+    bounds = np.concatenate([np.c_[-i, -one, -one], np.c_[i, one, -one]])
+    away = [linprog([0, 0, 1], bounds, np.r_[-b, b], bounds=[(None, None)] * 2 + [(0, None)]).fun for b in bias.numpy()]
+    assert max(away) == pytest.approx(0.90, abs=0.005)
+    alibi = -alibi_slopes(32)[:, None] * torch.arange(2047, -1, -1) / 8
+    variation = (bias.softmax(-1) - alibi.softmax(-1)).abs().sum(-1) / 2
+    assert float(variation.max()) == pytest.approx(0.14, abs=0.005)
+
+
+def test_rounded_alibi_of_keys_sees_a_shift(make_decoder, random_tokens):
+    # 300 tokens on, where the unrounded one sees none (tests/models/test_decoder.py).
+    for rounded, sees in (("none", False), ("bfloat16", True)):
+        decoder = make_decoder(encoding="alibi_keys", encoding_options={"rounded": rounded}).double()
+        change = decoder(random_tokens()) - decoder(random_tokens(), positions=torch.arange(300, 316))
+        assert (change.abs().max() > 1e-3) == sees and (change.abs().max() < 1e-11) != sees
 
 
 def test_kerple_is_the_papers_formula():
@@ -129,6 +180,7 @@ def test_fire_is_made_for_some_queries_at_a_time(monkeypatch):
         ("t5", {}),
         ("alibi", {}),
         ("alibi_learned", {}),
+        ("alibi_keys", {"scale": 0.3, "rounded": "bfloat16"}),
         ("kerple", {}),
         ("kerple", {"kernel": "power"}),
         ("sandwich", {}),
@@ -144,6 +196,10 @@ def test_scattered_positions_give_the_rows_and_columns_of_the_whole(name, option
 
 
 def test_bad_options_are_one_clear_line():
+    with pytest.raises(ProbeError, match="unknown rounding of alibi_keys 'float16'; known: bfloat16, none"):
+        made("alibi_keys", rounded="float16")
+    with pytest.raises(ProbeError, match="scale must be a number above 0, got 0"):
+        made("alibi_keys", scale=0)
     with pytest.raises(ProbeError, match="unknown kernel 'gauss'; known: log, power"):
         made("kerple", kernel="gauss")
     with pytest.raises(ProbeError, match="even d_bar, got 7"):

@@ -118,7 +118,7 @@ def test_every_encoding_answers_in_the_dtype_that_is_asked(encoding):
 
 
 def test_bad_input_is_one_clear_line():
-    with pytest.raises(ProbeError, match="unknown encoding 'rope'; known: alibi, alibi_learned, cope, fire"):
+    with pytest.raises(ProbeError, match="unknown encoding 'rope'; known: alibi, alibi_keys, alibi_learned, cope"):
         make_encoding("rope", {}, **DIMS)
     with pytest.raises(ProbeError, match="'t5' has no option 'buckets'; it has: n_buckets, max_distance"):
         make_encoding("t5", {"buckets": 3}, **DIMS)

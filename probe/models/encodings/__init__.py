@@ -9,7 +9,8 @@ A decoder asks its encoding a few things, and each encoding overrides what it ne
 - ``positions``: the positions themselves, where they are not 0, 1, 2, … (randomized).
 
 Positions are 0-based: ``<bos>`` stands at position 0. A distance is ``query - key``, so it is >= 0 wherever a causal
-decoder looks. To add an encoding: write the class, add it to ``POSITIONAL``, or to ``ENCODINGS`` if it sees none.
+decoder looks. To add an encoding: write the class and add it at the end of ``ENCODINGS``; the seeds of a study go by
+the places there.
 """
 
 from probe.models.encodings.absolute import Learned, Sinusoidal
@@ -17,6 +18,7 @@ from probe.models.encodings.base import PositionEncoding, Rotation, build
 from probe.models.encodings.bias import (
     T5,
     Alibi,
+    AlibiKeys,
     AlibiLearned,
     Fire,
     Kerple,
@@ -33,6 +35,7 @@ __all__ = [
     "ENCODINGS",
     "T5",
     "Alibi",
+    "AlibiKeys",
     "AlibiLearned",
     "Cope",
     "Fire",
@@ -68,4 +71,5 @@ ENCODINGS: dict[str, type[PositionEncoding]] = {
     **POSITIONAL,
     "cope": Cope,
     "randomized": Randomized,
+    "alibi_keys": AlibiKeys,
 }

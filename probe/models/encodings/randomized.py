@@ -12,7 +12,7 @@ from probe.models.encodings.bias import T5, Alibi, AlibiLearned, Fire, Kerple, S
 from probe.models.encodings.content import TransformerXL
 from probe.models.encodings.rotation import Rotary, XPos
 
-# All that see positions.
+# Those that randomized positions can be handed to. More of them here would move all places behind them in ENCODINGS.
 POSITIONAL: dict[str, type[PositionEncoding]] = {
     "learned": Learned,
     "sinusoidal": Sinusoidal,

@@ -22,7 +22,10 @@ def stacked(theirs: Tensor, rows: list[int]) -> Sequence[Tensor]:
 
 
 def by_head(n_heads: int) -> Split:
-    """Each head has its rows of all of ours together: its query, its key, its value."""
+    """Each head has its rows of all of ours together: its query, its key, its value.
+
+    Where queries share keys and values, each of ``n_heads`` heads of those has the queries of its group before it.
+    """
 
     def split(theirs: Tensor, rows: list[int]) -> Sequence[Tensor]:
         heads = theirs.unflatten(0, (n_heads, -1)).split([n // n_heads for n in rows], dim=1)
@@ -41,16 +44,21 @@ class Weight:
     transposed: bool = False  # whether inputs are its rows, as in GPT-2
     # The key of a tensor with a number for each of so many heads, which multiplies their rows where it is there.
     factor: tuple[str, int] | None = None
+    shared: bool = False  # whether each of ours is the whole of it, where theirs does the work of several
+    unused: int = 0  # rows before the first of ours that are never read
 
     def shape(self, ours: Mapping[str, Shape]) -> Shape:
         """Its shape, given those of ours."""
         shapes = [ours[name] for name in self.names]
-        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        rows = shapes[0][0] if self.shared else sum(shape[0] for shape in shapes)
+        shape = (self.unused + rows, *shapes[0][1:])
         return shape[::-1] if self.transposed else shape
 
     def parts(self, theirs: Tensor, ours: Mapping[str, Shape], factor: Tensor | None = None) -> dict[str, Tensor]:
         """Ours, as views where that is possible."""
-        theirs = theirs.T if self.transposed else theirs
+        theirs = (theirs.T if self.transposed else theirs)[self.unused :]
+        if self.shared:
+            return dict.fromkeys(self.names, theirs)
         if factor is not None:
             heads = theirs.unflatten(0, (len(factor), -1)).float()
             factor = factor.float().reshape(-1, *[1] * theirs.ndim)
@@ -60,12 +68,15 @@ class Weight:
 
 
 class Family:
-    """Models with one ``model_type``. To add a family: write the class, add it to ``FAMILIES``.
+    """Models with one ``model_type``; an instance is one of them, and may keep what its config says of the key map. To
+    add a family: write the class, add it to ``FAMILIES``.
 
     The key map is two tables from their modules to ours; a weight and, where ours has one, a bias is looked for under
     each. A tuple of ours is fused in theirs, in the way that ``split`` says.
     """
 
+    positions: str  # where such models have their positions from, in words
+    oracle = "transformers' class"  # what logits, patterns and z are compared with in the tests
     prefix = ""  # before all keys but the head's; some files leave it away
     head = "lm_head.weight"
     synonyms: Mapping[str, str] = {}  # from other names of a key that files have to the one of the key map

@@ -14,6 +14,7 @@ class Bloom(Family):
     The rows of a head's query, key and value stand together.
     """
 
+    positions = "ALiBi"
     prefix = "transformer."
     outer: ClassVar = {
         "word_embeddings": "token_embedding",

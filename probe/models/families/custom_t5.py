@@ -42,6 +42,8 @@ class CustomT5(Family):
     Files hold the cross-attention and a table of T5's own bias, which are never used.
     """
 
+    positions = "none, rotary in a quarter of each head, or ALiBi"
+    oracle = "T5's blocks, and the papers' formulas"
     outer: ClassVar = {"shared": "token_embedding", "decoder.final_layer_norm": "final_norm", "lm_head": "head"}
     layers = "decoder.block."
     layer: ClassVar = {

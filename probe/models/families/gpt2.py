@@ -18,6 +18,7 @@ ACTIVATIONS = {
 class GPT2(Family):
     """LayerNorm, learned positions, a tied head. Radford et al. 2019. Its matrices have inputs as rows (``Conv1D``)."""
 
+    positions = "learned"
     prefix = "transformer."
     outer: ClassVar = {"wte": "token_embedding", "wpe": "encoding", "ln_f": "final_norm", "lm_head": "head"}
     layers = "h."

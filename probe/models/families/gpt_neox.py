@@ -14,6 +14,7 @@ class GPTNeoX(Family):
     Black et al. 2022, section 2.1; Biderman et al. 2023. The rows of a head's query, key and value stand together.
     """
 
+    positions = "rotary in a quarter of each head"
     prefix = "gpt_neox."
     synonyms: ClassVar = {"embed_out.weight": "lm_head.weight"}
     outer: ClassVar = {"embed_in": "token_embedding", "final_layer_norm": "final_norm", "lm_head": "head"}

@@ -12,6 +12,7 @@ from probe.models.families.rope import rotary_options
 class Llama(Family):
     """RMSNorm, SwiGLU, grouped heads, rotary positions. Touvron et al. 2023; Grattafiori et al. 2024."""
 
+    positions = "rotary"
     prefix = "model."
     outer: ClassVar = {"embed_tokens": "token_embedding", "norm": "final_norm", "lm_head": "head"}
     layers = "layers."

@@ -12,6 +12,8 @@ class LlamaNoPE(Llama):
     is that of a Llama with rotary positions: nobody but the user can tell that it is this.
     """
 
+    positions = "none"
+    oracle = "Llama without its rotation"
     own_code = True
 
     def position(self, fields, d_head, n_ctx):

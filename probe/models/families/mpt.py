@@ -12,6 +12,7 @@ LAYER_NORMS = ("layernorm", "low_precision_layernorm")
 class MPT(Family):
     """LayerNorm, ALiBi, a tied head, no bias anywhere. MosaicML 2023."""
 
+    positions = "ALiBi"
     prefix = "transformer."
     outer: ClassVar = {"wte": "token_embedding", "norm_f": "final_norm", "lm_head": "head"}
     layers = "blocks."

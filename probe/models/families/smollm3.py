@@ -7,6 +7,7 @@ from probe.models.families.llama import Llama
 class SmolLM3(Llama):
     """Rotary positions but in every fourth layer, which has none (Yang et al. 2025's "RNoPE"). Bakouch et al. 2025."""
 
+    positions = "rotary, none in every fourth layer"
     tied = True
     base = 2000000.0
 
