@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from probe.cli.examine import add_examine_command
 from probe.cli.text import add_text_commands
 from probe.errors import ProbeError, unknown_name
 from probe.files import read_json_object
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add_text_commands(commands, _add_device)
+    add_examine_command(commands, _add_device)
 
     from probe.sweep import SweepConfig
 
@@ -247,7 +249,7 @@ def _models_and_tokens(options: argparse.Namespace):
     """The models by name, the folders of their checkpoints, the sequences on which they are looked at, and a seed."""
     from probe.device import find_device
     from probe.study import StudyData, TracedSequences
-    from probe.study.checkpoints import find_checkpoints, load_all, read_tokens
+    from probe.study.places import find_checkpoints, load_all, read_tokens
 
     checkpoints, study = find_checkpoints(options.models)
     config = _study_config(options, study)
@@ -274,7 +276,7 @@ def _fit(options: argparse.Namespace) -> int:
     from probe.study.checkpoints import fit_checkpoints
 
     models, checkpoints, traced, seed = _models_and_tokens(options)
-    runs = {name: paths[0].parent for name, paths in checkpoints.items()} if options.over_training else {}
+    runs = {name: places[0].folder.parent for name, places in checkpoints.items()} if options.over_training else {}
     given = {name: getattr(options, name) for name in ("sites", "targets") if getattr(options, name)}
     folder = Path(options.folder)
     rows = fit_checkpoints(

@@ -32,10 +32,18 @@ def add_text_commands(commands: Any, add_device: Callable[[argparse.ArgumentPars
     scale.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="default: %(default)s")
     scale.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
     for command, folder in ((perplexity, "perplexity"), (passkey, "passkey"), (scale, "scale")):
-        command.add_argument("models", nargs="+", metavar="MODEL", help="as of `probe compare`; models of bytes")
+        command.add_argument("models", nargs="+", metavar="MODEL", help="as of `probe compare`; models of text")
         command.add_argument("--folder", default=f"runs/{folder}", help="where all goes (default: %(default)s)")
         command.add_argument("--text", metavar="FOLDER", help="texts (default: python, its standard library)")
-        command.add_argument("--train-length", type=int, metavar="N", help="what the models were trained with")
+        command.add_argument(
+            "--tokenizer", metavar="FOLDER", help="of models that are not of bytes (default: the one in their folders)"
+        )
+        command.add_argument(
+            "--train-length",
+            type=int,
+            metavar="N",
+            help="what the models were trained with (default: 256; n_ctx of released ones)",
+        )
         command.add_argument(
             "--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)"
         )
@@ -48,17 +56,27 @@ def add_text_commands(commands: Any, add_device: Callable[[argparse.ArgumentPars
 def _text_models(options: argparse.Namespace, **settings: Any):
     """Models of text by name, and what is looked at beyond their length."""
     from probe.device import find_device
+    from probe.models.decoder import Decoder
     from probe.study.beyond import Beyond
     from probe.study.beyond_checkpoints import check_text_models
-    from probe.study.checkpoints import find_checkpoints, load_all
+    from probe.study.places import find_checkpoints, load_all
     from probe.tasks import make_task
     from probe.tasks.passkey import Passkey
+    from probe.tasks.tokenizers import has_tokenizer, shared_tokenizer
 
     checkpoints, study = find_checkpoints(options.models)
     values = dict(study.task_options) if study is not None and study.task == "passkey" else {}
-    for name in ("text", "train_length", "n_keys", "filler"):
+    for name in ("text", "train_length", "n_keys", "filler", "tokenizer"):
         if getattr(options, name, None) is not None:
             values[name] = getattr(options, name)
+    folders = {name: first.folder for name, (first, *_) in checkpoints.items()}
+    if "tokenizer" not in values:
+        values["tokenizer"] = shared_tokenizer(folders)
+    models = load_all(checkpoints, str(find_device(options.device)))
+    released = [models[name][0] for name, folder in folders.items() if has_tokenizer(folder)]
+    known = [model.config.n_ctx for model in released if isinstance(model, Decoder)]
+    if known:
+        values.setdefault("train_length", min(known))
     values["test_length"] = max(values.get("test_length", 0), 2 * values.get("train_length", Passkey.train_length))
     beyond = Beyond(
         make_task("passkey", values),
@@ -67,7 +85,6 @@ def _text_models(options: argparse.Namespace, **settings: Any):
         seed=options.seed,
         **settings,
     )
-    models = load_all(checkpoints, str(find_device(options.device)))
     return check_text_models(models, beyond.task), beyond
 
 

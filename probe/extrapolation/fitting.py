@@ -16,7 +16,7 @@ from probe.config import check_number, check_size
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
 from probe.models.mode import evaluating
-from probe.training.data import BatchOrder, EncodedExamples, Feed
+from probe.training.data import BatchOrder, EncodedExamples, Feed, at_once
 from probe.training.forced import Scores, beside_baseline, forced_scores
 
 SCALES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
@@ -90,7 +90,10 @@ def train_scale(
     entries = []
     with _frozen(model), kind(model, config.initial) as scales:
         order = BatchOrder(data.lengths, config.batch_size, config.seed)
-        feed = Feed(data, order, device, min(config.accumulation, order.batch_size))
+        with torch.no_grad():
+            d_vocab = logits_of(model, data.tokens[:1, :1].to(device)).shape[-1]
+        parts = math.ceil(order.batch_size / at_once(order.batch_size, data.tokens.shape[1], d_vocab))
+        feed = Feed(data, order, device, min(max(config.accumulation, parts), order.batch_size))
         optimizer = torch.optim.AdamW([scales.scale], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
         for step in range(config.steps):
             for group in optimizer.param_groups:

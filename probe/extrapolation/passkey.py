@@ -38,16 +38,17 @@ def passkey(
 
     Returns:
         Columns length, depth (missing: all depths together), metric, value, low, high (Wilson), n. Metrics:
-        "exact_match", the whole key and nothing else is said; "digits", the share of digits that are right in their
-        place, whose interval counts keys, not digits.
+        "exact_match", the whole key and nothing else is said (where the task has a tokenizer: no other digit, in as
+        many tokens as the key has); "digits", the share of digits that are right in their place, whose interval counts
+        keys, not digits.
 
     Raises:
         ProbeError: for a length without room for the question, a depth outside 0…1, or a model of another vocabulary.
     """
     check_size("n", n)
     vocabulary = task.vocabulary
-    if model.config.d_vocab != len(vocabulary):
-        raise ProbeError(f"a model of {len(vocabulary)} tokens was wanted, got one of {model.config.d_vocab}")
+    if not vocabulary.fits(model.config.d_vocab):
+        raise ProbeError(f"a model of {vocabulary.wanted} was wanted, got one of {model.config.d_vocab}")
     rows = []
     for length in lengths:
         prompts = [
@@ -55,13 +56,13 @@ def passkey(
             for depth in depths
             for i in range(n)
         ]
-        examples = [p.example(length) for p in prompts]
-        said = completions(model, examples, vocabulary, batch_size=batch_size)
+        tokens = completions(model, [p.example for p in prompts], vocabulary, batch_size=batch_size)
+        said = [list(task.said(t)) for t in tokens]
         found = pd.DataFrame(
             {
                 "depth": [depth for depth in depths for _ in range(n)],
-                "exact_match": [s == list(e.target) for s, e in zip(said, examples, strict=True)],
-                "digits": [_right_digits(s, e.target) for s, e in zip(said, examples, strict=True)],
+                "exact_match": [s == list(p.key) for s, p in zip(said, prompts, strict=True)],
+                "digits": [_right_digits(s, p.key) for s, p in zip(said, prompts, strict=True)],
             }
         )
         for depth, part in [(pd.NA, found), *found.groupby("depth", sort=False)]:
@@ -73,5 +74,5 @@ def passkey(
     return rows.assign(n_keys=task.n_keys).astype({"depth": "Float64"})
 
 
-def _right_digits(said: Sequence[str], key: Sequence[str]) -> float:
+def _right_digits(said: Sequence[str], key: str) -> float:
     return sum(a == b for a, b in zip(said, key, strict=False)) / len(key)

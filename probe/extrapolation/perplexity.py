@@ -15,6 +15,7 @@ from probe.errors import ProbeError
 from probe.extrapolation.fitting import logits_of
 from probe.models.mode import evaluating
 from probe.tracing import token_losses
+from probe.training.data import at_once
 
 # Tokens in one forward pass, at most, where that is more than one window.
 TOKENS_AT_ONCE = 2**13
@@ -129,13 +130,14 @@ def sliding_losses(
     device = next(model.parameters()).device
     found = torch.full(texts.shape, torch.nan, dtype=torch.float64)
     front = torch.tensor(prefix, dtype=texts.dtype).expand(len(texts), -1)
-    at_once = max(1, TOKENS_AT_ONCE // context)
     with torch.no_grad(), evaluating(model):
+        d_vocab = logits_of(model, texts[:1, :1].to(device)).shape[-1]
+        n = at_once(max(1, TOKENS_AT_ONCE // context), context, d_vocab)
         for start, end, new in _windows(texts.shape[1], room, stride):
             if end <= score_from:
                 continue
             windows = torch.cat((front, texts[:, start:end]), dim=1)
-            losses = torch.cat([token_losses(logits_of(model, w.to(device)), w).cpu() for w in windows.split(at_once)])
+            losses = torch.cat([token_losses(logits_of(model, w.to(device)), w).cpu() for w in windows.split(n)])
             # losses[:, j] is that of windows[:, j + 1]
             new = max(new, start + 1) if not prefix else new
             found[:, new:end] = losses[:, new - start + len(prefix) - 1 :]

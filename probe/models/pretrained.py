@@ -1,7 +1,9 @@
 """Released models, from a folder with ``config.json`` and safetensors or by a name on the hub."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -62,12 +64,25 @@ def load_pretrained(
         return checkpoint.load(folder, device, dtype)
     name = family or values["model_type"]
     if isinstance(name, str) and name in FAMILIES:
+        if family is None:
+            _check_name(name_or_folder, folder, values)
         return _load(folder, Fields(values, path), FAMILIES[name](), device, dtype)
     if family is not None:
         raise unknown_name("family", family, FAMILIES)
     from probe.models.lens.released import load_bridge  # that package hands this function on, too
 
     return load_bridge(folder, device, dtype)
+
+
+def _check_name(name_or_folder: str | Path, folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuse a Llama that is called NoPE: its config says nothing of positions, and Llama's are rotary."""
+    cached = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
+    names = (Path(name_or_folder).name, cached, str(values.get("_name_or_path", "")).split("/")[-1])
+    if values["model_type"] == "llama" and any("nope" in name.lower() for name in names):
+        raise ProbeError(
+            f"{folder / checkpoint.CONFIG_FILE}: 'model_type' is llama, whose positions are rotary, and its name says "
+            "NoPE: say which with family='llama_nope' or family='llama' (llama_nope:PLACE on the command line)"
+        )
 
 
 def released_models() -> pd.DataFrame:

@@ -89,13 +89,13 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
     return figure.update_layout(**LAYOUT, height=420)
 
 
-def under_shift(rows: pd.DataFrame) -> go.Figure:
-    """Loss and exact match against the number of places by which all positions are shifted, a line an encoding.
+def under_shift(rows: pd.DataFrame, beside: str = "exact_match") -> go.Figure:
+    """Loss and another metric against the number of places by which all positions are shifted, a line an encoding.
 
     Rows: ``shifted_positions`` with encoding.
     """
     rows = some(rows, "shifted positions")
-    panels = {"loss": "loss, nats a token", "exact_match": "exact match"}
+    panels = {"loss": "loss, nats a token", beside: beside.replace("_", " ")}
     figure = make_subplots(cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
     encodings = list(dict.fromkeys(rows["encoding"]))
     for i, encoding in enumerate(encodings):

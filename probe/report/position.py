@@ -134,3 +134,25 @@ def extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error")
     figure.update_xaxes(title="position")
     figure.update_yaxes(title=f"{plain(metric.replace('_', ' '))}, tokens", col=1)
     return figure.update_layout(**LAYOUT, height=400, legend={"orientation": "h", "y": -0.25})
+
+
+def loss_along_texts(rows: pd.DataFrame) -> go.Figure:
+    """The loss of a token by its position in a text, a line a model, intervals as bands.
+
+    Rows: ``loss_by_position`` with encoding.
+    """
+    rows = some(rows, "loss by position")
+    figure = go.Figure()
+    for name, line in rows.groupby("encoding", sort=False):
+        x = line["position"].tolist()
+        figure.add_scatter(
+            x=x + x[::-1], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="none", opacity=0.2,
+            fillcolor=colour(name), hoverinfo="skip", showlegend=False, legendgroup=name,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=x, y=line["value"].tolist(), mode="lines", name=plain(name), legendgroup=name,
+            line={"color": colour(name)}, hovertemplate="position %{x}: %{y:.3f}<extra>" + plain(name) + "</extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="position, tokens")
+    figure.update_yaxes(title="loss, nats a token")
+    return figure.update_layout(**LAYOUT, height=360, showlegend=True)

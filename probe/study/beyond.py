@@ -31,6 +31,7 @@ from probe.extrapolation import (
     sweep_scale,
     train_scale,
 )
+from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.models.variant import variant
 from probe.tasks.passkey import Passkey
@@ -64,10 +65,11 @@ class Beyond:
     def contexts(self) -> list[int]:
         return [self.task.train_length * s for s in (1, *self.extensions)]
 
-    def within(self, decoder: Decoder) -> "Beyond":
-        """As far as a model knows positions."""
-        last = decoder.encoding.last_position
-        kept = [s for s in self.extensions if last is None or s * self.task.train_length <= last + 1]
+    def within(self, *models: Model) -> "Beyond":
+        """As far as all of these models know positions."""
+        lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
+        known = min((last + 1 for last in lasts if last is not None), default=math.inf)
+        kept = [s for s in self.extensions if s * self.task.train_length <= known]
         return replace(self, extensions=tuple(kept))
 
     def texts(self, split: str, length: int, n: int) -> EncodedExamples:

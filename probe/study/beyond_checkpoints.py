@@ -10,6 +10,7 @@ from probe.extrapolation import passkey, perplexity, scaled
 from probe.extrapolation.perplexity import loss_by_position
 from probe.files import write_file, write_text
 from probe.models import checkpoint
+from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
 from probe.report.page import render_page
@@ -19,16 +20,20 @@ from probe.tasks.passkey import DEPTHS, Passkey
 
 
 def check_text_models(models: Mapping[str, Sequence[Decoder]], task: Passkey) -> dict[str, Decoder]:
-    """The first model of each name, which must be of this task's bytes.
+    """The first model of each name, which must be of this task's bytes, or of its tokenizer.
 
     Raises:
-        ProbeError: for a model of another vocabulary.
+        ProbeError: for a model of another vocabulary, or one under a bridge.
     """
+    kind = f"those in {task.tokenizer}," if task.tokenizer else "bytes,"
+    how = "" if task.tokenizer else " (as probe study --preset text trains; others want a tokenizer)"
     for name, (first, *_) in models.items():
-        if first.config.d_vocab != len(task.vocabulary):
+        if not isinstance(first, Model):
+            raise ProbeError(f"{name}: a model of this package was wanted, got a {type(first).__name__}")
+        if not task.vocabulary.fits(first.config.d_vocab):
             raise ProbeError(
-                f"{name}: a model of {len(task.vocabulary)} tokens, bytes, was wanted (as probe study --preset text "
-                f"trains), got one of {first.config.d_vocab}"
+                f"{name}: a model of {task.vocabulary.wanted}, {kind} was wanted{how}, "
+                f"got one of {first.config.d_vocab}"
             )
     return {name: of[0] for name, of in models.items()}
 
@@ -38,7 +43,7 @@ def perplexity_checkpoints(
 ) -> pd.DataFrame:
     """Perplexity by context, and loss by position, of held-out texts as long as the longest context; rows and a report
     go into the folder. The second half of each text counts."""
-    contexts = tuple(contexts or beyond.contexts)
+    contexts = tuple(contexts or beyond.within(*models.values()).contexts)
     prefix = beyond.task.plain_prefix
     longest = max(contexts)
     if longest < len(prefix) + 4:
@@ -62,7 +67,7 @@ def passkey_checkpoints(
     depths: Sequence[float] = DEPTHS,
 ) -> pd.DataFrame:
     """Passkeys over lengths and depths; rows and a report go into the folder."""
-    lengths, parts = tuple(lengths or beyond.contexts), []
+    lengths, parts = tuple(lengths or beyond.within(*models.values()).contexts), []
     for name, model in models.items():
         found = passkey(model, beyond.task, lengths, depths, n=beyond.n_prompts, seed=beyond.seed)
         parts.append(found.assign(measurement="passkey", encoding=name))

@@ -4,22 +4,18 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from probe.errors import ProbeError
-from probe.files import read_json_object, write_file, write_text
+from probe.files import write_file, write_text
 from probe.models.anatomy import untrained_like
-from probe.models.hub import find_folder
-from probe.models.pretrained import load_pretrained
 from probe.position import probe_over_training
 from probe.report.attention_sections import attention_figures, attention_sections
 from probe.report.geometry import position_against_loss
 from probe.report.page import Section, render_page
 from probe.report.position import extrapolation_curve, probe_heatmap
-from probe.study.config import StudyConfig, TracedSequences, run_name
+from probe.study.config import TracedSequences
 from probe.study.stages import (
     FIGURE_STAGES,
     PROBE_TARGETS,
@@ -30,68 +26,6 @@ from probe.study.stages import (
     too_long,
 )
 from probe.training import checkpoints_of
-
-
-def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Path]], StudyConfig | None]:
-    """What the command line names: checkpoints by the name of their model, several of one name being its seeds.
-
-    A place is a study's folder (all of its models), ``NAME=FOLDER,FOLDER,…``, or one folder, called by its own name. A
-    folder holds a checkpoint, or a run with a finished one; what is none is a name on the hub, OWNER/MODEL or
-    OWNER/MODEL@REVISION. The second result is the settings of a study among them.
-
-    Raises:
-        ProbeError: where there is none, or a name comes twice.
-    """
-    found: dict[str, list[Path]] = {}
-    study = None
-    for place in places:
-        name, equals, folders = place.partition("=")
-        if (Path(place) / "study.json").exists():
-            study = StudyConfig.from_dict(read_json_object(Path(place) / "study.json"))
-            models = Path(place) / "models"
-            new = {
-                e: [Path(study.load[e])]
-                if e in study.load
-                else [models / run_name(e, r) for r in range(study.n_seeds(e))]
-                for e in study.encodings
-            }
-        elif equals:
-            new = {name: [locate(folder) for folder in folders.split(",")]}
-        else:
-            new = {Path(place).name: [locate(place)]}
-        for model, paths in new.items():
-            if model in found:
-                raise ProbeError(f"two models are called {model!r}: give them names of their own, NAME=FOLDER")
-            found[model] = [path / "final" if (path / "final").exists() else path for path in paths]
-    return found, study
-
-
-def locate(place: str) -> Path:
-    """The folder that a place on the command line is, fetched where it is a name on the hub (OWNER/MODEL@REVISION)."""
-    if Path(place).exists():
-        return Path(place)
-    name, _, revision = place.partition("@")
-    return find_folder(name, revision or None)
-
-
-def load_all(checkpoints: Mapping[str, Sequence[Path]], device: str) -> dict[str, list[nn.Module]]:
-    """The models, by name: checkpoints of ours, or released ones."""
-    return {name: [load_pretrained(path, device=device) for path in paths] for name, paths in checkpoints.items()}
-
-
-def read_tokens(path: str | Path) -> torch.Tensor:
-    """Token ids "sequence pos" from a ``.npy`` file.
-
-    Raises:
-        ProbeError: where it holds anything else.
-    """
-    try:
-        tokens = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ProbeError(f"{path}: token ids in numpy's format were wanted: {error}") from None
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ProbeError(f"{path}: integers of shape (sequence, pos) were wanted, got {tokens.dtype} {tokens.shape}")
-    return torch.as_tensor(tokens.astype(np.int64))
 
 
 def compare_checkpoints(

@@ -27,7 +27,7 @@ class StudyConfig:
     task: str = "scan"
     task_options: dict[str, Any] = field(default_factory=lambda: {"train_length": 16, "test_length": 32})
     encodings: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "sinusoidal")
-    load: dict[str, str] = field(default_factory=dict)  # encoding -> folder of a checkpoint to load, not to train
+    load: dict[str, str] = field(default_factory=dict)  # encoding -> checkpoint or released model, not trained here
     # encoding -> how many times it is trained (once where it is not named). The further ones, of other seeds, are there
     # for the distance between two models that differ in nothing else.
     seeds: dict[str, int] = field(default_factory=lambda: {"none": 2})

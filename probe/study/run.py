@@ -28,19 +28,19 @@ from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
 from probe.files import claim_folder, write_file, write_text
-from probe.models import checkpoint
+from probe.models.anatomy import untrained_like
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
 from probe.report.study import study_figures, study_page
 from probe.study.beyond import BEYOND_STAGES, DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
 from probe.study.config import FORMAT, StudyConfig, StudyData, run_name
+from probe.study.places import locate
 from probe.study.stages import (
     PAIR_STAGES,
     ROW_STAGES,
     model_stages,
     pair_stages,
     read_stage,
-    untrained_like,
     write_stage,
 )
 from probe.tasks import make_task
@@ -133,7 +133,8 @@ def _study_model(
 def _beyond(
     config: StudyConfig, folder: Path, encoding: str, decoder: Decoder, data: StudyData, device: str
 ) -> dict[str, Callable[[], pd.DataFrame]]:
-    """The stages of text beyond the trained length."""
+    """The stages of text beyond the trained length. No encoding is dropped from a model that is loaded: how long it was
+    trained, of which the training that then follows is a share, nobody knows here."""
 
     def kept(name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         write_stage(folder, f"{name}-{encoding}", measure)
@@ -146,7 +147,7 @@ def _beyond(
 
     scale = ScaleTraining(steps=config.scale_steps, warmup=min(20, config.scale_steps // 10))
     beyond = Beyond(data.task, extensions=config.extensions, scale=scale, seed=config.seed)
-    return beyond_stages(decoder, beyond, kept, drop if drops(decoder) else None)
+    return beyond_stages(decoder, beyond, kept, drop if drops(decoder) and encoding not in config.load else None)
 
 
 def _decoder(
@@ -158,19 +159,28 @@ def _decoder(
     device: str,
     on_log: Callable[[str, dict], None] | None,
 ) -> Decoder:
-    model = config.decoder(data.task, encoding, data.n_ctx)
     if encoding in config.load:
-        decoder = checkpoint.load(config.load[encoding], device=device)
-        if decoder.config.encoding != encoding or decoder.config.d_vocab != model.d_vocab:
-            raise ProbeError(
-                f"{config.load[encoding]}: a decoder with encoding {encoding!r} and {model.d_vocab} tokens "
-                f"was wanted, got {decoder.config.encoding!r} and {decoder.config.d_vocab}"
-            )
-        return decoder
+        return _loaded(config.load[encoding], encoding, data, device)
+    model = config.decoder(data.task, encoding, data.n_ctx)
     name = run_name(encoding, replica)
     watch = None if on_log is None else functools.partial(on_log, name)
     training = config.training_of(encoding, replica)
     return train(model, data.train, training, folder / "models" / name, device=device, on_log=watch)
+
+
+def _loaded(place: str, encoding: str, data: StudyData, device: str) -> Decoder:
+    decoder, vocabulary = locate(place).load(device), data.task.vocabulary
+    if not isinstance(decoder, Decoder):
+        raise ProbeError(f"{place}: a decoder was wanted, got a {type(decoder).__name__}")
+    if decoder.config.encoding != encoding or not vocabulary.fits(decoder.config.d_vocab):
+        raise ProbeError(
+            f"{place}: a decoder with encoding {encoding!r} and {vocabulary.wanted} was wanted, got "
+            f"{decoder.config.encoding!r} and {decoder.config.d_vocab}"
+        )
+    last = decoder.encoding.last_position
+    if last is not None and last + 1 < data.n_ctx:
+        raise ProbeError(f"{place}: a decoder that knows {data.n_ctx} positions was wanted, got one of {last + 1}")
+    return decoder
 
 
 def _untrained(config: StudyConfig, encoding: str, decoders: list[Decoder]) -> list[Decoder]:
@@ -184,7 +194,8 @@ def _study_pairs(config: StudyConfig, folder: Path, data: StudyData) -> None:
     models = {}
     for encoding in config.encodings:
         names = [run_name(encoding, r) for r in range(config.n_seeds(encoding))]
-        models[encoding] = [checkpoint.load(config.load.get(encoding, folder / "models" / n / "final")) for n in names]
+        places = [config.load.get(encoding, folder / "models" / name / "final") for name in names]
+        models[encoding] = [locate(place).load("cpu") for place in places]
     untrained = {encoding: _untrained(config, encoding, of) for encoding, of in models.items()}
     for name, measure in pair_stages(models, untrained, data.traced(config).tokens, config.seed).items():
         write_stage(folder, name, measure)

@@ -39,6 +39,7 @@ from probe.position import (
     probe_positions,
     variance_by_position,
 )
+from probe.position.causal import FitDistance
 from probe.study.config import StudyData, TracedSequences
 from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, Trace, block_site, trace
 from probe.training import encode, exact_match, predict
@@ -98,17 +99,22 @@ def model_stages(
 
 
 def hidden_stages(
-    models: Sequence[nn.Module], untrained: Sequence[nn.Module], traced: TracedSequences, seed: int
+    models: Sequence[nn.Module],
+    untrained: Sequence[nn.Module],
+    traced: TracedSequences,
+    seed: int,
+    *,
+    distance: FitDistance | None = distance_from_template,
 ) -> dict[str, Measure]:
     """The stages that look at hidden states: what can be read of position, whether it is used, its geometry, and by
-    which mechanism it came; each beside the untrained model. The first model is measured, of others only probes."""
+    which mechanism it came; each beside the untrained model. The first model is measured, of others only probes. Where
+    position is erased, the ``distance`` of all later patterns from their templates is looked at, too, if there is one:
+    it takes as long as all the rest."""
     first, control, tokens = models[0], untrained[0], traced.tokens
     stages = {
         "probe": lambda: fit_position_probe(first, tokens, seed=seed),
         "fit": lambda: fitted_probes(models, untrained, tokens, seed=seed),
-        "use": lambda: erase_position(
-            first, tokens, [RESID_PRE], scored=traced.scored, distance=distance_from_template, seed=seed
-        ),
+        "use": lambda: erase_position(first, tokens, [RESID_PRE], scored=traced.scored, distance=distance, seed=seed),
         "geometry": lambda: geometry(first, control, tokens, seed=seed),
     }
     if tokens.shape[1] >= MECHANISM_LENGTH:

@@ -3,6 +3,7 @@
 from probe.tasks import arithmetic, files, lego, passkey, pcfg, scan, sorting, strings
 from probe.tasks.base import Example, Splits, Task, Vocabulary, make_task
 from probe.tasks.scratchpad import Check, Step, SteppedTask
+from probe.tasks.tokenizers import TextVocabulary, read_tokenizer
 
 TASKS: dict[str, type[Task]] = {
     **strings.TASKS,
@@ -23,9 +24,11 @@ __all__ = [
     "Step",
     "SteppedTask",
     "Task",
+    "TextVocabulary",
     "Vocabulary",
     "make_task",
     "passkey",
     "pcfg",
+    "read_tokenizer",
     "scan",
 ]

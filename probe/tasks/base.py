@@ -53,6 +53,20 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def stop(self) -> int:
+        """The id at which a model has said all."""
+        return self.ids[EOS]
+
+    @property
+    def wanted(self) -> str:
+        """How many tokens a model of it has, in words."""
+        return f"{len(self)} tokens"
+
+    def fits(self, d_vocab: int) -> bool:
+        """Whether a model of so many tokens can be one of it."""
+        return d_vocab == len(self)
+
     def encode(self, tokens: Iterable[str]) -> list[int]:
         try:
             return [self.ids[token] for token in tokens]

@@ -1,14 +1,19 @@
-"""Text without a download: the bytes of a folder's files, split by file."""
+"""Text without a download: a folder's files, as bytes or as tokens, split by file."""
 
 import functools
 import hashlib
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from probe.errors import ProbeError
+
+if TYPE_CHECKING:
+    from probe.tasks.tokenizers import TextVocabulary
 
 PYTHON = "python"  # in place of a folder: the sources of Python's standard library
 SPLITS = ("train", "validation", "test")
@@ -27,17 +32,24 @@ def byte_tokens(text: bytes) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The texts of some files, as bytes, by split: no file is in two of them."""
+    """The texts of some files by split: no file is in two of them. A text is bytes, or an array of token ids."""
 
     name: str
     files: dict[str, tuple[str, ...]]
-    texts: dict[str, tuple[bytes, ...]]
+    texts: dict[str, tuple[Sequence[int], ...]]
+    unit: str = "bytes"
 
-    def n_bytes(self, split: str) -> int:
+    def size(self, split: str) -> int:
+        """How many bytes or tokens a split has."""
         return sum(map(len, self.texts[split]))
 
-    def windows(self, split: str, length: int, n: int, rng: np.random.Generator) -> list[bytes]:
-        """Up to n windows of so many bytes, none overlapping another, in an order drawn by ``rng``.
+    @functools.lru_cache(maxsize=8)  # noqa: B019  (corpora live as long as the process)
+    def in_tokens(self, vocabulary: "TextVocabulary") -> "Corpus":
+        """The same files as ids of a vocabulary. A split is tokenised when it is first asked for, each file once."""
+        return Corpus(self.name, self.files, _Tokenised(self.texts, vocabulary), "tokens")
+
+    def windows(self, split: str, length: int, n: int, rng: np.random.Generator) -> list[Sequence[int]]:
+        """Up to n windows of so many bytes or tokens, none overlapping another, in an order drawn by ``rng``.
 
         Raises:
             ProbeError: where no file of the split is that long.
@@ -48,10 +60,10 @@ class Corpus:
         chosen = rng.permutation(len(starts))[:n]
         return [self.texts[split][i][s : s + length] for i, s in (starts[c] for c in chosen.tolist())]
 
-    def draw(self, split: str, length: int, rng: np.random.Generator) -> bytes:
-        """A window of so many bytes, every place in the split's files equally likely."""
+    def draw(self, split: str, length: int, rng: np.random.Generator) -> Sequence[int]:
+        """A window of so many bytes or tokens, every place in the split's files equally likely."""
         if length == 0:
-            return b""
+            return self.texts[split][0][:0]
         rooms = self._rooms(split, length)
         at = int(rng.integers(rooms[-1]))
         i = int(np.searchsorted(rooms, at, side="right"))
@@ -68,13 +80,25 @@ class Corpus:
 
     def _too_short(self, split: str, length: int) -> ProbeError:
         longest = max(map(len, self.texts[split]))
-        return ProbeError(f"{self.name}: a {split} file of {length} bytes was wanted, the longest has {longest}")
+        return ProbeError(f"{self.name}: a {split} file of {length} {self.unit} was wanted, the longest has {longest}")
 
     def __hash__(self) -> int:
         return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+class _Tokenised(dict):
+    """The texts of each split as ids, once they are asked for."""
+
+    def __init__(self, texts: dict[str, tuple[bytes, ...]], vocabulary: "TextVocabulary"):
+        super().__init__()
+        self.bytes, self.vocabulary = texts, vocabulary
+
+    def __missing__(self, split: str) -> tuple[Sequence[int], ...]:
+        self[split] = found = tuple(self.vocabulary.ids_of_all(self.bytes[split]))
+        return found
 
 
 @functools.lru_cache(maxsize=8)

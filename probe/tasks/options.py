@@ -8,12 +8,14 @@ from typing import Any, Literal
 from probe.config import check_flag
 from probe.errors import ProbeError, unknown_name
 
+Folder = typing.NewType("Folder", str)  # "" where there need be none
+
 
 def check_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values, which a task's class allows, or the error that says what it would; lists, as JSON has them, become
     tuples.
 
-    Types: ``int`` (positive), ``float`` (any number), ``bool``, ``str`` (not empty), ``Literal[…]`` and
+    Types: ``int`` (positive), ``float`` (any number), ``bool``, ``str`` (not empty), ``Folder``, ``Literal[…]`` and
     ``tuple[Literal[…], …]``.
     """
     task = cls.__name__.lower()
@@ -51,6 +53,12 @@ def _text(what: str, value: Any, _: Sequence) -> str:
     return value
 
 
+def _folder(what: str, value: Any, _: Sequence) -> str:
+    if not isinstance(value, str):
+        raise ProbeError(f"{what} must be a folder, got {value!r}")
+    return value
+
+
 def _name(what: str, value: Any, choices: Sequence) -> str:
     if value not in choices:
         raise unknown_name(f"{what}:", value, choices)
@@ -72,6 +80,7 @@ _CHECKS: dict[Any, Callable[[str, Any, Sequence], Any]] = {
     float: _number,
     bool: _flag,
     str: _text,
+    Folder: _folder,
     Literal: _name,
     tuple: _names,
 }

@@ -15,6 +15,9 @@ from probe.tasks.base import Example, Vocabulary
 # the tasks here, at 64 a batch, where pools of 16 leave 2 to 12 %.
 BATCHES_IN_POOL = 128
 
+# Logits that are held at once, half a GiB in float32: of the vocabularies of released models, a few thousand tokens'.
+LOGITS_AT_ONCE = 2**27
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -65,6 +68,12 @@ def encode(examples: Sequence[Example], vocabulary: Vocabulary) -> EncodedExampl
     tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.concatenate(sequences)
     prompt_lengths = torch.tensor([len(p) for p in prompts])
     return EncodedExamples(torch.from_numpy(tokens), prompt_lengths, torch.from_numpy(lengths))
+
+
+def at_once(n: int, length: int, d_vocab: int) -> int:
+    """How many of n sequences of a length a model is given at once: at least one, and as many as ``LOGITS_AT_ONCE``
+    allows."""
+    return max(1, min(n, LOGITS_AT_ONCE // (length * d_vocab)))
 
 
 class BatchOrder:

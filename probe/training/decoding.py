@@ -8,6 +8,7 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.models.build import Model
+from probe.training.data import at_once
 
 
 @torch.no_grad()
@@ -46,11 +47,12 @@ def greedy_in_groups(
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)
     found: list[list[int]] = [[] for _ in prompts]
-    for members in by_length.values():
+    for length, members in by_length.items():
         # Continuations of like length finish together.
         members = sorted(members, key=lambda i: max_new[i])
-        for start in range(0, len(members), batch_size):
-            group = members[start : start + batch_size]
+        step = at_once(batch_size, length, decoder.config.d_vocab)
+        for start in range(0, len(members), step):
+            group = members[start : start + step]
             longest = max(max_new[i] for i in group)
             texts = greedy(decoder, torch.tensor([list(prompts[i]) for i in group]), stop=stop, max_new=longest)
             for i, text in zip(group, texts, strict=True):

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from probe.errors import ProbeError
 from probe.models.build import Model
 from probe.models.mode import evaluating
-from probe.tasks.base import EOS, Example, Task, Vocabulary
+from probe.tasks.base import Example, Task, Vocabulary
 from probe.tasks.scratchpad import SteppedTask
 from probe.training.data import EncodedExamples
 from probe.training.decoding import greedy_in_groups
@@ -63,7 +63,7 @@ def completions(
         said = greedy_in_groups(
             decoder,
             [vocabulary.prompt(e) for e in examples],
-            stop=vocabulary.ids[EOS],
+            stop=vocabulary.stop,
             max_new=[new_tokens(e, task) for e in examples],
             batch_size=batch_size,
         )
@@ -72,10 +72,10 @@ def completions(
 
 def new_tokens(example: Example, task: Task | None = None) -> int:
     """How far an example is decoded: one token beyond the target, which is enough to tell a prediction that is right
-    from one that goes on; with a scratchpad to 1.25 times the target and 8 tokens more, so that an answer after a
-    longer one is seen."""
+    from one that goes on (where the target does not end, as far as it); with a scratchpad to 1.25 times the target and
+    8 tokens more, so that an answer after a longer one is seen."""
     n = len(example.target)
-    return int(1.25 * n) + 8 if _has_scratchpad(task) else n + 1
+    return int(1.25 * n) + 8 if _has_scratchpad(task) else n + example.ends
 
 
 def context_length(train: EncodedExamples, held_out: Iterable[Example], task: Task) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from probe.bootstrap import Bootstrap
-from probe.training.data import EncodedExamples
+from probe.training.data import EncodedExamples, at_once
 
 Scores = dict[str, Float64[Tensor, "example"]]
 
@@ -19,8 +19,8 @@ def forced_scores(logits_of: Callable[[Tensor], Tensor], examples: EncodedExampl
     """By example: "loss", the summed cross entropy of its scored tokens in nats; "token_accuracy", how many of them are
     the likeliest; "exact_match", whether all are, which is what greedy decoding gets right; "scored", how many they
     are. ``logits_of`` takes ids "batch pos"."""
-    parts = []
-    for rows in torch.arange(len(examples)).split(batch_size):
+    parts, d_vocab = [], logits_of(examples.tokens[:1, :1]).shape[-1]
+    for rows in torch.arange(len(examples)).split(at_once(batch_size, examples.tokens.shape[1], d_vocab)):
         batch = examples.batch(rows)
         logits = logits_of(batch.inputs).float().cpu()
         loss = cross_entropy(logits.transpose(1, 2).double(), batch.targets, reduction="none")

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from tokenized import byte_level, write_texts
 
 from probe.errors import ProbeError
+from probe.tasks import TextVocabulary
 from probe.tasks.corpus import BYTE_TOKENS, Corpus, byte_tokens, read_corpus
 
 
@@ -19,7 +21,7 @@ def folder(tmp_path):
 
 def test_the_standard_library_is_millions_of_bytes_on_every_machine():
     corpus = read_corpus("python")
-    sizes = {split: corpus.n_bytes(split) for split in corpus.files}
+    sizes = {split: corpus.size(split) for split in corpus.files}
     assert sum(sizes.values()) > 5_000_000
     assert sizes["train"] > 0.7 * sum(sizes.values()) > 0
     assert sizes["validation"] > 200_000 and sizes["test"] > 200_000
@@ -35,8 +37,8 @@ def test_a_folder_is_split_by_file(folder):
     assert sum(map(len, files)) == 40 == len(set.union(*files))
     for split, names in corpus.files.items():
         assert [(folder / name).read_bytes() for name in names] == list(corpus.texts[split])
-    total = sum(corpus.n_bytes(split) for split in corpus.files)
-    assert 0.7 < corpus.n_bytes("train") / total < 0.9
+    total = sum(corpus.size(split) for split in corpus.files)
+    assert 0.7 < corpus.size("train") / total < 0.9
 
 
 @pytest.mark.parametrize("sizes", [(5, 5, 5), (1, 1, 1000), (1000, 1, 1), (1, 1000, 1), (1, 1, 1, 1000), (9,) * 7])
@@ -65,6 +67,27 @@ def test_windows_do_not_overlap_and_draws_come_from_everywhere(tmp_path):
     for broken in (lambda: corpus.draw("test", 4, rng), lambda: corpus.windows("test", 4, 1, rng)):
         with pytest.raises(ProbeError, match="made: a test file of 4 bytes was wanted, the longest has 3"):
             broken()
+
+
+def test_a_corpus_in_tokens_is_tokenised_once(tmp_path, monkeypatch):
+    byte_level(tmp_path / "tokenizer")
+    vocabulary = TextVocabulary(tmp_path / "tokenizer")
+    asked, ids_of_all = [], vocabulary.ids_of_all
+    monkeypatch.setattr(vocabulary, "ids_of_all", lambda texts: asked.extend(texts) or ids_of_all(texts))
+    in_bytes = read_corpus(write_texts(tmp_path / "texts"))
+    corpus = in_bytes.in_tokens(vocabulary)
+    wholes = [vocabulary.ids_of(text) for text in in_bytes.texts["test"]]
+    asked.clear()
+    assert corpus.size("test") == sum(map(len, wholes)) < in_bytes.size("test") / 2
+    windows = corpus.windows("test", 50, 999, np.random.default_rng(0))
+    expected = [whole[s : s + 50] for whole in wholes for s in range(0, len(whole) - 49, 50)]
+    assert sorted(map(list, windows)) == sorted(expected)
+    drawn = list(in_bytes.in_tokens(vocabulary).draw("test", 70, np.random.default_rng(0)))
+    assert any(drawn == whole[s : s + 70] for whole in wholes for s in range(len(whole)))
+    assert asked == list(in_bytes.texts["test"])  # nothing twice, and no other split
+    longest = max(map(len, wholes))
+    with pytest.raises(ProbeError, match=f"a test file of 9999 tokens was wanted, the longest has {longest}"):
+        corpus.draw("test", 9999, np.random.default_rng(0))
 
 
 def test_bytes_have_distinct_tokens():

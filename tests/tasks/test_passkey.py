@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from probe.errors import ProbeError
 from probe.tasks import make_task
-from probe.tasks.passkey import FRAME, NAMES
+from probe.tasks.corpus import byte_tokens
+from probe.tasks.passkey import NAMES
 from probe.training import encode
 
 ONE = make_task("passkey")
@@ -28,7 +29,7 @@ def test_a_prompt_holds_its_key_once_where_it_says(task, more, depth, seed, spli
     assert prompt.text.count(key) == 1
     assert prompt.text[prompt.start :].startswith(key)
     # The sequence has the length that was asked for, and the filler in front of the sentence is its share.
-    assert len(prompt.text) + len(key) + FRAME == length
+    assert len(prompt.text) + len(key) + 3 == length  # <bos>, <sep> and <eos>
     sentences = list(re.finditer(rb"\nThe pass key(?: of (\w+))? is (\d{5})\. Remember it\.\n", prompt.text))
     assert len({s[2] for s in sentences}) == len(sentences) == task.n_keys
     own = next(s for s in sentences if s[2] == key)
@@ -88,3 +89,15 @@ def test_a_length_without_room_and_a_depth_outside_are_refused():
         ONE.prompt(60, 0.5, rng)
     with pytest.raises(ProbeError, match="depth must lie in 0…1, got 1.5"):
         ONE.prompt(200, 1.5, rng)
+
+
+def test_byte_prompts_are_those_of_the_rows_that_are_kept():
+    """What committed rows were measured on: nothing about the drawing may change."""
+    prompt = SENTENCES.prompt(120, 0.4, np.random.default_rng(7))
+    assert prompt.text.decode() == (
+        "The grass is g\nThe pass key is 95041. Remember it.\nreen. The sky is blue."
+        "\nWhat is the pass key? The pass key is "
+    )
+    assert (prompt.key, prompt.start, prompt.depth) == ("95041", 31, 14 / 36)
+    assert (prompt.example.source, prompt.example.target) == (byte_tokens(prompt.text), tuple("95041"))
+    assert prompt.example.length == 120 and prompt.example.ends

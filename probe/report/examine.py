@@ -1,0 +1,227 @@
+"""The page of models that others trained: what a study's page says of them, and what only they have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from probe.report import figures
+from probe.report.attention_sections import attention_figures, attention_sections, null_table
+from probe.report.hybrids import attention_by_kind
+from probe.report.page import Section, render_page
+from probe.report.position import loss_along_texts
+from probe.report.position_sections import depth, position_figures, position_sections
+from probe.report.position_table import table_curves, table_map
+from probe.report.tables import beside_untrained, interval_of, of
+
+
+def examine_page(
+    rows: pd.DataFrame,
+    maps: Mapping[str, pd.DataFrame],
+    curves: Mapping[str, pd.DataFrame],
+    about: pd.DataFrame,
+    settings: Mapping[str, Any],
+) -> str:
+    """The report as one HTML file.
+
+    Args:
+        rows: those of ``rows.parquet``.
+        maps, curves: attention maps and curves of the scores' split, by model.
+        about: a row a model: what it is and how it was loaded.
+        settings: what was looked at, as in ``examine.json``.
+    """
+    drawn = {**position_figures(rows), **attention_figures(rows, maps, curves)}
+    asked = {name: value for name, value in settings.items() if name != "models"}
+    sections = [
+        Section("Models", ["What was loaded, and which position encoding each layer sees."], tables=[("", about)]),
+        *_tables(rows),
+        *_shifted(rows),
+        *position_sections(rows, drawn),
+        *attention_sections(rows, drawn),
+        *_needle(rows),
+        *_kinds(rows),
+        *_by_position(rows),
+        Section(
+            "Settings",
+            [f"Made by: probe examine {_command(settings)}"],
+            tables=[("", pd.DataFrame({"name": list(asked), "value": [str(value) for value in asked.values()]}))],
+        ),
+    ]
+    return render_page("Models examined", examine_summary(rows, about), sections)
+
+
+def examine_summary(rows: pd.DataFrame, about: pd.DataFrame) -> list[str]:
+    """What was looked at and found, in words."""
+    names = about["model"].tolist()
+    lines = [f"{r['model']}: {r['parameters']} parameters, {r['layers × heads']} layers × heads, position "
+             f"{r['position seen']}." for r in about.to_dict("records")]  # fmt: skip
+    ridge = of(rows, "probe", probe="ridge", metric="r2")
+    last = ridge[ridge["site"].map(depth) == ridge.groupby("encoding")["site"].transform(lambda s: s.map(depth).max())]
+    last = last.set_index(["encoding", "control"])
+    said = [
+        f"{n} {interval_of(last.loc[(n, 'none')])} (untrained {last.loc[(n, 'untrained'), 'value']:.3f})" for n in names
+    ]
+    lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
+    table = of(rows, "table", metric="components_95")
+    for name, part in table.groupby("encoding", sort=False):
+        value, fresh = (part[part["control"] == c]["value"].item() for c in ("none", "untrained"))
+        smooth = of(rows, "table", metric="low_frequencies_90", encoding=name).set_index("control")["value"]
+        lines.append(
+            f"{name}'s table of positions has 95 % of its variance in {value:.0f} dimensions (a fresh one in "
+            f"{fresh:.0f}), and 90 % in the lowest {smooth['none']:.1%} of the frequencies along positions (dealt out "
+            f"anew: {smooth['shuffled']:.0%})."
+        )
+    moved = of(rows, "shifted", metric="loss_change")
+    for name, part in moved.groupby("encoding", sort=False):
+        most = part.loc[part["shift"].astype(int).idxmax()]
+        lines.append(
+            f"With all positions shifted by {int(most['shift'])}, {name} loses {interval_of(most)} nats a token."
+        )
+    nulls = null_table(rows).set_index("encoding")
+    said = [f"{name} {nulls.loc[name, 'explained']:.0%}" for name in names if name in nulls.index]
+    lines.append(
+        "Of the divergence of attention from uniform, each head's best positional template explains, on average, "
+        f"{', '.join(said)}; the rest is content."
+    )
+    kinds = of(rows, "by_layer_encoding", metric="on_keys")
+    for row in kinds[kinds["layer_encoding"].str.contains(" - ", regex=False)].to_dict("records") if len(kinds) else ():
+        lines.append(
+            f"{row['encoding']}: heads of layers without position put {interval_of(row)} more of their attention on a "
+            f"key that is asked for than those of the others ({row['layer_encoding']}; interval over heads)."
+        )
+    return lines
+
+
+def _tables(rows: pd.DataFrame) -> list[Section]:
+    numbers, drawn = of(rows, "table"), []
+    if numbers.empty:
+        return []
+    for name in dict.fromkeys(numbers["encoding"]):
+        similarity, basis = of(rows, "table_map", encoding=name), of(rows, "table_basis", encoding=name)
+        drawn += [
+            (f"{name}: how alike positions are, and the first principal components.", table_map(similarity, basis)),
+            (f"{name}: norms, and similarity by distance.", table_curves(of(rows, "table", encoding=name))),
+        ]
+    single = numbers[numbers["position"].isna() & numbers["lag"].isna()]
+    wide = single.pivot_table(index=["encoding", "metric"], columns="control", values="value", sort=False)
+    wide = wide[["none", "untrained", "shuffled"]].rename(columns={"none": "learned", "untrained": "fresh"})
+    return [
+        Section(
+            "The table of positions",
+            [
+                "The vectors that the model adds to its embeddings, less their mean. participation_ratio: the number "
+                "of dimensions that they fill, (Σ λ)² / Σ λ². low_frequencies_90: the share of the frequencies along "
+                "positions, from the lowest on, that has 90 % of the variance; .9 for white noise. Controls: a fresh "
+                "table, and the same vectors dealt out anew among positions."
+            ],
+            figures=drawn,
+            tables=[("Numbers of the table.", wide.rename_axis(columns=None).reset_index())],
+        )
+    ]
+
+
+def _shifted(rows: pd.DataFrame) -> list[Section]:
+    shifted = of(rows, "shifted")
+    if shifted.empty:
+        return []
+    moved = shifted[shifted["metric"] == "loss_change"]
+    text = moved.assign(text=moved.apply(interval_of, axis=1), shift=moved["shift"].astype(int))
+    table = text.pivot(index="shift", columns="encoding", values="text").rename_axis(columns=None).reset_index()
+    return [
+        Section(
+            "Positions shifted",
+            [
+                "The same texts, every position p taken for p + k (Sinha et al. 2022). A model that knows distances "
+                "alone, or no position but by its own means, does not notice; what has learned absolute positions "
+                "may. Loss of the next token, and the share of tokens that are the likeliest; 95 % bootstrap."
+            ],
+            figures=[("Loss and accuracy against the shift.", figures.under_shift(shifted, "token_accuracy"))],
+            tables=[("Change of the loss, nats a token, paired.", table)],
+        )
+    ]
+
+
+def _needle(rows: pd.DataFrame) -> list[Section]:
+    needle = of(rows, "needle")
+    if needle.empty:
+        return []
+    mean = beside_untrained(needle, "metric")
+    trained = needle[(needle["control"] == "none") & needle["metric"].isin(["on_keys"])]
+    best = trained.sort_values("value", ascending=False).groupby("encoding", sort=False).head(5)
+    heads = pd.DataFrame(
+        {
+            "model": best["encoding"],
+            "head": [f"{layer}.{head}" for layer, head in zip(best["layer"], best["head"], strict=True)],
+            "layer sees": best["layer_encoding"],
+            "on the key": [interval_of(row) for row in best.to_dict("records")],
+        }
+    )
+    return [
+        Section(
+            "Looking for a key",
+            [
+                "A key of five digits stands somewhere in a text, and the text ends with the question for it. What "
+                "heads attend to from the last token: the key (on_keys; uniform attention would put on_keys_uniform "
+                "there), the first token, the last 16, the rest; reach is the mean attended distance beside that of "
+                "uniform attention. That a head attends to the key does not say that the model says it."
+            ],
+            figures=[("Every head's attention on the key, by layer.", attention_by_kind(needle, "on_keys"))],
+            tables=[
+                ("Means over all heads, in parentheses the untrained model's.", mean),
+                ("The heads that attend most to the key (layer.head).", heads),
+            ],
+        )
+    ]
+
+
+def _kinds(rows: pd.DataFrame) -> list[Section]:
+    """Hybrids: what the layers that see position do, and what the others."""
+    found = of(rows, "by_layer_encoding")
+    if found.empty:
+        return []
+    found = found.assign(text=found.apply(interval_of, axis=1))
+    table = found.pivot_table(
+        index=["encoding", "of", "metric"], columns="layer_encoding", values="text", aggfunc="first", sort=False
+    )
+    fit = of(rows, "fit", scope="all", control="none", metric="r2", target="position")
+    fit = fit[fit["site"].str.endswith("hook_resid_post") & fit["encoding"].isin(found["encoding"])]
+    probes = fit.groupby(["encoding", "layer_encoding"], sort=False)["value"].mean().rename("mean R²").reset_index()
+    needle = of(rows, "needle")
+    needle = needle[needle["encoding"].isin(found["encoding"])]
+    reach = [("Reach of every head, from the question for the key.", attention_by_kind(needle, "reach"))]
+    return [
+        Section(
+            "Layers that see position, and layers that do not",
+            [
+                "Yang et al. 2025 (Rope to Nope and Back Again) report that layers without positions retrieve, and "
+                "rotary layers stay local. Means over the heads of each kind of layer, and their difference; brackets "
+                "are 95 % bootstrap intervals over heads, which say nothing of other seeds. Of the key: as above. Of "
+                "the census: its scores."
+            ],
+            figures=reach if len(needle) else [],
+            tables=[
+                ("Means over heads by what their layer sees.", table.rename_axis(columns=None).reset_index()),
+                ("R² of the position behind the layers of each kind, mean over layers.", probes),
+            ],
+        )
+    ]
+
+
+def _by_position(rows: pd.DataFrame) -> list[Section]:
+    loss = of(rows, "loss_by_position")
+    if loss.empty:
+        return []
+    return [
+        Section(
+            "Loss by position",
+            ["The loss of a token by its place in the text: what a longer context is worth. 95 % bootstrap."],
+            figures=[("Loss, nats a token, by position.", loss_along_texts(loss))],
+        )
+    ]
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    models = " ".join(f"{name}={place}" for name, place in settings["models"].items())
+    said = {name: value for name, value in settings.items() if name not in ("models", "ablate") and value is not None}
+    flags = " ".join(f"--{name} {value}" for name, value in said.items())
+    return f"{models} {flags}"

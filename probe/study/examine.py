@@ -1,0 +1,308 @@
+"""Models that others trained, from end to end: what a study measures, without training and without a task.
+
+A folder holds what was found; each finished stage is a file there and is not done again.
+
+    examine.json             what is looked at; other work is refused
+    rows/<stage>-<model>     what each stage measured
+    rows.parquet             all of it, one row a number
+    report.html              what it looks like
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from probe.attention import attention_on, by_layer_encoding
+from probe.config import check_size
+from probe.errors import ProbeError
+from probe.extrapolation.perplexity import loss_by_position
+from probe.files import claim_folder, write_file, write_text
+from probe.models.anatomy import (
+    d_model_of,
+    d_vocab_of,
+    layer_encodings,
+    n_heads_of,
+    n_layers_of,
+    our_decoder,
+    untrained_like,
+)
+from probe.models.decoder import Decoder
+from probe.position import has_position_table, position_table
+from probe.report.examine import examine_page
+from probe.study.config import TracedSequences
+from probe.study.places import locate, read_tokens
+from probe.study.stages import (
+    FIGURE_STAGES,
+    PAIR_STAGES,
+    ROW_STAGES,
+    attention_stages,
+    extrapolation,
+    hidden_stages,
+    pair_stages,
+    read_stage,
+    too_long,
+    write_stage,
+)
+from probe.tasks.corpus import PYTHON
+from probe.tasks.passkey import Passkey
+from probe.tasks.tokenizers import has_tokenizer
+from probe.training import EncodedExamples
+from probe.training.shifted import SHIFTS, shifted_positions
+
+TABLE_STAGES = ("table", "table_basis", "table_map")
+# What is split by what a layer sees, in models whose layers are of two kinds.
+BY_KIND = {
+    "needle": ("on_keys", "on_first", "on_recent", "elsewhere", "reach"),
+    "census": ("induction", "sink", "previous_token", "window", "content", "uniform"),
+}
+EXAMINE_STAGES = (*ROW_STAGES, "loss_by_position", "needle", *TABLE_STAGES)
+ABLATED = 64  # heads: of a larger model on a CPU, three forward passes for each take long, and are left out
+BATCH = 16  # logits of a large vocabulary are held for so many sequences at a time
+
+
+@dataclass(frozen=True)
+class ExamineConfig:
+    """What models are looked at on, and how closely.
+
+    Args:
+        text: a folder of texts, or "python", the standard library's sources; tokenised by each model's own tokenizer,
+            or as bytes where a model of bytes has none.
+        tokens: a ``.npy`` file of ids "sequence pos" in place of texts: for models without a tokenizer.
+        length: tokens of a sequence, a ``<bos>`` included.
+        sequences: how many.
+        needles: prompts with a hidden key, for which heads retrieve (with texts only).
+        ablate: replace every head's pattern in the census; None: where it takes no longer than minutes.
+    """
+
+    text: str = PYTHON
+    tokens: str | None = None
+    length: int = 64
+    sequences: int = 64
+    needles: int = 24
+    ablate: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_size("length", self.length, least=8)
+        check_size("sequences", self.sequences, least=8)
+        check_size("needles", self.needles, least=0)
+        check_size("seed", self.seed, least=0)
+
+
+def examine(
+    places: Mapping[str, str | Path],
+    folder: str | Path,
+    config: ExamineConfig | None = None,
+    *,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Look at models, by name, each a place as ``locate`` has it, and write rows and a report into a folder.
+
+    What is measured: the learned table of positions, probes with controls at every site, whether position is used, its
+    geometry and mechanism, the loss when all positions are shifted, the loss by position; attention beside templates,
+    the split of scores, the census, what heads attend to that look for a key; and, where models are looked at on the
+    same tokens, their distances. Every number stands beside an untrained model's. Layers are named by what they see.
+
+    Returns:
+        The rows, with the columns measurement and encoding (the model's name).
+
+    Raises:
+        ProbeError: for what a model cannot be loaded or looked at for, and a folder that holds other work.
+    """
+    folder, config = Path(folder), config or ExamineConfig()
+    for name in places:
+        if not name or "/" in name or name.startswith("."):
+            raise ProbeError(f"a model's name becomes that of a file: one without '/' was wanted, got {name!r}")
+    located = {name: locate(place) for name, place in places.items()}
+    models = {name: place.load(device) for name, place in located.items()}
+    where = {name: place.folder for name, place in located.items()}
+    seen = {name: looked_at(model, where[name], config) for name, model in models.items()}
+    identity = {"models": {name: str(place) for name, place in places.items()}, **asdict(config)}
+    claim_folder(folder, "examine.json", identity)  # once nothing more is to be refused
+    seeds = {name: config.seed + 1000 * i for i, name in enumerate(models)}  # equal starts would resemble each other
+    for name, model in models.items():
+        for stage, measure in examine_stages(model, where[name], seen[name], config, seed=seeds[name]).items():
+            if write_stage(folder, f"{stage}-{name}", measure):
+                say(f"{name}: {stage}")
+    if len(models) > 1:
+        differ = _incomparable(models, seen)
+        if differ:
+            say(f"models not compared with each other: {differ}")
+        else:
+            tokens = next(iter(seen.values())).tokens
+            untrained = {name: [untrained_like(model, seeds[name])] for name, model in models.items()}
+            pairs = pair_stages({name: [model] for name, model in models.items()}, untrained, tokens, config.seed)
+            for stage, measure in pairs.items():
+                if write_stage(folder, stage, measure):
+                    say(stage)
+    rows = _collect(folder, list(models))
+    write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
+    drawn = {stage: {n: read_stage(folder, f"{stage}-{n}") for n in models} for stage in FIGURE_STAGES}
+    about = [_anatomy(name, places[name], where[name], model) for name, model in models.items()]
+    page = examine_page(rows, drawn["maps"], drawn["curves"], pd.DataFrame(about), identity)
+    write_text(folder / "report.html", page)
+    return rows
+
+
+def examine_stages(
+    model: nn.Module, place: str | Path, traced: TracedSequences, config: ExamineConfig, *, seed: int
+) -> dict[str, Callable[[], pd.DataFrame]]:
+    """The stages of one model."""
+    control, decoder = untrained_like(model, seed), our_decoder(model)
+    tokens, n_heads = traced.tokens, n_layers_of(model) * n_heads_of(model)
+    ablate = config.ablate
+    if ablate is None:
+        ablate = n_heads <= ABLATED or next(model.parameters()).device.type != "cpu"
+    lengths = torch.full((len(tokens),), tokens.shape[1])
+    stages = {
+        **hidden_stages([model], [control], traced, seed, distance=None),
+        "extrapolation": lambda: extrapolation([model], [control], tokens, lengths, seed=seed),
+        **attention_stages([model], [control], traced, seed, ablate=ablate),
+        "loss_by_position": lambda: loss_by_position(model, tokens, seed=seed),
+    }
+    if isinstance(decoder, Decoder):
+        stages["shifted"] = lambda: _shifted(decoder, tokens, seed)
+    if has_position_table(model):
+        table = position_table(model, seed=seed)
+        stages |= {
+            "table": lambda: table.rows,
+            "table_basis": lambda: table.basis,
+            "table_map": lambda: table.similarity,
+        }
+    if config.needles and config.tokens is None:
+        stages["needle"] = lambda: pd.concat(
+            [
+                _needles(each, _task(model, place, config), config.needles, seed).assign(control=of)
+                for of, each in (("none", model), ("untrained", control))
+            ],
+            ignore_index=True,
+        )
+    return stages
+
+
+def looked_at(model: nn.Module, place: str | Path, config: ExamineConfig) -> TracedSequences:
+    """The sequences on which a model is looked at: held-out texts, or those of a file."""
+    last = _last_position(model)
+    if last is not None and config.length > last + 1:
+        raise ProbeError(f"{place}: sequences of at most {last + 1} tokens were wanted, got {config.length}")
+    if config.tokens is not None:
+        tokens = read_tokens(config.tokens)[: config.sequences, : config.length]
+        if int(tokens.min()) < 0 or int(tokens.max()) >= d_vocab_of(model):
+            raise ProbeError(
+                f"{config.tokens}: ids in 0…{d_vocab_of(model) - 1}, those of {place}, were wanted, got "
+                f"{int(tokens.min())}…{int(tokens.max())}"
+            )
+    else:
+        task = _task(model, place, config)
+        pieces = task.plain("test", config.length, config.sequences, np.random.default_rng(config.seed))
+        tokens = torch.tensor([[*task.vocabulary.prompt(p), *task.vocabulary.completion(p)] for p in pieces])
+    if len(tokens) < 8:
+        raise ProbeError(f"at least 8 sequences of {config.length} tokens were wanted, got {len(tokens)}")
+    return TracedSequences(tokens)
+
+
+def _incomparable(models: Mapping[str, nn.Module], seen: Mapping[str, TracedSequences]) -> str | None:
+    """Why models are not compared head by head, layer by layer, on the same tokens."""
+    if len({(n_layers_of(model), n_heads_of(model)) for model in models.values()}) > 1:
+        return "their layers or heads are not as many"
+    first, *others = (each.tokens for each in seen.values())
+    if not all(torch.equal(first, other) for other in others):
+        return "their tokens differ"
+    if any(too_long(model, first) for model in models.values()):
+        return "that wants whole patterns, which are too large at this length"
+    return None
+
+
+def _task(model: nn.Module, place: str | Path, config: ExamineConfig) -> Passkey:
+    """The texts in the words of a model."""
+    tokenizer = str(place) if has_tokenizer(place) else ""
+    long = max(4 * config.length, 512)
+    task = Passkey(text=config.text, tokenizer=tokenizer, train_length=long, test_length=2 * long)
+    if not task.vocabulary.fits(d_vocab_of(model)):
+        raise ProbeError(
+            f"{place}: a folder with the model's tokenizer, a model of bytes, or a file of token ids was wanted, got a "
+            f"model of {d_vocab_of(model)} tokens and none of these"
+        )
+    return task
+
+
+def _needles(model: nn.Module, task: Passkey, n: int, seed: int) -> pd.DataFrame:
+    """What heads attend to at the end of a question for a key that stands in the text."""
+    rng = np.random.default_rng(seed)
+    length = task.least_length + 64
+    last = _last_position(model)
+    if last is not None:
+        length = min(length, last + 1)
+    sequences, needles = [], []
+    for _ in range(n):
+        prompt = task.prompt(length, None, rng)
+        sequences.append(torch.tensor(task.vocabulary.prompt(prompt.example)))
+        needles.append(task.tokens_of_key(prompt))
+    lengths = torch.tensor([len(each) for each in sequences])
+    tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    position = torch.arange(tokens.shape[1])
+    keys = torch.stack([(position >= start) & (position < end) for start, end in needles])
+    queries = position == lengths[:, None] - 1
+    return attention_on(model, tokens, keys, queries, lengths=lengths, seed=seed)
+
+
+def _shifted(decoder: Decoder, tokens: torch.Tensor, seed: int) -> pd.DataFrame:
+    n, length = tokens.shape
+    examples = EncodedExamples(tokens, torch.ones(n, dtype=torch.long), torch.full((n,), length))
+    last = decoder.encoding.last_position
+    shifts = [k for k in (*SHIFTS, 256, 512) if last is None or k + length - 1 <= last]
+    return shifted_positions(decoder, examples, shifts, seed=seed, batch_size=BATCH)
+
+
+def _last_position(model: nn.Module) -> int | None:
+    decoder = our_decoder(model)
+    return None if decoder is None else decoder.encoding.last_position
+
+
+def _anatomy(name: str, place: str | Path, where: Path, model: nn.Module) -> dict[str, str]:
+    encodings, decoder = layer_encodings(model), our_decoder(model)
+    parameters = list(model.parameters())
+    commit = f" ({where.name})" if where.parent.name == "snapshots" else ""  # in the hub's cache
+    return {
+        "model": name,
+        "from": f"{place}{commit}",
+        "loaded as": "our decoder" if decoder is not None else f"{type(model.original_model).__name__} under a bridge",
+        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "layers × heads": f"{n_layers_of(model)} × {n_heads_of(model)}",
+        "d_model": str(d_model_of(model)),
+        "tokens": f"{d_vocab_of(model):,}",
+        "position seen": _by_layer(encodings),
+    }
+
+
+def _by_layer(encodings: Sequence[str]) -> str:
+    """ "rotary", or for a hybrid "rotary in layers 0 1 2, none in layers 3"."""
+    kinds = dict.fromkeys(encodings)
+    if len(kinds) == 1:
+        return encodings[0]
+    where = {kind: [str(layer) for layer, e in enumerate(encodings) if e == kind] for kind in kinds}
+    return ", ".join(f"{kind} in layers {' '.join(layers)}" for kind, layers in where.items())
+
+
+def _collect(folder: Path, names: Sequence[str]) -> pd.DataFrame:
+    parts = []
+    for name in names:
+        there = [stage for stage in EXAMINE_STAGES if (folder / "rows" / f"{stage}-{name}.parquet").exists()]
+        found = {stage: read_stage(folder, f"{stage}-{name}") for stage in there}
+        parts += [rows.assign(measurement=stage, encoding=name) for stage, rows in found.items()]
+        for stage in [stage for stage in BY_KIND if stage in found]:
+            trained = found[stage][found[stage]["control"] == "none"]
+            if trained["layer_encoding"].nunique() > 1:
+                split = by_layer_encoding(trained, BY_KIND[stage])
+                parts.append(split.assign(measurement="by_layer_encoding", of=stage, encoding=name))
+    for stage in PAIR_STAGES:
+        if (folder / "rows" / f"{stage}.parquet").exists():
+            parts.append(read_stage(folder, stage).assign(measurement=stage))
+    return pd.concat(parts, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})

@@ -1,0 +1,94 @@
+"""What the command line, and a study's settings, call models: folders, seeds of one model, names on the hub."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from probe.errors import ProbeError
+from probe.files import read_json_object
+from probe.models.families import FAMILIES
+from probe.models.hub import find_folder
+from probe.models.pretrained import load_pretrained
+from probe.study.config import StudyConfig, run_name
+
+
+class Place(NamedTuple):
+    """Where a model is: a folder, and the family that its config does not tell."""
+
+    folder: Path
+    family: str | None = None
+    said: str = ""  # in a user's words
+
+    def load(self, device: str | torch.device | None = None) -> nn.Module:
+        """The model, a checkpoint of ours or a released one."""
+        return load_pretrained(self.folder, device=device, family=self.family)
+
+
+def locate(place: str | Path) -> Place:
+    """What a place is: a folder with a checkpoint or a run with a finished one, or a name on the hub, fetched where
+    need be, OWNER/MODEL or OWNER/MODEL@REVISION. ``llama_nope:PLACE`` says the family of what is there."""
+    said = str(place)
+    family, colon, rest = said.partition(":")
+    if not colon or family not in FAMILIES or Path(said).exists():
+        family, rest = None, said
+    if Path(rest).exists():
+        folder = Path(rest)
+    else:
+        name, _, revision = rest.partition("@")
+        folder = find_folder(name, revision or None)
+    return Place(folder / "final" if (folder / "final").exists() else folder, family, said)
+
+
+def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Place]], StudyConfig | None]:
+    """What the command line names: checkpoints by the name of their model, several of one name being its seeds.
+
+    Each is a study's folder (all of its models), ``NAME=PLACE,PLACE,…``, or one place (``locate``), called by the name
+    of its folder. The second result is the settings of a study among them.
+
+    Raises:
+        ProbeError: where there is none, or a name comes twice.
+    """
+    found: dict[str, list[Place]] = {}
+    study = None
+    for place in places:
+        name, equals, folders = place.partition("=")
+        if (Path(place) / "study.json").exists():
+            study = StudyConfig.from_dict(read_json_object(Path(place) / "study.json"))
+            models = Path(place) / "models"
+            new = {
+                e: [locate(study.load.get(e, models / run_name(e, r))) for r in range(study.n_seeds(e))]
+                for e in study.encodings
+            }
+        elif equals:
+            new = {name: [locate(folder) for folder in folders.split(",")]}
+        else:
+            new = {Path(place).name: [locate(place)]}
+        for model in new:
+            if model in found:
+                raise ProbeError(f"two models are called {model!r}: give them names of their own, NAME=FOLDER")
+        found |= new
+    return found, study
+
+
+def load_all(checkpoints: Mapping[str, Sequence[Place]], device: str) -> dict[str, list[nn.Module]]:
+    """The models, by name."""
+    return {name: [place.load(device) for place in places] for name, places in checkpoints.items()}
+
+
+def read_tokens(path: str | Path) -> torch.Tensor:
+    """Token ids "sequence pos" from a ``.npy`` file.
+
+    Raises:
+        ProbeError: where it holds anything else.
+    """
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ProbeError(f"{path}: token ids in numpy's format were wanted: {error}") from None
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ProbeError(f"{path}: integers of shape (sequence, pos) were wanted, got {tokens.dtype} {tokens.shape}")
+    return torch.as_tensor(tokens.astype(np.int64))

@@ -1,0 +1,227 @@
+"""The vocabularies of texts: bytes, and the tokenizers of released models, whose own code is never run."""
+
+import functools
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probe.errors import ProbeError
+from probe.files import read_json_object
+from probe.tasks.base import SPECIALS, Example, Vocabulary
+from probe.tasks.corpus import BYTE_TOKENS, byte_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+# What tokenizers are made of where that file is missing; transformers knows how.
+PARTS = ("vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # where special tokens are named, the first that does
+
+# Stands before a piece of text while that is tokenised: what some tokenizers put in front of a text is put before it.
+ANCHOR = "x"
+# Letters, digits, spaces, line ends and bytes of many kinds: tokenizers that agree on these are the same one.
+SAMPLE = (
+    "The pass key of Amber is 71523.\n\n\tdef f(x, *args):  # naïve, 15 % of 3.14\n        return x ** 2 or '…'\r\n"
+    "Здравствуй, 世界! 🙂 don't RE-read antidisestablishmentarianism @ http://a.b/c?d=e_f 0000 12,345,678"
+)
+
+
+class ByteVocabulary(Vocabulary):
+    """The 256 bytes, and the special tokens of every task."""
+
+    def __init__(self) -> None:
+        super().__init__(BYTE_TOKENS)
+
+    def tokenize(self, text: bytes) -> tuple[str, ...]:
+        """A text's bytes as tokens."""
+        return byte_tokens(text)
+
+    def text(self, tokens: Iterable[str]) -> bytes:
+        """The bytes that tokens are; special ones are none."""
+        return bytes(i - len(SPECIALS) for i in self.encode(tokens) if i >= len(SPECIALS))
+
+
+class TextVocabulary(Vocabulary):
+    """The tokens of a released model, from a folder with its tokenizer; ``read_tokenizer`` keeps those it has read.
+
+    >>> gpt2 = read_tokenizer("gpt2")
+    >>> gpt2.tokenize(b" is 71523"), gpt2.ids_of("Hello"), gpt2.bos == gpt2.stop
+    (('Ġis', 'Ġ7', '15', '23'), [15496], True)
+
+    Ids are those of ``tokenizer.json``, else of the tokenizer that transformers makes of the folder's other files.
+    Token strings are as the tokenizer spells them and stand for one id each: an id without a string, as in a vocabulary
+    that is padded, and one whose string another id has, is spelled ``<id N>``. So are ids beyond the vocabulary, which
+    a model with more rows than tokens may predict.
+
+    Such models know no ``<sep>``: a prompt is ``<bos>`` and the source, or the source alone where the tokenizer has no
+    such token. Which tokens begin and end a text is what ``tokenizer_config.json`` or ``special_tokens_map.json`` says,
+    else the ids in ``config.json``.
+
+    Attributes:
+        bos: the id in front of a text; None where there is none.
+        eos: the id behind a text, likewise.
+
+    Raises:
+        ProbeError: for a folder that is not there, holds no tokenizer, or one that can't be read without code.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = str(folder)
+        self._tokenizer, self.bos, self.eos = _read(Path(folder))
+        # A tokenizer is stored as it was last used: to cut texts at some length, say.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        n = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.tokens = tuple(self._spelled(i) for i in range(n))
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        if not n or len(self.ids) != n:
+            raise ProbeError(
+                f"{folder}: a tokenizer with a string for every token was wanted, got {len(self.ids)} of {n}"
+            )
+        self._anchor = self.ids_of(ANCHOR)
+
+    def _spelled(self, i: int) -> str:
+        token = self._tokenizer.id_to_token(i)
+        return token if token is not None and self._tokenizer.token_to_id(token) == i else _unspelled(i)
+
+    @property
+    def stop(self) -> int:
+        """The id at which a model has said all, or -1, which no model says."""
+        return -1 if self.eos is None else self.eos
+
+    @property
+    def wanted(self) -> str:
+        return f"at least {len(self)} tokens"
+
+    def fits(self, d_vocab: int) -> bool:
+        """Whether a model has a row for every token; released ones often have some more."""
+        return d_vocab >= len(self)
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        return [self.tokens[i] if i < len(self.tokens) else _unspelled(i) for i in ids]
+
+    def prompt(self, example: Example) -> list[int]:
+        """``<bos>`` source."""
+        return [*(() if self.bos is None else (self.bos,)), *self.encode(example.source)]
+
+    def completion(self, example: Example) -> list[int]:
+        """target ``<eos>``, which is left out where the target does not end or there is no such token."""
+        ends = example.ends and self.eos is not None
+        return [*self.encode(example.target), *((self.eos,) if ends else ())]
+
+    def ids_of(self, text: str | bytes) -> list[int]:
+        """A whole text as ids, without special tokens around it."""
+        return self.ids_of_all([text])[0].tolist()
+
+    def ids_of_all(self, texts: Sequence[str | bytes]) -> list[array]:
+        """``ids_of`` many texts, in little memory."""
+        found: list[array] = []
+        for start in range(0, len(texts), 16):  # what else an encoding holds is many times as large
+            batch = [t.decode() if isinstance(t, bytes) else t for t in texts[start : start + 16]]
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            found += (array("i", encoding.ids) for encoding in encodings)
+        return found
+
+    def tokenize(self, text: str | bytes) -> tuple[str, ...]:
+        """A piece of a text as tokens. One that begins with a space or a line end is tokenised as it stands behind
+        other text: without the space that some tokenizers put in front of a text."""
+        text = text.decode() if isinstance(text, bytes) else text
+        if text[:1].isspace():
+            ids, n = self.ids_of(ANCHOR + text), len(self._anchor)
+            if ids[:n] == self._anchor:
+                return tuple(self.decode(ids[n:]))
+        return tuple(self.decode(self.ids_of(text)))
+
+    def text(self, tokens: Iterable[str]) -> bytes:
+        """The text that tokens stand for. Those of no string are none; a part of a character is U+FFFD."""
+        ids = [self.ids[token] for token in tokens if token in self.ids]
+        return self._tokenizer.decode(ids, skip_special_tokens=False).encode()
+
+
+@functools.lru_cache(maxsize=8)
+def read_tokenizer(folder: str) -> TextVocabulary:
+    """The vocabulary of a folder's tokenizer, read once in a process."""
+    return TextVocabulary(folder)
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder holds what a tokenizer is made of."""
+    return any((Path(folder) / name).is_file() for name in (TOKENIZER_FILE, *PARTS))
+
+
+def shared_tokenizer(folders: Mapping[str, str | Path]) -> str:
+    """The folder of the tokenizer that models, by name, have in common, or "" where none of their folders holds one.
+
+    Raises:
+        ProbeError: where some have none, or theirs make other ids of a sample of text.
+    """
+    first = None
+    for name, folder in folders.items():
+        vocabulary = read_tokenizer(str(folder)) if has_tokenizer(folder) else None
+        if first is None:
+            first = name, vocabulary
+        elif _reads(vocabulary) != _reads(first[1]):
+            raise ProbeError(
+                f"models that share a tokenizer were wanted, but {first[0]!r} and {name!r} make other tokens of a text"
+            )
+    return first[1].folder if first is not None and first[1] is not None else ""
+
+
+def _reads(vocabulary: TextVocabulary | None) -> tuple | None:
+    return None if vocabulary is None else (vocabulary.bos, vocabulary.ids_of(SAMPLE))
+
+
+def _unspelled(i: int) -> str:
+    return f"<id {i}>"
+
+
+def _read(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
+    """A folder's tokenizer, and the ids in front of and behind a text."""
+    if not folder.is_dir():
+        raise ProbeError(f"{folder}: a folder with a tokenizer was wanted; there is no such folder")
+    if not has_tokenizer(folder):
+        raise ProbeError(f"{folder}: a tokenizer was wanted ({', '.join((TOKENIZER_FILE, *PARTS))}), there is none")
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        return _made(folder)
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other
+        raise ProbeError(f"{path}: no tokenizer that can be read: {_line(error)}") from None
+    return tokenizer, _special(folder, tokenizer, "bos"), _special(folder, tokenizer, "eos")
+
+
+def _special(folder: Path, tokenizer: "Tokenizer", name: str) -> int | None:
+    for path in (folder / file for file in SETTINGS):
+        values = read_json_object(path) if path.is_file() else {}
+        if f"{name}_token" in values:
+            token = values[f"{name}_token"]
+            token = token.get("content") if isinstance(token, dict) else token
+            return tokenizer.token_to_id(token) if isinstance(token, str) else None
+    path = folder / "config.json"
+    i = read_json_object(path).get(f"{name}_token_id") if path.is_file() else None
+    i = i[0] if isinstance(i, list) and i else i
+    return i if isinstance(i, int) and i >= 0 and tokenizer.id_to_token(i) is not None else None
+
+
+def _made(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of every kind: files are missing or broken, or it would have to run code
+        raise ProbeError(f"{folder}: no tokenizer that can be read: {_line(error)}") from None
+    tokenizer = getattr(made, "backend_tokenizer", None)
+    if tokenizer is None:
+        raise ProbeError(
+            f"{folder}: a tokenizer that can be a {TOKENIZER_FILE} was wanted, got a {type(made).__name__}"
+        )
+    return tokenizer, made.bos_token_id, made.eos_token_id
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,220 @@
+"""``probe examine``: models that others trained, from a folder to a report, without the hub."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from released import LLAMA, make
+from tokenized import byte_level, gpt2, write_texts
+
+from probe.attention import by_layer_encoding, census
+from probe.cli import main
+from probe.errors import ProbeError
+from probe.models.anatomy import layer_encodings
+from probe.models.pretrained import load_pretrained
+from probe.position import position_table
+from probe.study.config import TracedSequences
+from probe.study.examine import ExamineConfig, _incomparable, examine, looked_at
+from probe.study.places import find_checkpoints, locate
+
+SMALL = ["--length", "32", "--sequences", "12", "--needles", "4"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A GPT-2 and a hybrid SmolLM3 with one tokenizer, a Qwen2 for the bridge with none, and texts."""
+    folder = tmp_path_factory.mktemp("released")
+    gpt2(folder / "gpt2")
+    make(
+        folder / "smollm3",
+        "smollm3",
+        {"vocab_size": 404, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2},
+    )
+    byte_level(folder / "smollm3")
+    torch.manual_seed(0)
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    Qwen2ForCausalLM(Qwen2Config(**LLAMA)).save_pretrained(folder / "qwen2")
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 19, (12, 20)))
+    return folder, write_texts(folder / "texts")
+
+
+@pytest.fixture(scope="module")
+def examined(places, tmp_path_factory):
+    folder, texts = places
+    out = tmp_path_factory.mktemp("examined")
+    assert (
+        main(["examine", str(folder / "gpt2"), str(folder / "smollm3"), "--text", texts, "--folder", str(out), *SMALL])
+        == 0
+    )
+    return out, pd.read_parquet(out / "rows.parquet")
+
+
+@pytest.mark.slow
+def test_a_folder_of_gpt2s_format_becomes_rows_and_a_report(examined, places):
+    out, rows = examined
+    for name in ("gpt2", "smollm3"):
+        found = set(rows[rows["encoding"] == name]["measurement"])
+        assert {
+            "probe",
+            "fit",
+            "use",
+            "geometry",
+            "mechanism",
+            "extrapolation",
+            "templates",
+            "census",
+            "split",
+        } <= found
+        assert {"entropy", "loss_by_position", "shifted", "needle"} <= found
+    assert {"table", "table_basis", "table_map"} <= set(rows[rows["encoding"] == "gpt2"]["measurement"])
+    assert "table" not in set(rows[rows["encoding"] == "smollm3"]["measurement"])
+
+    # The numbers are those of the functions.
+    model = load_pretrained(places[0] / "gpt2")
+    table = rows[(rows["encoding"] == "gpt2") & (rows["measurement"] == "table") & (rows["metric"] == "components_95")]
+    wanted = position_table(model, seed=0).rows
+    assert sorted(table["value"]) == sorted(wanted[wanted["metric"] == "components_95"]["value"])
+    tokens = looked_at(model, places[0] / "gpt2", ExamineConfig(text=places[1], length=32, sequences=12)).tokens
+    counted = rows[(rows["encoding"] == "gpt2") & (rows["measurement"] == "census") & (rows["control"] == "none")]
+    assert counted["value"].tolist() == census(model, tokens)["value"].tolist()
+
+    page = (out / "report.html").read_text()
+    for words in ("The table of positions", "Positions shifted", "Looking for a key", "Layers that see position"):
+        assert words in page, words
+    assert "position rotary in layers 0 1 2, none in layers 3" in page
+    assert len(page) < 6_000_000
+
+
+@pytest.mark.slow
+def test_a_hybrid_is_split_by_what_its_layers_see(examined, places):
+    rows = examined[1]
+    assert layer_encodings(load_pretrained(places[0] / "smollm3")) == ["rotary", "rotary", "rotary", "none"]
+    fit = rows[(rows["encoding"] == "smollm3") & (rows["measurement"] == "fit")]
+    seen = fit.drop_duplicates("site").set_index("site")["layer_encoding"]
+    assert seen["blocks.3.hook_resid_post"] == "none" and seen["blocks.2.attn.hook_z.1"] == "rotary"
+    split = rows[rows["measurement"] == "by_layer_encoding"]
+    assert set(split["encoding"]) == {"smollm3"}
+    needle = rows[(rows["encoding"] == "smollm3") & (rows["measurement"] == "needle") & (rows["control"] == "none")]
+    wanted = by_layer_encoding(needle, ["on_keys"]).set_index("layer_encoding")["value"]
+    found = split[(split["of"] == "needle") & (split["metric"] == "on_keys")].set_index("layer_encoding")["value"]
+    assert found.to_dict() == pytest.approx(wanted.to_dict())
+    assert found["none - rotary"] == pytest.approx(found["none"] - found["rotary"])
+
+
+@pytest.mark.slow
+def test_a_finished_stage_is_not_done_again_and_other_work_is_refused(examined, places, capsys):
+    out, rows = examined
+    folder, texts = places
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    (out / "rows" / "probe-gpt2.parquet").unlink()
+    command = ["examine", str(folder / "gpt2"), str(folder / "smollm3"), "--text", texts, "--folder", str(out), *SMALL]
+    assert main(command) == 0
+    assert capsys.readouterr().err.splitlines()[:-1] == ["gpt2: probe"]  # then why models are not compared
+    after = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    assert {path.name for path in before if before[path] != after[path]} == {"probe-gpt2.parquet"}
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "rows.parquet"), rows)
+    assert main([*command, "--seed", "1"]) == 2
+    assert "holds other work: seed is 0 there, and 1 was wanted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_bridge_is_examined_on_token_ids(places, tmp_path, capsys):
+    folder, _ = places
+    tokens = ["--tokens", str(folder / "tokens.npy")]
+    out = tmp_path / "out"
+    assert main(["examine", str(folder / "qwen2"), *tokens, *SMALL, "--no-ablate", "--folder", str(out)]) == 0
+    rows = pd.read_parquet(out / "rows.parquet")
+    assert {"probe", "fit", "use", "census", "templates", "loss_by_position"} <= set(rows["measurement"])
+    assert not {"needle", "shifted", "table"} & set(rows["measurement"])
+    assert {"none", "untrained"} <= set(rows[rows["measurement"] == "fit"]["control"])
+    assert "Qwen2ForCausalLM under a bridge" in (out / "report.html").read_text()
+    capsys.readouterr()
+
+
+def test_bad_input_is_one_clear_line(places, tmp_path, capsys):
+    folder, texts = places
+    np.save(tmp_path / "large.npy", np.full((12, 20), 19))
+    np.save(tmp_path / "few.npy", np.zeros((3, 20), dtype=int))
+    one = {"qwen2": folder / "qwen2"}
+    for places_of, settings, message in [
+        (
+            one,
+            {"text": texts},
+            "a folder with the model's tokenizer, a model of bytes, or a file of token ids was wanted",
+        ),
+        (one, {"tokens": str(tmp_path / "large.npy")}, r"ids in 0…18, those of .*qwen2, were wanted, got 19…19"),
+        (one, {"tokens": str(tmp_path / "few.npy")}, "at least 8 sequences of 64 tokens were wanted, got 3"),
+        (
+            {"gpt2": folder / "gpt2"},
+            {"text": texts, "length": 260},
+            "sequences of at most 256 tokens were wanted, got 260",
+        ),
+        ({"a/b": folder / "gpt2"}, {}, "one without '/' was wanted, got 'a/b'"),
+    ]:
+        with pytest.raises(ProbeError, match=message):
+            examine(places_of, tmp_path / "out", ExamineConfig(**settings))
+        assert not (tmp_path / "out" / "rows").exists()
+    with pytest.raises(ProbeError, match="length must be an integer of at least 8, got 4"):
+        ExamineConfig(length=4)
+    assert main(["examine", f"two={folder / 'gpt2'},{folder / 'gpt2'}", "--folder", str(tmp_path / "o")]) == 2
+    assert "two: one model was wanted, got 2 seeds" in capsys.readouterr().err
+
+
+def test_places_on_the_command_line_may_be_names_on_the_hub(places, monkeypatch):
+    folder, _ = places
+    asked = []
+
+    def find_folder(name, revision):
+        asked.append((name, revision))
+        return folder / "gpt2"
+
+    monkeypatch.setattr("probe.study.places.find_folder", find_folder)
+    found, study = find_checkpoints(["own=owner/model@step1000,llama_nope:owner/nope", str(folder / "smollm3")])
+    assert asked == [("owner/model", "step1000"), ("owner/nope", None)] and study is None
+    assert [place.family for place in found["own"]] == [None, "llama_nope"]
+    assert [place.folder for place in found["own"]] == [folder / "gpt2"] * 2
+    assert found["smollm3"] == [locate(folder / "smollm3")]
+    assert locate("owner/model").said == "owner/model"
+
+
+def test_the_family_that_a_config_does_not_tell_is_said(tmp_path):
+    make(tmp_path / "TinyLlama-NoPE", "llama")
+    with pytest.raises(ProbeError, match="'model_type' is llama, whose positions are rotary, and its name says NoPE"):
+        locate(tmp_path / "TinyLlama-NoPE").load()
+    nope, rotary = (locate(f"{family}:{tmp_path / 'TinyLlama-NoPE'}").load() for family in ("llama_nope", "llama"))
+    assert (nope.config.encoding, rotary.config.encoding) == ("none", "rotary")
+
+
+def test_texts_are_each_models_own_tokens(places):
+    from transformers import AutoTokenizer
+
+    folder, texts = places
+    config = ExamineConfig(text=texts, length=40, sequences=10)
+    tokens = looked_at(load_pretrained(folder / "gpt2"), folder / "gpt2", config).tokens
+    assert tokens.shape == (10, 40)
+    theirs = AutoTokenizer.from_pretrained(folder / "gpt2")
+    assert (tokens[:, 0] == theirs.bos_token_id).all()
+    written = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(texts).iterdir()))
+    for row in tokens:
+        assert theirs.decode(row[2:-1]) in written  # the first and last may be parts of a character
+
+
+def test_settings_are_kept(examined):
+    kept = json.loads((examined[0] / "examine.json").read_text())
+    assert kept["length"] == 32 and set(kept["models"]) == {"gpt2", "smollm3"}
+
+
+def test_what_cannot_be_compared_is_said(make_decoder, random_tokens):
+    def seen(**by_name):
+        return {name: TracedSequences(tokens) for name, tokens in by_name.items()}
+
+    one, two = make_decoder(), make_decoder(encoding="rotary", seed=1)
+    tokens = random_tokens()
+    assert _incomparable({"a": one, "b": two}, seen(a=tokens, b=tokens)) is None
+    assert _incomparable({"a": one, "b": two}, seen(a=tokens, b=tokens + 1)) == "their tokens differ"
+    deeper = {"a": one, "b": make_decoder(n_layers=3)}
+    assert _incomparable(deeper, seen(a=tokens, b=tokens)) == "their layers or heads are not as many"
