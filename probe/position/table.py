@@ -67,10 +67,16 @@ def position_table(
     check_size("n_shuffles", n_shuffles)
     table, fresh = _table(model), _table(untrained_like(model, seed))
     rng = np.random.default_rng(seed)
-    shuffled = [_numbers(table[torch.from_numpy(rng.permutation(len(table)))]) for _ in range(n_shuffles)]
-    tail = (1 - confidence) / 2
-    parts = [_frame(_numbers(table), "none"), _frame(_numbers(fresh), "untrained")]
-    draws = {name: torch.stack([each[name] for each in shuffled]) for name in shuffled[0] if name != "norm"}
+    order = [torch.from_numpy(rng.permutation(len(table))) for _ in range(n_shuffles)]
+    numbers, tail = _dimensions(table), (1 - confidence) / 2
+    # In how many dimensions the vectors lie, their order does not say.
+    draws = {name: each.expand(n_shuffles, -1) for name, each in numbers.items() if name != "norm"}
+    along = [_along_positions(table[o]) for o in order]
+    draws |= {name: torch.stack([each[name] for each in along]) for name in along[0]}
+    parts = [
+        _frame(numbers | _along_positions(table), "none"),
+        _frame(_dimensions(fresh) | _along_positions(fresh), "untrained"),
+    ]
     low, high = ({name: each.quantile(q, dim=0) for name, each in draws.items()} for q in (tail, 1 - tail))
     means = _frame({name: each.mean(0) for name, each in draws.items()}, "shuffled")
     parts.append(means.assign(low=_frame(low, "")["value"], high=_frame(high, "")["value"], n=n_shuffles))
@@ -92,21 +98,29 @@ def _table(model: nn.Module) -> Float64[Tensor, "pos d_model"]:
     return table.detach().cpu().double()
 
 
-def _numbers(table: Float64[Tensor, "pos d_model"]) -> dict[str, Float64[Tensor, "value"]]:
-    centred = table - table.mean(0)
-    spectrum = torch.linalg.svdvals(centred).square()
-    power = torch.from_numpy(dct(centred.numpy(), axis=0, norm="ortho")).square().sum(1)[1:]  # 0 is the mean
-    unit = torch.nn.functional.normalize(centred, dim=1)
-    cosines = unit @ unit.T
-    enough = [(0.95, spectrum), (SMOOTH, power)]
-    components, frequencies = (1 + (each.cumsum(0) < share * each.sum()).sum() for share, each in enough)
+def _dimensions(table: Float64[Tensor, "pos d_model"]) -> dict[str, Float64[Tensor, "value"]]:
+    spectrum = torch.linalg.svdvals(table - table.mean(0)).square()
     return {
         "norm": table.norm(dim=1),
         "participation_ratio": (spectrum.sum().square() / spectrum.square().sum())[None],
-        "components_95": components[None].double(),
-        "low_frequencies_90": frequencies[None].double() / len(power),
+        "components_95": _enough(spectrum, 0.95),
+    }
+
+
+def _along_positions(table: Float64[Tensor, "pos d_model"]) -> dict[str, Float64[Tensor, "value"]]:
+    centred = table - table.mean(0)
+    power = torch.from_numpy(dct(centred.numpy(), axis=0, norm="ortho")).square().sum(1)[1:]  # 0 is the mean
+    unit = torch.nn.functional.normalize(centred, dim=1)
+    cosines = unit @ unit.T
+    return {
+        "low_frequencies_90": _enough(power, SMOOTH) / len(power),
         "similarity": torch.stack([cosines.diagonal(k).mean() for k in range(1, len(table) // 2 + 1)]),
     }
+
+
+def _enough(parts: Float64[Tensor, "part"], share: float) -> Float64[Tensor, "1"]:
+    """How many of the parts, from the first on, have that share of their sum."""
+    return 1 + (parts.cumsum(0) < share * parts.sum()).sum()[None].double()
 
 
 def _frame(numbers: dict[str, Float64[Tensor, "value"]], control: str) -> pd.DataFrame:

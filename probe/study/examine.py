@@ -8,6 +8,7 @@ A folder holds what was found; each finished stage is a file there and is not do
     report.html              what it looks like
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,11 +170,11 @@ def examine_stages(
     if isinstance(decoder, Decoder):
         stages["shifted"] = lambda: _shifted(decoder, tokens, seed)
     if has_position_table(model):
-        table = position_table(model, seed=seed)
+        table = functools.cache(lambda: position_table(model, seed=seed))
         stages |= {
-            "table": lambda: table.rows,
-            "table_basis": lambda: table.basis,
-            "table_map": lambda: table.similarity,
+            "table": lambda: table().rows,
+            "table_basis": lambda: table().basis,
+            "table_map": lambda: table().similarity,
         }
     if config.needles and config.tokens is None:
         stages["needle"] = lambda: pd.concat(
