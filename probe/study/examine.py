@@ -52,8 +52,7 @@ from probe.study.stages import (
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey
 from probe.tasks.tokenizers import has_tokenizer
-from probe.training import EncodedExamples
-from probe.training.shifted import SHIFTS, shifted_positions
+from probe.training.shifted import shifted_texts
 
 TABLE_STAGES = ("table", "table_basis", "table_map")
 # What is split by what a layer sees, in models whose layers are of two kinds.
@@ -63,7 +62,6 @@ BY_KIND = {
 }
 EXAMINE_STAGES = (*ROW_STAGES, "loss_by_position", "needle", *TABLE_STAGES)
 ABLATED = 64  # heads: of a larger model on a CPU, three forward passes for each take long, and are left out
-BATCH = 16  # logits of a large vocabulary are held for so many sequences at a time
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def examine_stages(
         "loss_by_position": lambda: loss_by_position(model, tokens, seed=seed),
     }
     if isinstance(decoder, Decoder):
-        stages["shifted"] = lambda: _shifted(decoder, tokens, seed)
+        stages["shifted"] = lambda: shifted_texts(decoder, tokens, seed=seed)
     if has_position_table(model):
         table = functools.cache(lambda: position_table(model, seed=seed))
         stages |= {
@@ -251,14 +249,6 @@ def _needles(model: nn.Module, task: Passkey, n: int, seed: int) -> pd.DataFrame
     keys = torch.stack([(position >= start) & (position < end) for start, end in needles])
     queries = position == lengths[:, None] - 1
     return attention_on(model, tokens, keys, queries, lengths=lengths, seed=seed)
-
-
-def _shifted(decoder: Decoder, tokens: torch.Tensor, seed: int) -> pd.DataFrame:
-    n, length = tokens.shape
-    examples = EncodedExamples(tokens, torch.ones(n, dtype=torch.long), torch.full((n,), length))
-    last = decoder.encoding.last_position
-    shifts = [k for k in (*SHIFTS, 256, 512) if last is None or k + length - 1 <= last]
-    return shifted_positions(decoder, examples, shifts, seed=seed, batch_size=BATCH)
 
 
 def _last_position(model: nn.Module) -> int | None:

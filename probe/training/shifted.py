@@ -1,13 +1,17 @@
 """Positions shifted: what a model makes of the same sequences k places further on. Sinha et al. 2022."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.build import Model
+from probe.models.decoder import Decoder
 from probe.models.mode import evaluating
 from probe.training.data import EncodedExamples
 from probe.training.forced import beside_baseline, forced_scores
@@ -51,6 +55,23 @@ def shifted_positions(
     with evaluating(model):
         found = {shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
     return beside_baseline("shift", found, shifts, 0, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
+
+
+def shifted_texts(
+    model: Model, texts: Int[Tensor, "text token"], shifts: Sequence[int] | None = None, **options: Any
+) -> pd.DataFrame:
+    """``shifted_positions`` of plain texts, of which every token but the first is predicted.
+
+    Args:
+        shifts: by default those of ``SHIFTS``, 256 and 512 that a learned table reaches.
+        options: as of ``shifted_positions``.
+    """
+    n, length = texts.shape
+    if shifts is None:
+        last = model.encoding.last_position if isinstance(model, Decoder) else None
+        shifts = [k for k in (*SHIFTS, 256, 512) if last is None or k + length - 1 <= last]
+    examples = EncodedExamples(texts, torch.ones(n, dtype=torch.long), torch.full((n,), length))
+    return shifted_positions(model, examples, shifts, **options)
 
 
 def _measure(model: Model, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:

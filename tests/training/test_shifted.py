@@ -1,4 +1,5 @@
 import dataclasses
+import tempfile
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from torch.nn.functional import cross_entropy
 from probe.errors import ProbeError
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.pretrained import load_pretrained
 from probe.training import encode, exact_match, predict, train
-from probe.training.shifted import shifted_positions
+from probe.training.shifted import shifted_positions, shifted_texts
 
 UNMOVED, MOVED = ("none", "t5", "alibi", "rotary"), ("learned", "sinusoidal")
 
@@ -76,3 +78,28 @@ def test_bad_input_is_one_clear_line(task, splits):
         shifted_positions(decoder("none", task), data, (-1,))
     with pytest.raises(ProbeError, match="the learned position table has 64 positions"):
         shifted_positions(decoder("learned", task), data, (60,))
+
+
+def test_texts_are_examples_of_which_all_but_the_first_token_is_said(make_decoder, random_tokens):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    texts = random_tokens(batch=5)
+    decoder = make_decoder(encoding="learned")  # n_ctx 32, texts of 16
+    rows = shifted_texts(decoder, texts)
+    assert rows["shift"].unique().tolist() == [0, 1, 2, 4, 8, 16]
+    by_shift = rows[rows["metric"] == "loss"].set_index("shift")["value"]
+    for shift in (0, 4):
+        with torch.no_grad():
+            logits = decoder(texts, positions=torch.arange(16) + shift)
+        wanted = cross_entropy(logits[:, :-1].flatten(0, 1), texts[:, 1:].flatten())
+        assert by_shift[shift] == pytest.approx(float(wanted), rel=1e-6)
+    # As transformers shifts them.
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=19, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_pretrained(folder)
+    with torch.no_grad():
+        loss = theirs(texts, position_ids=torch.arange(8, 24)[None], labels=texts).loss
+    found = shifted_texts(ours, texts, [8])
+    assert found[found["metric"] == "loss"]["value"].item() == pytest.approx(float(loss), rel=1e-5)
