@@ -27,9 +27,11 @@ from probe.report.geometry import (
     variance_against_position,
     variance_shares,
 )
+from probe.report.hybrids import attention_by_kind
 from probe.report.league import league_by_length, league_differences, league_page, league_ranks
 from probe.report.page import Section, render_page
-from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
+from probe.report.position import erasure_losses, extrapolation_curve, loss_along_texts, probe_heatmap
+from probe.report.position_table import table_curves, table_map
 from probe.report.scales import (
     entropy_by_position,
     loss_by_temperature,
@@ -41,6 +43,7 @@ from probe.report.scales import (
 __all__ = [
     "Section",
     "accuracy_by_length",
+    "attention_by_kind",
     "attention_maps",
     "census_grid",
     "census_losses",
@@ -60,6 +63,7 @@ __all__ = [
     "league_page",
     "league_ranks",
     "learned_heads",
+    "loss_along_texts",
     "loss_by_position",
     "loss_by_temperature",
     "mechanism_readouts",
@@ -75,6 +79,8 @@ __all__ = [
     "scale_law",
     "scale_map",
     "similarity_by_lag",
+    "table_curves",
+    "table_map",
     "template_distances",
     "under_shift",
     "variance_against_position",

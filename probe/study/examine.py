@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from probe.attention import attention_on, by_layer_encoding
 from probe.config import check_size
@@ -174,14 +175,9 @@ def examine_stages(
             "table_basis": lambda: table().basis,
             "table_map": lambda: table().similarity,
         }
-    if config.needles and config.tokens is None:
-        stages["needle"] = lambda: pd.concat(
-            [
-                _needles(each, _task(model, place, config), config.needles, seed).assign(control=of)
-                for of, each in (("none", model), ("untrained", control))
-            ],
-            ignore_index=True,
-        )
+    last = _last_position(model)
+    if config.needles and config.tokens is None and (last is None or _task(model, place, config).least_length <= last):
+        stages["needle"] = lambda: _needles({"none": model, "untrained": control}, place, config, seed)
     return stages
 
 
@@ -231,15 +227,26 @@ def _task(model: nn.Module, place: str | Path, config: ExamineConfig) -> Passkey
     return task
 
 
-def _needles(model: nn.Module, task: Passkey, n: int, seed: int) -> pd.DataFrame:
-    """What heads attend to at the end of a question for a key that stands in the text."""
-    rng = np.random.default_rng(seed)
-    length = task.least_length + 64
-    last = _last_position(model)
+def _needles(models: Mapping[str, nn.Module], place: str | Path, config: ExamineConfig, seed: int) -> pd.DataFrame:
+    tokens, keys, queries, lengths = prompts_with_keys(models["none"], place, config)
+    found = [
+        attention_on(model, tokens, keys, queries, lengths=lengths, seed=seed).assign(control=control)
+        for control, model in models.items()
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def prompts_with_keys(
+    model: nn.Module, place: str | Path, config: ExamineConfig
+) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"], Int[Tensor, "prompt"]]:
+    """Texts that hold a key of five digits and end with the question for it, ``config.needles`` of them, right-padded:
+    tokens, which of them are the key, which is the last, and the lengths. What ``attention_on`` wants."""
+    task, rng = _task(model, place, config), np.random.default_rng(config.seed)
+    length, last = task.least_length + 64, _last_position(model)
     if last is not None:
         length = min(length, last + 1)
     sequences, needles = [], []
-    for _ in range(n):
+    for _ in range(config.needles):
         prompt = task.prompt(length, None, rng)
         sequences.append(torch.tensor(task.vocabulary.prompt(prompt.example)))
         needles.append(task.tokens_of_key(prompt))
@@ -247,8 +254,7 @@ def _needles(model: nn.Module, task: Passkey, n: int, seed: int) -> pd.DataFrame
     tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     position = torch.arange(tokens.shape[1])
     keys = torch.stack([(position >= start) & (position < end) for start, end in needles])
-    queries = position == lengths[:, None] - 1
-    return attention_on(model, tokens, keys, queries, lengths=lengths, seed=seed)
+    return tokens, keys, position == lengths[:, None] - 1, lengths
 
 
 def _last_position(model: nn.Module) -> int | None:

@@ -9,6 +9,7 @@ from probe.config import check_size
 from probe.errors import ProbeError
 from probe.files import write_folder
 from probe.models import checkpoint
+from probe.models.lens.quiet import quiet_transformers
 from probe.tasks.corpus import PYTHON, read_corpus
 
 END = "<|endoftext|>"
@@ -18,12 +19,12 @@ def make_small_gpt2(
     folder: str | Path,
     *,
     text: str = PYTHON,
-    steps: int = 400,
-    n_layers: int = 3,
-    d_model: int = 96,
+    steps: int = 900,
+    n_layers: int = 2,
+    d_model: int = 64,
     n_heads: int = 4,
-    n_positions: int = 128,
-    vocab_size: int = 1024,
+    n_positions: int = 96,
+    vocab_size: int = 512,
     seed: int = 0,
 ) -> Path:
     """Train Hugging Face's GPT-2, and a byte-level BPE for it, on a folder of texts; save both as they are released.
@@ -71,15 +72,16 @@ def make_small_gpt2(
         model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    for _ in range(steps):
-        starts = rng.integers(len(ids) - n_positions, size=16)
-        batch = np.stack([np.concatenate(([end], ids[s : s + n_positions - 1])) for s in starts])
-        tokens = torch.from_numpy(batch.astype(np.int64))
-        model(tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    write_folder(folder, lambda temporary: _save(model, tokenizer, temporary))
+    with quiet_transformers():
+        for _ in range(steps):
+            starts = rng.integers(len(ids) - n_positions, size=16)
+            batch = np.stack([np.concatenate(([end], ids[s : s + n_positions - 1])) for s in starts])
+            tokens = torch.from_numpy(batch.astype(np.int64))
+            model(tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        write_folder(folder, lambda temporary: _save(model, tokenizer, temporary))
     return folder
 
 

@@ -11,6 +11,7 @@ from probe.files import read_json_object
 from probe.models import checkpoint
 from probe.models.families import FAMILIES
 from probe.models.lens.check import Witness, check_bridge
+from probe.models.lens.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -70,17 +71,18 @@ def load_bridge(folder: Path, device: torch.device, dtype: torch.dtype | None) -
             "from those before them only, and not from an encoder too"
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model, said = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-            dtype=dtype or "auto",
-            output_loading_info=True,
-        )
+        with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model, said = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="eager",
+                dtype=dtype or "auto",
+                output_loading_info=True,
+            )
     except Exception as error:  # of many kinds; what the checkpoint makes of them is the user's to mend
         raise ProbeError(f"{folder}: transformers cannot load it: {_first_line(error)}") from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
