@@ -6,8 +6,9 @@ import math
 import pandas as pd
 import pytest
 import torch
-from released import make
+from released import LLAMA, make
 from tokenized import byte_level, gpt2, write_texts
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from probe.cli import main
 from probe.errors import ProbeError
@@ -24,10 +25,15 @@ FEW = ["--n-texts", "4", "--n-prompts", "1", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with texts, a GPT-2 of 256 positions and a GPT-NeoX of the same tokens, and the former itself."""
+    """A folder with texts, a GPT-2 of 256 positions and a Qwen2 (for the bridge) of the same tokens, and the former
+    itself."""
     folder = tmp_path_factory.mktemp("released")
     write_texts(folder / "text")
-    make(folder / "neox", "gpt_neox", {"vocab_size": 400, "max_position_embeddings": 256})
+    torch.manual_seed(0)
+    shape = LLAMA | {"vocab_size": 400, "max_position_embeddings": 256, "num_attention_heads": 2, "hidden_size": 16}
+    shape |= {"num_key_value_heads": 1, "initializer_range": 0.2}
+    qwen = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **shape))
+    qwen.save_pretrained(folder / "qwen2")
     return folder, gpt2(folder / "gpt2")
 
 
@@ -40,7 +46,7 @@ def study_of(folder, **changes):
         "task": "passkey",
         "task_options": options(folder, train_length=64, test_length=80),
         "encodings": ("learned", "rotary"),
-        "load": {"learned": str(folder / "gpt2"), "rotary": str(folder / "neox")},
+        "load": {"learned": str(folder / "gpt2"), "rotary": str(folder / "qwen2")},
         "seeds": {},
         "n_train": 4,
         "n_validation": 12,
@@ -88,6 +94,9 @@ def test_a_study_of_it_trains_nothing_and_measures_everything(study):
     assert {*pairs["model_a"], *pairs["model_b"]} == {"learned", "rotary"}
     of_learned = rows[rows["encoding"] == "learned"]
     assert set(of_learned["measurement"]) == {*ROW_STAGES, *BEYOND_STAGES}
+    # Under a bridge there are no positions to shift; everything else there is.
+    of_bridge = set(rows[rows["encoding"] == "rotary"]["measurement"])
+    assert {*ROW_STAGES, *BEYOND_STAGES} - of_bridge == {"shifted"}
     assert set(of_learned[of_learned["measurement"] == "perplexity"]["context"]) == {64, 128}
     passkeys = of_learned[of_learned["measurement"] == "passkey"]
     assert set(passkeys["length"]) == {64, 128} and passkeys["value"].between(0, 1).all()

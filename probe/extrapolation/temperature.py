@@ -148,6 +148,15 @@ def query_projections(model: nn.Module) -> list[tuple[nn.Linear, int]]:
     return found
 
 
+def can_scale(model: nn.Module) -> bool:
+    """Whether a model has queries that a ``HeadScale`` can scale."""
+    try:
+        query_projections(model)
+    except ProbeError:
+        return False
+    return True
+
+
 def _n_heads(projection: nn.Linear, d_head: int) -> int:
     n_heads, rest = divmod(projection.out_features, d_head)
     if rest or not n_heads:

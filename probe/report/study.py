@@ -30,9 +30,10 @@ def study_figures(
     """
     # Where a length stands in both splits, as it may in tasks whose examples are drawn, the test's is shown.
     accuracy = of(rows, "accuracy").sort_values("split").drop_duplicates(["encoding", "length"])
+    shifted = of(rows, "shifted")  # of models under a bridge there are none
     return {
         "accuracy": figures.accuracy_by_length(accuracy, train_length),
-        "shifted": figures.under_shift(of(rows, "shifted")),
+        **({"shifted": figures.under_shift(shifted)} if len(shifted) else {}),
         **position_figures(rows),
         **attention_figures(rows, maps, curves),
         **extrapolation_figures(rows, train_length),
@@ -68,17 +69,21 @@ def study_page(
             ],
             figures=[("Exact match by length.", drawn["accuracy"])],
             tables=[("In distribution (held-out sequences of trained lengths) and beyond.", accuracy_table(rows))],
-        ),
-        Section(
-            "Positions shifted",
-            [
-                "The same sequences of trained lengths, every position p taken for p + k (Sinha et al. 2022). A model "
-                "that knows no position but by its own means, or distances alone, does not notice; what has learned "
-                "absolute positions does. Loss and exact match given the right tokens before; 95 % bootstrap."
-            ],
-            figures=[("Loss and exact match against the shift.", drawn["shifted"])],
-        ),
+        )
     ]
+    if "shifted" in drawn:
+        sections.append(
+            Section(
+                "Positions shifted",
+                [
+                    "The same sequences of trained lengths, every position p taken for p + k (Sinha et al. 2022). A "
+                    "model that knows no position but by its own means, or distances alone, does not notice; what has "
+                    "learned absolute positions does. Loss and exact match given the right tokens before; 95 % "
+                    "bootstrap."
+                ],
+                figures=[("Loss and exact match against the shift.", drawn["shifted"])],
+            )
+        )
     sections += position_sections(rows, drawn)
     sections += attention_sections(rows, drawn)
     sections += extrapolation_sections(rows, drawn)

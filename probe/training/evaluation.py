@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from scipy.stats import binomtest
+from torch import nn
 
 from probe.errors import ProbeError
-from probe.models.build import Model
 from probe.models.mode import evaluating
 from probe.tasks.base import Example, Task, Vocabulary
 from probe.tasks.scratchpad import SteppedTask
@@ -15,7 +15,7 @@ from probe.training.decoding import greedy_in_groups
 
 
 def predict(
-    decoder: Model,
+    decoder: nn.Module,
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     *,
@@ -51,7 +51,7 @@ def predict(
 
 
 def completions(
-    decoder: Model,
+    decoder: nn.Module,
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     *,

@@ -16,6 +16,7 @@ from probe.models.lens import load_pretrained, to_bridge, untrained_bridge
 from probe.models.lens.released import BRIDGED
 from probe.position import fit_position_probe, probe_positions
 from probe.tracing import logits_with_edits, trace
+from probe.training import greedy
 
 GROUPED = LLAMA | {"num_key_value_heads": 2}
 HEADS = GROUPED | {"head_dim": 8}
@@ -180,7 +181,7 @@ def test_dtype_device_and_revision(qwen):
 
 
 def test_everything_takes_a_bridge_without_knowing_where_it_came_from(qwen, random_tokens):
-    _, bridge, _ = qwen
+    model, bridge, _ = qwen
     tokens = random_tokens(batch=24, length=12)
     quick = {"n_bootstrap": 20, "seed": 0}
     rows = fit_position_probe(bridge, tokens, probes=["ridge"], **quick)
@@ -197,6 +198,12 @@ def test_everything_takes_a_bridge_without_knowing_where_it_came_from(qwen, rand
     with HeadScale(bridge, 1.5):
         assert relative(bridge(tokens), plain) > 1e-3
     assert torch.equal(bridge(tokens), plain)
+    said = greedy(bridge, tokens[:5], stop=-1, max_new=6)
+    seen = torch.ones_like(tokens[:5])  # else it would hide all tokens that are those of padding
+    theirs = model.generate(tokens[:5], attention_mask=seen, max_new_tokens=6, do_sample=False)[:, 12:]
+    assert said == theirs.tolist()
+    ended = greedy(bridge, tokens[:5], stop=said[0][2], max_new=6)
+    assert ended == [s[: s.index(said[0][2])] if said[0][2] in s else s for s in said]
     assert (perplexity(bridge, tokens, [8], n_bootstrap=20)["value"] > 0).all()
 
 
