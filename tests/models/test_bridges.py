@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from released import GPT2, LLAMA, configure, edit, relative
+from released import GPT2, LLAMA, configure, edit, make, relative
 from transformers import AutoModelForCausalLM
 
 import probe
@@ -13,7 +13,7 @@ from probe.extrapolation import HeadScale, perplexity
 from probe.models.anatomy import layer_encodings, sites_of, untrained_like
 from probe.models.encodings import ENCODINGS
 from probe.models.lens import load_pretrained, to_bridge, untrained_bridge
-from probe.models.lens.released import BRIDGED
+from probe.models.lens.released import BRIDGED, load_bridge
 from probe.position import fit_position_probe, probe_positions
 from probe.tracing import logits_with_edits, trace
 from probe.training import greedy
@@ -118,6 +118,13 @@ def test_a_bridge_that_is_not_exact_is_refused_with_the_reason(kind, tmp_path):
     with pytest.raises(ProbeError, match=message) as caught:
         load_pretrained(tmp_path)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(tmp_path))
+
+
+def test_what_a_family_of_ours_saves_us_from(tmp_path):
+    make(tmp_path, "opt")
+    assert isinstance(load_pretrained(tmp_path), probe.Decoder)
+    with pytest.raises(ProbeError, match="the softmax of layer 0's scores and its pattern must agree"):
+        load_bridge(tmp_path, torch.device("cpu"), None)
 
 
 def test_what_is_no_decoder_and_what_brings_code_is_refused_before_weights_are_read(tmp_path):
