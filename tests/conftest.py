@@ -2,6 +2,8 @@ import os
 
 # One core a process: the suite runs in several, and so do the commands and notebooks that it starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nothing is downloaded in tests: who tries fails.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
