@@ -5,13 +5,17 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint notebooks clean
 
 demo: $(STAMP)
 	$(BIN)/probe study --folder runs/demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# All of them, or NAMES="01_… 05_…": run anew, their figures kept as pictures. Wants a Chromium or Chrome.
+notebooks: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/refresh_notebooks.py $(NAMES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

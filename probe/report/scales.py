@@ -280,7 +280,8 @@ def loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
 
 def beside_entropy(rows: pd.DataFrame) -> pd.DataFrame:
     """λ of each head in ``value``, the rise of its entropy in ``rise``; no row where one is missing."""
-    scales, rise = of(rows, "head_scale", metric="scale", variant="head"), of(rows, "entropy_rise")
+    scales = of(rows, "head_scale", metric="scale", variant="head")
+    rise = of(rows, "entropy_rise", metric="entropy_rise")  # beside it stands the entropy itself
     if scales.empty or rise.empty:
         return scales[:0]
     rise = rise.rename(columns={"value": "rise"})[[*KEYS, "rise"]].drop_duplicates(KEYS)

@@ -67,6 +67,8 @@ def scales():
     law = pd.DataFrame(laws, columns=["metric", "value", "low", "high"])
     rise = found[~uniform].assign(measurement="entropy_rise", metric="entropy_rise", variant=np.nan)
     rise["value"] = 0.25 * rise["layer"] - 0.5 * rise["head"]
+    # As a study has them: each head's entropy itself in a row before.
+    rise = pd.concat([rise.assign(metric="entropy", value=rise["value"] + 3), rise], ignore_index=True)
     told = pd.DataFrame([{"value": -0.41, "low": -0.8, "high": 0.1, "p": 0.2, "n": 4, "extension": 4.0}])
     told = told.assign(measurement="scale_entropy", metric="spearman", encoding="none", variant="head")
     law = law.assign(measurement="scale_law", encoding="none", variant="uniform", n=2)
