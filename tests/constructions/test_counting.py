@@ -13,9 +13,11 @@ HEAD = CONSTRUCTIONS["counting_head"]
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(
-    ("length", "attention"), [(2, "explicit"), (64, "explicit"), (1024, "fused"), (16384, "fused")]
+    ("length", "attention"), [(2, "explicit"), (64, "explicit"), (1024, "fused"), (4096, "fused"), (16384, "fused")]
 )
 def test_it_counts(length, attention, dtype):
+    if length > HEAD.max_length[dtype]:
+        pytest.skip("how far float32 goes beyond is the processor's")
     assert HEAD.check(length, dtype, attention=attention)["holds"].all()
 
 

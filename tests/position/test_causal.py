@@ -74,7 +74,7 @@ def test_what_is_used_is_missed_when_it_is_erased(looks_back, alternating):
         erased, random = (of(rows, concept=name, control=c).set_index("metric") for c in ("none", "random"))
         assert erased.loc["loss", "low"] > 1.0
         assert erased.loc["token_accuracy", "value"] < -0.3
-        assert erased.loc["exact_match", "value"] == -1.0
+        assert erased.loc["exact_match", "value"] == pytest.approx(-1.0)  # a mean of draws' shares
         assert erased.loc["template_distance", "value"] > 0.1
         assert abs(erased.loc["probe_r2", "value"]) < 1e-6
         assert random.loc["probe_r2", "value"] > 0.5
@@ -99,7 +99,7 @@ def test_exact_match_by_length(looks_back, alternating):
     lengths = torch.tensor([P, 10] * 12)
     rows = erase_position(looks_back, alternating, [LAST], lengths=lengths, scored=after_the_first(), n_bootstrap=20)
     found = of(rows, metric="exact_match", concept="position", control="none").set_index("length")["value"]
-    assert set(found.index.dropna()) == {10, P} and (found == -1).all()
+    assert set(found.index.dropna()) == {10, P} and found.to_numpy() == pytest.approx(-1.0)
 
 
 def test_attention_follows_the_position_that_is_steered(looks_back, alternating):
