@@ -9,6 +9,7 @@ from constructions import CONSTRUCTIONS, PROPOSITIONS
 from constructions.construction import Construction, short
 from constructions.propositions import Proposition
 from probe.errors import ProbeError, unknown_name
+from probe.progress import OnProgress, Steps, untold
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -27,6 +28,7 @@ def verify(
     dtypes: Sequence[torch.dtype] | None = None,
     attention: Sequence[str] | None = None,
     level: str = "default",
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """The rows of ``Construction.check`` for each construction, dtype, length and attention path, and of each
     proposition.
@@ -41,6 +43,7 @@ def verify(
         attention: the paths of ``Decoder.forward``; those of the level by default. A claim about scores or patterns
             has no row for a path that holds none (``Construction.attention_paths``).
         level: "quick" (seconds), "default", or "full", which adds the longest length of each claim (minutes).
+        on_progress: called with how many of these checks are done, and how many there are.
 
     Raises:
         ProbeError: for an unknown name or level, or if no row would come out.
@@ -80,8 +83,13 @@ def verify(
             f"({[short(dtype) for dtype in dtypes]}) and attention paths ({list(attention)}, of {paths}); claimed: "
             f"{limits or 'nothing'}"
         )
-    tables = [construction.check(length, dtype, attention=path) for construction, length, dtype, path in runs]
-    tables += [proposition.check() for proposition in propositions]
+    tables, steps = [], Steps(len(runs) + len(propositions), on_progress)
+    for construction, length, dtype, path in runs:
+        tables.append(construction.check(length, dtype, attention=path))
+        steps.step()
+    for proposition in propositions:
+        tables.append(proposition.check())
+        steps.step()
     return pd.concat(tables, ignore_index=True)
 
 

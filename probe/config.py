@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from probe.errors import ProbeError, unknown_name
@@ -19,7 +20,35 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values:
             raise ProbeError(f"{what} wants {name!r}, which is missing")
+    kinds = typing.get_type_hints(cls)
+    for name, value in values.items():
+        _check_kind(f"{name!r} of {what}", value, kinds[name])
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Refuse what is no list or object where one is wanted, or one of other things; what else is wrong with a value is
+    for the dataclass to say."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)) or not _all(value, arguments[0]):
+            raise ProbeError(f"{name} must be a list{_of(arguments[0])}, got {value!r}")
+    elif typing.get_origin(kind) is dict:
+        if not isinstance(value, Mapping) or not _all(value.values(), arguments[1]):
+            raise ProbeError(f"{name} must be an object{_of(arguments[1])}, got {value!r}")
+    elif dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        raise ProbeError(f"{name} must be an object, got {value!r}")
+
+
+_NAMES = {str: "strings", int: "integers"}  # what elements may be asked to be
+
+
+def _all(values: Iterable[Any], kind: Any) -> bool:
+    return kind not in _NAMES or all(isinstance(value, kind) for value in values)
+
+
+def _of(kind: Any) -> str:
+    return f" of {_NAMES[kind]}" if kind in _NAMES else ""
 
 
 def check_size(name: str, value: object, least: int = 1) -> None:

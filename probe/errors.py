@@ -12,5 +12,10 @@ class ProbeError(ValueError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ProbeError:
-    """The error for a name that is not in a registry."""
-    return ProbeError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+    """The error for a name that is not in a registry, with the one that is spelt most like it."""
+    import difflib
+
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ProbeError(f"unknown {kind} {name!r}; known: {', '.join(known)}{hint}")

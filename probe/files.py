@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,18 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with a temporary folder, then put it at ``path``; a folder that stands there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary, old = _beside(path), _beside(path)
     temporary.mkdir()
     try:
         write(temporary)
-        old = _beside(path)
         if path.exists():
             os.rename(path, old)
         os.rename(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():  # broken off between the two
+            os.rename(old, path)
+        for folder in (old, temporary):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,9 +58,36 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_rows(path: Path, columns: Sequence[str] | None = None):
+    """The rows of a parquet file that this package wrote.
+
+    Raises:
+        ProbeError: where it is not whole: something else wrote there, or a disk lost it.
+    """
+    import pandas as pd
+    import pyarrow
+
+    try:
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None):  # the system's: no such file, no permission
+            raise
+        raise ProbeError(f"{path}: not a whole parquet file; remove it, and what it held is made anew") from None
+
+
 def _beside(path: Path) -> Path:
     # A leading dot and an ending that no reader looks for: what a crash leaves is never taken for a result.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_unfinished(folder: Path, pids: Collection[int]) -> None:
+    """Remove what processes that were killed had begun to write anywhere in a folder."""
+    for pid in pids:
+        for path in list(folder.rglob(f".*.{pid}-*.tmp")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def claim_folder(folder: Path, name: str, identity: dict[str, Any]) -> None:

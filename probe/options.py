@@ -9,15 +9,22 @@ from typing import Any
 
 
 def integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return _split(text, int, "integers")
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    return _split(text, float, "numbers")
 
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _split(text: str, read: Callable[[str], Any], what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(read(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{what} with commas between them were wanted, got {text!r}") from None
 
 
 def _pairs(text: str) -> dict[str, Any]:

@@ -15,6 +15,25 @@ torch.set_num_threads(1)
 threadpool_limits(1)
 
 
+class Told(list):
+    """What a command tells of its progress: (done, total), one after the other."""
+
+    def to_the_end(self):
+        """Where it began, and of how much: always more, and in the end all. Forgotten then, for the next command."""
+        (total,) = {total for _, total in self}
+        done = [done for done, _ in self]
+        assert done == sorted(done) and done[-1] == total > 0
+        self.clear()
+        return done[0], total
+
+
+@pytest.fixture
+def told(monkeypatch):
+    seen = Told()
+    monkeypatch.setattr("probe.cli.progress.untold", lambda done, total: seen.append((done, total)))
+    return seen
+
+
 @pytest.fixture
 def make_decoder():
     """A small random decoder; any option of its config can be set."""

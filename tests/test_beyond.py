@@ -122,7 +122,13 @@ def test_a_finished_study_does_nothing_again(folder, rows, monkeypatch):
 
     for name in ("train_scale", "sweep_scale", "context_losses", "passkey", "train"):
         monkeypatch.setattr(f"probe.study.beyond.{name}", refused)
-    pd.testing.assert_frame_equal(run_study(SMALL, folder, device="cpu", jobs=1), rows)
+    told = []
+    again = run_study(SMALL, folder, device="cpu", jobs=1, on_progress=lambda *numbers: told.append(numbers))
+    pd.testing.assert_frame_equal(again, rows)
+    # All that was planned is there, before there was any model to ask, and the report alone is left.
+    there = [*(folder / "rows").iterdir(), *(folder / "models").glob("*/final")]
+    planned = len(there) - 1  # the model whose encoding is dropped belongs to a stage
+    assert set(told) == {(planned, planned + 1), (planned + 1, planned + 1)}
 
 
 def test_a_dropped_encoding_is_gone_and_the_rest_went_on(folder):
@@ -175,7 +181,7 @@ def test_ways_to_fit_heads(beyond):
         dataclasses.replace(beyond, fits=("tail",))
 
 
-def test_commands(folder, tmp_path, capsys):
+def test_commands(folder, tmp_path, capsys, told):
     few = ["--n-texts", "4", "--n-prompts", "1", "--device", "cpu"]
     model = f"nope={folder}/models/none"
     options = ["--train-length", "90", *few]
@@ -183,12 +189,15 @@ def test_commands(folder, tmp_path, capsys):
     table, report = capsys.readouterr().out.rsplit("\n", 2)[:2]
     assert report == str(tmp_path / "p" / "report.html")
     assert [int(c) for c in table.splitlines()[0].split()[1:]] == [90, 180, 360, 720]
+    assert told.to_the_end() == (0, 2 * 2)
     arguments = ["--lengths", "128,200", "--depths", "0,1", "--folder", str(tmp_path / "k"), "--json"]
     assert main(["passkey", model, *arguments, *options]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told.to_the_end() == (0, 1)
     assert {(r["length"], r["depth"]) for r in said} == {(n, d) for n in (128, 200) for d in (0, 1, None)}
     scale = ["--extensions", "2", "--steps", "2", "--ablation", "--folder", str(tmp_path / "s")]
     assert main(["scale", model, *scale, *options]) == 0
+    assert told.to_the_end() == (0, len(BEYOND_STAGES))
     rows = pd.read_parquet(tmp_path / "s" / "rows.parquet")
     assert {"head", "head_free", "head_from_one", "head_free_from_one", "uniform"} <= set(rows["variant"])
     assert set(rows["measurement"]) == set(BEYOND_STAGES)

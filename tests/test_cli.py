@@ -154,7 +154,7 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
         (["verify", "theorem_9"], "unknown construction 'theorem_9'"),
         (["verify", "--dtypes", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32, float64"),
         (["verify", "--lengths", "99999999"], "99999999"),
-        (["dance"], "invalid choice: 'dance'"),
+        (["dance"], "unknown command 'dance'; known: census"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )

@@ -32,11 +32,12 @@ def tokens_of(folder):
     return torch.as_tensor(np.load(folder / "tokens.npy"))
 
 
-def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys):
+def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys, told):
     models = [f"nope={folder / 'a'},{folder / 'b'}", f"t5={folder / 'c'}"]
     out = tmp_path / "out"
     assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
+    assert told.to_the_end() == (0, 2 * 6 + 2)  # stages of each model, and of the pair
     rows = pd.read_parquet(out / "rows.parquet")
     assert {"templates", "census", "split", "entropy", "model_distance", "trained_t5"} <= set(rows["measurement"])
 
@@ -55,13 +56,16 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys):
     assert len(page) < 5_000_000
 
 
-def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch):
+def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch, told):
     monkeypatch.setattr("probe.study.stages.DENSE", 1)
     models = [f"nope={folder / 'a'}", f"t5={folder / 'c'}"]
     out = tmp_path / "out"
-    assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out)]) == 0
-    assert "models not compared with each other" in capsys.readouterr().err
+    assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out), "--json"]) == 0
+    printed, said = capsys.readouterr()
+    assert "models not compared with each other" in said
+    assert told.to_the_end() == (0, 2 * 5)
     rows = pd.read_parquet(out / "rows.parquet")
+    assert_same_rows(printed, rows)
     assert set(rows["measurement"]) == {"templates", "split", "entropy"}
     page = (out / "report.html").read_text()
     assert "Scores split" in page and "Models compared" not in page
@@ -73,7 +77,14 @@ def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch):
     np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
 
 
-def test_fit_prints_r2_beside_its_controls(folder, tmp_path, capsys):
+def assert_same_rows(printed, rows):
+    """JSON lines and nothing else, one a row, with its numbers."""
+    found = pd.DataFrame([json.loads(line) for line in printed.splitlines()])
+    assert list(found) == list(rows) and len(found) == len(rows)
+    np.testing.assert_array_equal(found["value"], rows["value"])
+
+
+def test_fit_prints_r2_beside_its_controls(folder, tmp_path, capsys, told):
     models = [f"nope={folder / 'a'},{folder / 'b'}", f"t5={folder / 'c'}"]
     out = tmp_path / "out"
     arguments = ["--tokens", str(folder / "tokens.npy"), "--folder", str(out), "--fitted-length", "3"]
@@ -88,14 +99,19 @@ def test_fit_prints_r2_beside_its_controls(folder, tmp_path, capsys):
     )
     np.testing.assert_allclose(of_c["value"], wanted["value"])
     assert set(rows["measurement"]) == {"fit", "extrapolation"}
+    assert told.to_the_end() == (0, 2 * 2)
+    assert main(["fit", f"t5={folder / 'c'}", *arguments, "--targets", "position", "--json"]) == 0
+    assert_same_rows(capsys.readouterr().out, pd.read_parquet(out / "rows.parquet"))
+    assert told == [(done / 3, 2) for done in (0, 0, 1, 2, 3, 3, 4, 5, 6)]  # a model, its twin, a projection
     assert main(["fit", *models, *arguments, "--targets", "place"]) == 2
     assert "unknown target 'place'" in capsys.readouterr().err
 
 
-def test_census_prints_a_line_a_head(folder, capsys):
+def test_census_prints_a_line_a_head(folder, capsys, told):
     arguments = ["census", str(folder / "a"), "--tokens", str(folder / "tokens.npy")]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert told.to_the_end() == (0, 1)
     assert len(lines) == 1 + 4 and lines[0].split()[:4] == ["model", "replica", "layer", "head"]
     assert main([*arguments, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

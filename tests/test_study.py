@@ -31,12 +31,20 @@ SMALL = StudyConfig(
 def test_side_by_side_is_one_after_the_other(study, tmp_path):
     # In processes of their own, one thread each; the folder's fixture ran in this process, with one thread, too.
     _, rows, _ = study
-    said, seen = [], []
+    said, seen, told = [], [], []
     side_by_side = run_study(
-        SMALL, tmp_path / "s", device="cpu", jobs=3, say=said.append, on_log=lambda e, entry: seen.append((e, entry))
+        SMALL,
+        tmp_path / "s",
+        device="cpu",
+        jobs=3,
+        say=said.append,
+        on_log=lambda e, entry: seen.append((e, entry)),
+        on_progress=lambda *numbers: told.append(numbers),
     )
     pd.testing.assert_frame_equal(side_by_side, rows)
     assert sorted(line.split(":")[0] for line in said[:4]) == ["alibi", "constructions", "none", "t5"]
+    there = [*(tmp_path / "s" / "rows").iterdir(), *(tmp_path / "s" / "models").glob("*/final")]
+    assert told[0] == (0, len(there) + 1) and told == sorted(told) and told[-1] == (len(there) + 1, len(there) + 1)
     assert {e for e, _ in seen} == {*SMALL.encodings, "none-1"} and all(entry["step"] == 40 for _, entry in seen[-3:])
 
 
@@ -147,7 +155,9 @@ def test_running_again_does_nothing_again_and_gives_the_same(study):
     folder, rows, _ = study
     kept = {p: p.stat().st_mtime_ns for p in (folder / "rows").iterdir()}
     (folder / "report.html").unlink()
-    again = run_study(SMALL, folder, device="cpu", jobs=1)
+    told = []
+    again = run_study(SMALL, folder, device="cpu", jobs=1, on_progress=lambda *numbers: told.append(numbers))
+    assert sorted(set(told)) == [(told[0][1] - 1, told[0][1]), (told[0][1], told[0][1])]  # the report alone is left
     pd.testing.assert_frame_equal(again, rows)
     assert {p: p.stat().st_mtime_ns for p in (folder / "rows").iterdir()} == kept
     assert (folder / "report.html").exists()

@@ -14,6 +14,7 @@ from probe.attention.templates import TEMPLATES
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
+from probe.progress import OnProgress, Steps, untold
 from probe.tracing import PATTERN, Trace, trace, valid_rows
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
@@ -49,6 +50,7 @@ def census(
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 64,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Label every head, say how well the label fits, and what the head is used for.
 
@@ -89,6 +91,7 @@ def census(
             default all. Token 0 is never predicted.
         head_detector: also TransformerLens's own scores, "head_detector_previous_token" and
             "head_detector_induction" (it divides by all rows, row 0 too; importing it takes seconds).
+        on_progress: called with how many layers are done, and how many there are.
 
     Returns:
         Columns layer, head, layer_encoding (the position encoding that the layer sees, "none" in the layers of a hybrid
@@ -109,7 +112,7 @@ def census(
         counted = _counted(traced, scored)[measured_on]
         losses = HeadAblations(model, traced.tokens[measured_on], counted, batch_size)
         n_counted = (weights @ counted.sum(-1).double())[:, None].clamp(min=1e-300)
-    found, encodings = [], layer_encodings(model)
+    found, encodings, steps = [], layer_encodings(model), Steps(traced.n_layers, on_progress)
     for layer in range(traced.n_layers):
         heads = _Layer(checked_pattern(traced, layer), traced, fitted_on, measured_on, weights)
         scores = heads.scores()
@@ -134,6 +137,7 @@ def census(
             low, high = bootstrap.interval(stack[1:])
             values = {"metric": metric, "value": stack[0], "low": low, "high": high, "n": n}
             found.append(pd.DataFrame(keys | {"used_for": use} | values))
+        steps.step()
     return pd.concat(found).sort_values(["layer", "head"], kind="stable", ignore_index=True)
 
 

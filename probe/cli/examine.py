@@ -1,32 +1,30 @@
-"""The command for models that others trained."""
+"""The commands for models that others trained."""
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.progress import progress
 
 
-def add_examine_command(commands: Any, add_device: Callable[[argparse.ArgumentParser], None]) -> None:
-    """examine, among the other commands."""
-    command = commands.add_parser("examine", help="released models, or ours, from end to end: one report")
-    command.set_defaults(run=_examine)
-    command.add_argument(
+def _add_examine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="as of `probe compare`; a hub name may be OWNER/MODEL@REVISION"
     )
-    command.add_argument("--folder", default="runs/examine", help="where all goes (default: %(default)s)")
-    command.add_argument("--text", metavar="FOLDER", help="texts (default: python, its standard library)")
-    command.add_argument("--tokens", metavar="FILE", help="token ids, .npy, in place of texts")
-    command.add_argument("--length", type=int, metavar="N", help="tokens of a sequence (default: 64)")
-    command.add_argument("--sequences", type=int, metavar="N", help="how many (default: 64)")
-    command.add_argument("--needles", type=int, metavar="N", help="prompts with a hidden key (default: 24; 0: none)")
-    command.add_argument(
+    parser.add_argument("--folder", default="runs/examine", help="where all goes (default: %(default)s)")
+    parser.add_argument("--text", metavar="FOLDER", help="texts (default: python, its standard library)")
+    parser.add_argument("--tokens", metavar="FILE", help="token ids, .npy, in place of texts")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a sequence (default: 64)")
+    parser.add_argument("--sequences", type=int, metavar="N", help="how many (default: 64)")
+    parser.add_argument("--needles", type=int, metavar="N", help="prompts with a hidden key (default: 24; 0: none)")
+    parser.add_argument(
         "--ablate",
         action=argparse.BooleanOptionalAction,
         help="replace every head's pattern (default: if fast)",
     )
-    command.add_argument("--seed", type=int, metavar="N")
-    add_device(command)
+    parser.add_argument("--seed", type=int, metavar="N")
+    add_json(parser)
+    add_device(parser)
 
 
 def _examine(options: argparse.Namespace) -> int:
@@ -41,12 +39,36 @@ def _examine(options: argparse.Namespace) -> int:
         if len(places) > 1:
             raise ProbeError(f"{name}: one model was wanted, got {len(places)} seeds: probe compare and fit take them")
     folder = Path(options.folder)
-    examine(
-        {name: places[0].said for name, places in checkpoints.items()},
-        folder,
-        ExamineConfig(**given),
-        device=options.device,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    print(folder / "report.html")
+    with progress("examine") as shown:
+        rows = examine(
+            {name: places[0].said for name, places in checkpoints.items()},
+            folder,
+            ExamineConfig(**given),
+            device=options.device,
+            say=shown.say,
+            on_progress=shown.on_progress,
+        )
+    if options.json:
+        print_json(rows)
+    else:
+        print(folder / "report.html")
     return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from probe.models.pretrained import released_models
+
+    rows = released_models()
+    if options.json:
+        print_json(rows)
+    else:
+        widths = [max(map(len, [name, *rows[name]])) for name in rows]
+        for row in [tuple(rows), *rows.itertuples(index=False)]:
+            print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+COMMANDS = {
+    "examine": Command("released models, or ours, from end to end: one report", _add_examine, _examine, resumes=True),
+    "models": Command("which released models can be loaded, and how", add_json, _models),
+}

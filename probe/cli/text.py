@@ -1,56 +1,44 @@
 """The commands for models of text, beyond the length that they were trained with."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.progress import progress
 from probe.config import check_size
 from probe.options import integers, numbers, words
 
+Add = Callable[[argparse.ArgumentParser], None]
 
-def add_text_commands(commands: Any, add_device: Callable[[argparse.ArgumentParser], None]) -> None:
-    """perplexity, passkey and scale, among the other commands."""
-    perplexity = commands.add_parser("perplexity", help="perplexity of text models by context and position")
-    perplexity.set_defaults(run=_perplexity)
-    perplexity.add_argument("--contexts", type=integers, metavar="N,N,…", help="tokens (default: 1, 2, 4, 8 × trained)")
-    passkey = commands.add_parser("passkey", help="a key hidden in a long text: exact match by length and depth")
-    passkey.set_defaults(run=_passkey)
-    passkey.add_argument("--lengths", type=integers, metavar="N,N,…", help="tokens (default: 1, 2, 4, 8 × trained)")
-    passkey.add_argument("--depths", type=numbers, metavar="X,X,…", help="0, at the start, … 1 (default: ten)")
-    passkey.add_argument("--n-keys", type=int, metavar="N", help="keys in a prompt, asked for by name")
-    passkey.add_argument("--filler", choices=("text", "sentences"), help="what the key is hidden in")
-    scale = commands.add_parser("scale", help="attention temperatures: fit them, fold them, say what they do")
-    scale.set_defaults(run=_scale)
-    scale.add_argument("--extensions", type=integers, metavar="N,N,…", help="times the trained length (default: 2,4,8)")
-    scale.add_argument(
-        "--fits", type=words, metavar="NAME,…", help="head (the paper's), head_free, head_from_one, search"
-    )
-    scale.add_argument("--ablation", action="store_true", help="the paper's: without the limit, without initial value")
-    scale.add_argument("--steps", type=int, default=200, metavar="N", help="of training λ (default: %(default)s)")
-    scale.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="default: %(default)s")
-    scale.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
-    for command, folder in ((perplexity, "perplexity"), (passkey, "passkey"), (scale, "scale")):
-        command.add_argument("models", nargs="+", metavar="MODEL", help="as of `probe compare`; models of text")
-        command.add_argument("--folder", default=f"runs/{folder}", help="where all goes (default: %(default)s)")
-        command.add_argument("--text", metavar="FOLDER", help="texts (default: python, its standard library)")
-        command.add_argument(
+
+def _of_models(name: str, own: Add) -> Add:
+    """A command's own options, and those that all of these have."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("models", nargs="+", metavar="MODEL", help="as of `probe compare`; models of text")
+        own(parser)
+        parser.add_argument("--folder", default=f"runs/{name}", help="where all goes (default: %(default)s)")
+        parser.add_argument("--text", metavar="FOLDER", help="texts (default: python, its standard library)")
+        parser.add_argument(
             "--tokenizer", metavar="FOLDER", help="of models that are not of bytes (default: the one in their folders)"
         )
-        command.add_argument(
+        parser.add_argument(
             "--train-length",
             type=int,
             metavar="N",
             help="what the models were trained with (default: 256; n_ctx of released ones)",
         )
-        command.add_argument(
+        parser.add_argument(
             "--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)"
         )
-        command.add_argument("--n-prompts", type=int, default=10, metavar="N", help="of a length and depth")
-        command.add_argument("--seed", type=int, default=0, metavar="N")
-        command.add_argument("--json", action="store_true", help="rows as JSON lines")
-        add_device(command)
+        parser.add_argument("--n-prompts", type=int, default=10, metavar="N", help="of a length and depth")
+        parser.add_argument("--seed", type=int, default=0, metavar="N")
+        add_json(parser)
+        add_device(parser)
+
+    return add
 
 
 def _text_models(options: argparse.Namespace, **settings: Any):
@@ -91,7 +79,7 @@ def _text_models(options: argparse.Namespace, **settings: Any):
 def _tell(options: argparse.Namespace, rows, by: str, metric: str) -> int:
     """Rows as JSON lines, or a table of one metric and where the report is."""
     if options.json:
-        print(rows.to_json(orient="records", lines=True, double_precision=15), end="")
+        print_json(rows)
         return 0
     shown = rows[rows["metric"] == metric]
     if "depth" in shown:
@@ -103,20 +91,55 @@ def _tell(options: argparse.Namespace, rows, by: str, metric: str) -> int:
     return 0
 
 
+def _add_perplexity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--contexts", type=integers, metavar="N,N,…", help="tokens (default: 1, 2, 4, 8 × trained)")
+
+
 def _perplexity(options: argparse.Namespace) -> int:
     from probe.study.beyond_checkpoints import perplexity_checkpoints
 
-    rows = perplexity_checkpoints(*_text_models(options), Path(options.folder), contexts=options.contexts)
+    with progress("perplexity") as shown:
+        models = _text_models(options)
+        rows = perplexity_checkpoints(
+            *models, Path(options.folder), contexts=options.contexts, on_progress=shown.on_progress
+        )
     return _tell(options, rows, "context", "perplexity")
+
+
+def _add_passkey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lengths", type=integers, metavar="N,N,…", help="tokens (default: 1, 2, 4, 8 × trained)")
+    parser.add_argument("--depths", type=numbers, metavar="X,X,…", help="0, at the start, … 1 (default: ten)")
+    parser.add_argument("--n-keys", type=int, metavar="N", help="keys in a prompt, asked for by name")
+    parser.add_argument("--filler", choices=("text", "sentences"), help="what the key is hidden in")
 
 
 def _passkey(options: argparse.Namespace) -> int:
     from probe.study.beyond_checkpoints import passkey_checkpoints
     from probe.tasks.passkey import DEPTHS
 
-    depths = options.depths or DEPTHS
-    rows = passkey_checkpoints(*_text_models(options), Path(options.folder), lengths=options.lengths, depths=depths)
+    with progress("passkey") as shown:
+        models = _text_models(options)
+        rows = passkey_checkpoints(
+            *models,
+            Path(options.folder),
+            lengths=options.lengths,
+            depths=options.depths or DEPTHS,
+            on_progress=shown.on_progress,
+        )
     return _tell(options, rows, "length", "exact_match")
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--extensions", type=integers, metavar="N,N,…", help="times the trained length (default: 2,4,8)"
+    )
+    parser.add_argument(
+        "--fits", type=words, metavar="NAME,…", help="head (the paper's), head_free, head_from_one, search"
+    )
+    parser.add_argument("--ablation", action="store_true", help="the paper's: without the limit, without initial value")
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="of training λ (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
 
 
 def _scale(options: argparse.Namespace) -> int:
@@ -133,8 +156,23 @@ def _scale(options: argparse.Namespace) -> int:
     )
     fits = ABLATION if options.ablation else options.fits or ("head",)
     settings = {"extensions": options.extensions} if options.extensions else {}
-    models, beyond = _text_models(options, scale=training, fits=fits, **settings)
-    rows = scale_checkpoints(
-        models, beyond, Path(options.folder), say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    with progress("scale") as shown:
+        models, beyond = _text_models(options, scale=training, fits=fits, **settings)
+        rows = scale_checkpoints(models, beyond, Path(options.folder), say=shown.say, on_progress=shown.on_progress)
     return _tell(options, rows, "context", "perplexity")
+
+
+COMMANDS = {
+    "perplexity": Command(
+        "perplexity of text models by context and position", _of_models("perplexity", _add_perplexity), _perplexity
+    ),
+    "passkey": Command(
+        "a key hidden in a long text: exact match by length and depth", _of_models("passkey", _add_passkey), _passkey
+    ),
+    "scale": Command(
+        "attention temperatures: fit them, fold them, say what they do",
+        _of_models("scale", _add_scale),
+        _scale,
+        resumes=True,
+    ),
+}

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
+from torch import nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.build import Model
+from probe.models.anatomy import d_vocab_of
+from probe.progress import OnProgress, Steps, untold
 from probe.tasks.passkey import DEPTHS, Passkey
 from probe.training.evaluation import completions
 
 
 def passkey(
-    model: Model,
+    model: nn.Module,
     task: Passkey,
     lengths: Sequence[int],
     depths: Sequence[float] = DEPTHS,
@@ -24,6 +26,7 @@ def passkey(
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 16,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """How often a model says the key of prompts of a length that hold it at a depth.
 
@@ -35,6 +38,7 @@ def passkey(
         depths: the share of the filler in front of the key's sentence, in 0…1.
         n: prompts of each length and depth.
         split: whose files the filler is cut from.
+        on_progress: called with how many lengths are done, and how many there are.
 
     Returns:
         Columns length, depth (missing: all depths together), metric, value, low, high (Wilson), n. Metrics:
@@ -47,9 +51,9 @@ def passkey(
     """
     check_size("n", n)
     vocabulary = task.vocabulary
-    if not vocabulary.fits(model.config.d_vocab):
-        raise ProbeError(f"a model of {vocabulary.wanted} was wanted, got one of {model.config.d_vocab}")
-    rows = []
+    if not vocabulary.fits(d_vocab_of(model)):
+        raise ProbeError(f"a model of {vocabulary.wanted} was wanted, got one of {d_vocab_of(model)}")
+    rows, steps = [], Steps(len(lengths), on_progress)
     for length in lengths:
         prompts = [
             task.prompt(length, depth, np.random.default_rng([seed, length, round(1000 * depth), i]), split)
@@ -70,6 +74,7 @@ def passkey(
                 share = float(part[metric].mean())
                 interval = binomtest(round(share * len(part)), len(part)).proportion_ci(confidence, method="wilson")
                 rows.append((length, depth, metric, share, interval.low, interval.high, len(part)))
+        steps.step()
     rows = pd.DataFrame(rows, columns=["length", "depth", "metric", "value", "low", "high", "n"])
     return rows.assign(n_keys=task.n_keys).astype({"depth": "Float64"})
 

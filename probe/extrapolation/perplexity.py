@@ -14,6 +14,7 @@ from probe.config import check_size
 from probe.errors import ProbeError
 from probe.extrapolation.fitting import logits_of
 from probe.models.mode import evaluating
+from probe.progress import OnProgress, Steps, untold
 from probe.tracing import token_losses
 from probe.training.data import at_once
 
@@ -32,6 +33,7 @@ def perplexity(
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """exp of the mean loss of the same tokens, each given the tokens before it that fit into a context.
 
@@ -47,6 +49,7 @@ def perplexity(
         stride: half of what of the text a window holds, where None.
         score_from: only tokens from this index of a text on count. The longest context less the prefix, say, gives
             every context the same tokens and each of them a full context.
+        on_progress: called with how many contexts are done, and how many there are.
 
     Returns:
         Columns context, metric ("perplexity"; "loss" in nats, and "bits", a token), value, low, high (percentile
@@ -55,7 +58,9 @@ def perplexity(
     Raises:
         ProbeError: for a context that has no room behind the prefix, or texts with no token to score.
     """
-    losses = context_losses(model, texts, contexts, prefix=prefix, stride=stride, score_from=score_from)
+    losses = context_losses(
+        model, texts, contexts, prefix=prefix, stride=stride, score_from=score_from, on_progress=on_progress
+    )
     return perplexity_rows(losses, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
 
 
@@ -75,17 +80,19 @@ def context_losses(
     prefix: Sequence[int] = (),
     stride: int | None = None,
     score_from: int = 0,
+    on_progress: OnProgress = untold,
 ) -> ContextLosses:
     """What ``perplexity`` is made of, text by text."""
     _check_texts(texts)
     first = max(score_from, 0 if len(prefix) else 1)  # nothing predicts the first token of all
     if first >= texts.shape[1]:
         raise ProbeError(f"texts of more than {first} tokens were wanted, got {texts.shape[1]}")
-    found = {}
+    found, steps = {}, Steps(len(contexts), on_progress)
     for context in contexts:
         check_size("contexts", context, least=len(prefix) + 2)
         losses = sliding_losses(model, texts, context, prefix=prefix, stride=stride, score_from=first)
         found[context] = losses[:, first:].mean(1)
+        steps.step()
     return ContextLosses(found, texts.shape[1] - first)
 
 

@@ -14,6 +14,7 @@ from probe.models.anatomy import d_model_of, layer_encodings, untrained_like
 from probe.position.reading import RANDOM, RandomProjection, Reader
 from probe.position.scores import Draws, Metric
 from probe.position.splits import Split
+from probe.progress import OnProgress, Steps, untold
 from probe.tracing import EMBED
 
 CONTROLS: dict[str, str] = {
@@ -53,6 +54,7 @@ def beside_controls(
     reader: Reader,
     draws: Draws,
     metrics: Mapping[str, Metric],
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Rows of the models and of each control at every site; a model is read once for itself and the controls that are
     made of what it computes. "selectivity" is the first of the metrics, the model's less the control's; layer_encoding
@@ -66,12 +68,17 @@ def beside_controls(
             raise unknown_name("control", control, CONTROLS)
     fresh = _untrained(models, untrained, seed) if "untrained" in controls else []
     seen = [*sites, EMBED] if "embedding" in controls else list(sites)
-    own = [fit(model, seen, "shuffled" in controls) for model in models]
-    of_fresh = [fit(model, sites, False) for model in fresh]
-    of_tokens = []
-    if RANDOM in controls:
-        sizes = [d_model_of(model) for model in models]
-        of_tokens = [fit(RandomProjection(d_model, seed + m), [RANDOM], False) for m, d_model in enumerate(sizes)]
+    sizes = [d_model_of(model) for model in models] if RANDOM in controls else []
+    steps = Steps(len(models) + len(fresh) + len(sizes), on_progress)
+
+    def fitted(source: nn.Module | RandomProjection, at: Sequence[str], shuffled: bool = False) -> dict[str, Probed]:
+        found = fit(source, at, shuffled)
+        steps.step()
+        return found
+
+    own = [fitted(model, seen, "shuffled" in controls) for model in models]
+    of_fresh = [fitted(model, sites) for model in fresh]
+    of_tokens = [fitted(RandomProjection(d_model, seed + m), [RANDOM]) for m, d_model in enumerate(sizes)]
     parts = []
     for site in own[0]:
         if site != EMBED or EMBED in sites:

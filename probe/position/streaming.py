@@ -23,6 +23,7 @@ from probe.position.ridge import ALPHAS, check_alphas, fit_folds
 from probe.position.scores import METRICS, Draws, token_sums
 from probe.position.splits import Split
 from probe.position.targets import TARGETS, TargetContext
+from probe.progress import OnProgress, untold
 from probe.tracing import EMBED, block_site
 
 # Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
@@ -57,6 +58,7 @@ def probe_positions(
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 64,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Fit ridge regressions for what is asked of each token, and score them on other sequences, beside controls.
 
@@ -80,6 +82,7 @@ def probe_positions(
             the extrapolation curve.
         alphas: strengths to choose from, above 0.
         n_bootstrap: draws of the test sequences (and models) for the percentile intervals.
+        on_progress: called with how many models and controls are read, and how many there are.
 
     Returns:
         One row a number: site, layer_encoding (what the site's layer sees), target, probe ("ridge"), control ("none" is
@@ -122,6 +125,7 @@ def probe_positions(
         reader=reader,
         draws=Draws.of(len(split.test), n_bootstrap, confidence, seed, len(models)),
         metrics=METRICS,
+        on_progress=on_progress,
     ).assign(probe="ridge")[COLUMNS]
 
 

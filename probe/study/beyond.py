@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.attention import stream
 from probe.errors import ProbeError, unknown_name
@@ -20,6 +20,7 @@ from probe.extrapolation import (
     FittedScale,
     ScaleTraining,
     best_scale,
+    can_scale,
     context_losses,
     fit_log_law,
     loss_by_position,
@@ -31,9 +32,10 @@ from probe.extrapolation import (
     sweep_scale,
     train_scale,
 )
-from probe.models.build import Model
+from probe.models.anatomy import n_heads_of, n_layers_of
 from probe.models.decoder import Decoder
 from probe.models.variant import variant
+from probe.progress import OnProgress, Steps, untold
 from probe.tasks.passkey import Passkey
 from probe.training import EncodedExamples, TrainingConfig, encode, train
 
@@ -65,7 +67,7 @@ class Beyond:
     def contexts(self) -> list[int]:
         return [self.task.train_length * s for s in (1, *self.extensions)]
 
-    def within(self, *models: Model) -> "Beyond":
+    def within(self, *models: nn.Module) -> "Beyond":
         """As far as all of these models know positions."""
         lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
         known = min((last + 1 for last in lasts if last is not None), default=math.inf)
@@ -88,32 +90,41 @@ class Variant(NamedTuple):
 
     name: str
     extension: float
-    model: Decoder
+    model: nn.Module
 
 
 Kept = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]  # the rows of a stage: measured once
 
 
 def beyond_stages(
-    decoder: Decoder, beyond: Beyond, kept: Kept, drop: Callable[[], Decoder] | None = None
+    decoder: nn.Module,
+    beyond: Beyond,
+    kept: Kept,
+    drop: Callable[[], Decoder] | None = None,
+    *,
+    on_progress: OnProgress = untold,
 ) -> dict[str, Callable[[], pd.DataFrame]]:
     """The stages of one model, in the order in which they need each other.
 
-    Every model gets a uniform scale. Rotary positions are stretched besides; all others get a scale for every head,
-    too. ``drop``, if there is one, gives the model with its encoding dropped. Each is measured by perplexity and
-    passkeys.
+    Every model whose queries can be scaled gets a uniform scale. Rotary positions of ours are stretched besides; all
+    others get a scale for every head, too. ``drop``, if there is one, gives the model with its encoding dropped. Each
+    is measured by perplexity and passkeys. ``on_progress`` is told how far the longest of them is, the fit of scales.
     """
     beyond = beyond.within(decoder)
     if not beyond.extensions:
         return {}
-    stretched = decoder.config.encoding == "rotary"
+    ours = isinstance(decoder, Decoder)
+    stretched = ours and decoder.config.encoding == "rotary"
 
     def fit() -> pd.DataFrame:
-        parts = [uniform := fit_uniform(decoder, beyond)]
+        steps = Steps(1 + (not stretched) + (drop is not None), on_progress)
+        parts = [uniform := fit_uniform(decoder, beyond, on_progress=steps.within)]
+        steps.step()
         if not stretched:
-            parts.append(fit_heads(decoder, beyond, uniform))
+            parts.append(fit_heads(decoder, beyond, uniform, on_progress=steps.within))
+            steps.step()
         if drop is not None:
-            parts.append(fit_uniform(drop(), beyond, "dropped_uniform"))
+            parts.append(fit_uniform(drop(), beyond, "dropped_uniform", on_progress=steps.within))
         return pd.concat(parts, ignore_index=True)
 
     def scales(of_dropped: bool = False) -> pd.DataFrame:
@@ -122,13 +133,16 @@ def beyond_stages(
 
     def variants() -> Iterator[Variant]:
         yield Variant("none", math.nan, decoder)
+        if not can_scale(decoder):
+            return
         yield from with_scales(decoder, scales())
-        yield from stretches(decoder, beyond) if stretched else by_position(decoder, beyond, scales())
+        if ours:
+            yield from stretches(decoder, beyond) if stretched else by_position(decoder, beyond, scales())
         if drop is not None:
             yield Variant("dropped", math.nan, drop())
             yield from with_scales(drop(), scales(of_dropped=True))
 
-    def of_all(measure: Callable[[Decoder], pd.DataFrame], least: float = 0) -> pd.DataFrame:
+    def of_all(measure: Callable[[nn.Module], pd.DataFrame], least: float = 0) -> pd.DataFrame:
         """Of every variant but those made for a shorter extension than ``least``."""
         chosen = (v for v in variants() if not v.extension < least)
         parts = [measure(v.model).assign(variant=v.name, extension=v.extension) for v in chosen]
@@ -136,48 +150,56 @@ def beyond_stages(
 
     plain = functools.cache(lambda: losses_of(decoder, beyond))
 
-    def compared(model: Decoder) -> pd.DataFrame:
+    def compared(model: nn.Module) -> pd.DataFrame:
         if model is decoder:
             return perplexity_rows(plain(), seed=beyond.seed)
         return perplexity_rows(losses_of(model, beyond), plain(), seed=beyond.seed)
 
     stages = {
-        "head_scale": fit,
         "perplexity": lambda: of_all(compared),
         "loss_by_position": lambda: of_all(lambda model: positions_of(model, beyond)),
         "passkey": lambda: of_all(lambda model: passkeys_of(model, beyond)),
-        "scale_law": lambda: scale_laws(kept("head_scale", fit)),
     }
+    if not can_scale(decoder):
+        return stages
+    stages = {"head_scale": fit} | stages | {"scale_law": lambda: scale_laws(kept("head_scale", fit))}
     if not stretched and _streams(decoder):
         rise = functools.partial(entropy_rise, decoder, beyond)
         longest = max(beyond.extensions)
         stages["scaled_entropy"] = lambda: of_all(functools.partial(entropy_of, beyond=beyond), least=longest)
         stages["entropy_rise"] = rise
-        if decoder.config.n_layers * decoder.config.n_heads > 2:
+        if n_layers_of(decoder) * n_heads_of(decoder) > 2:
             stages["scale_entropy"] = lambda: scale_entropy(scales(), kept("entropy_rise", rise), beyond.seed)
     return stages
 
 
-def fit_uniform(decoder: Decoder, beyond: Beyond, name: str = "uniform") -> pd.DataFrame:
+def fit_uniform(
+    decoder: nn.Module, beyond: Beyond, name: str = "uniform", *, on_progress: OnProgress = untold
+) -> pd.DataFrame:
     """The best uniform λ on validation texts, of every extended length. Columns variant, extension, layer, head, metric
     "scale", value."""
-    shape, parts = (decoder.config.n_layers, decoder.config.n_heads), []
+    shape, parts = (n_layers_of(decoder), n_heads_of(decoder)), []
+    steps = Steps(len(beyond.extensions), on_progress)
     for extension in beyond.extensions:
         texts = beyond.texts("validation", extension * beyond.task.train_length, beyond.n_fitted)
         best = best_scale(sweep_scale(decoder, texts, UNIFORM, n_bootstrap=1))
         parts.append(scale_rows(torch.full(shape, best), name, extension))
+        steps.step()
     return pd.concat(parts, ignore_index=True)
 
 
-def fit_heads(decoder: Decoder, beyond: Beyond, uniform: pd.DataFrame) -> pd.DataFrame:
+def fit_heads(
+    decoder: nn.Module, beyond: Beyond, uniform: pd.DataFrame, *, on_progress: OnProgress = untold
+) -> pd.DataFrame:
     """The λ of every head for every extended length, on training texts, from the best uniform one on: trained, and by
     ``beyond.fits`` also trained without the paper's limit or initial value, or searched. Columns as ``fit_uniform``."""
-    parts = []
+    parts, steps = [], Steps(len(beyond.extensions) * len(beyond.fits), on_progress)
     for extension in beyond.extensions:
         best = float(uniform[uniform["extension"] == extension]["value"].iloc[0])
         data = beyond.texts("train", extension * beyond.task.train_length, beyond.scale.steps * beyond.scale.batch_size)
         for name in beyond.fits:
             parts.append(scale_rows(FITS[name](decoder, data, beyond.scale, best).scale, name, extension))
+            steps.step()
     return pd.concat(parts, ignore_index=True)
 
 
@@ -208,7 +230,7 @@ def by_position(decoder: Decoder, beyond: Beyond, scales: pd.DataFrame) -> Itera
     yield Variant("log_length", math.nan, variant(decoder, attention_function="log_length", attention_options=options))
 
 
-def with_scales(decoder: Decoder, scales: pd.DataFrame) -> Iterator[Variant]:
+def with_scales(decoder: nn.Module, scales: pd.DataFrame) -> Iterator[Variant]:
     """A model with each of the scales of these rows."""
     for (name, extension), rows in scales.groupby(["variant", "extension"], sort=False):
         yield Variant(name, extension, scaled(decoder, scale_of(rows)))
@@ -227,9 +249,9 @@ def stretches(decoder: Decoder, beyond: Beyond) -> Iterator[Variant]:
             yield Variant(name, float(extension), variant(decoder, encoding_options=options))
 
 
-def drops(decoder: Decoder) -> bool:
+def drops(decoder: nn.Module) -> bool:
     """Whether a model has an encoding that is worth dropping."""
-    return decoder.config.encoding in DROPPED
+    return isinstance(decoder, Decoder) and decoder.config.encoding in DROPPED
 
 
 def drop_encoding(
@@ -246,17 +268,17 @@ def drop_encoding(
     return train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
 
 
-def losses_of(model: Decoder, beyond: Beyond) -> ContextLosses:
+def losses_of(model: nn.Module, beyond: Beyond) -> ContextLosses:
     """Losses by context, of the second half of held-out texts as long as the longest."""
     half = beyond.held_out.shape[1] // 2
     return context_losses(model, beyond.held_out, beyond.contexts, prefix=beyond.task.plain_prefix, score_from=half)
 
 
-def positions_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:
+def positions_of(model: nn.Module, beyond: Beyond) -> pd.DataFrame:
     return loss_by_position(model, beyond.held_out, prefix=beyond.task.plain_prefix, seed=beyond.seed)
 
 
-def passkeys_of(model: Decoder, beyond: Beyond) -> pd.DataFrame:
+def passkeys_of(model: nn.Module, beyond: Beyond) -> pd.DataFrame:
     return passkey(model, beyond.task, beyond.contexts, n=beyond.n_prompts, seed=beyond.seed)
 
 
@@ -272,13 +294,13 @@ def scale_laws(scales: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["variant", "metric", "value", "low", "high", "n"])
 
 
-def entropy_of(model: Decoder, beyond: Beyond, n: int = 8, n_bins: int = 64) -> pd.DataFrame:
+def entropy_of(model: nn.Module, beyond: Beyond, n: int = 8, n_bins: int = 64) -> pd.DataFrame:
     """Mean entropy of every head's attention by query position, in nats."""
     rows = stream(model, beyond.texts("test", beyond.contexts[-1], n).tokens).rows(n_bins)
     return rows[rows["metric"] == "entropy"].drop(columns="template").reset_index(drop=True)
 
 
-def entropy_rise(decoder: Decoder, beyond: Beyond) -> pd.DataFrame:
+def entropy_rise(decoder: nn.Module, beyond: Beyond) -> pd.DataFrame:
     """How much more entropy a head's attention has at an extended length than at the trained one, and how much it has.
 
     Means over the queries in the second half of each length. Columns layer, head, extension, metric ("entropy",
@@ -316,7 +338,7 @@ def scale_entropy(scales: pd.DataFrame, rises: pd.DataFrame, seed: int) -> pd.Da
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def _streams(decoder: Decoder) -> bool:
+def _streams(decoder: nn.Module) -> bool:
     """Whether a model's attention can be streamed."""
     try:
         stream(decoder, torch.zeros(1, 2, dtype=torch.long))
@@ -332,20 +354,20 @@ BEYOND_STAGES: Sequence[str] = (
 
 
 def _trained(**changes: float | None):
-    def fit(decoder: Decoder, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
+    def fit(decoder: nn.Module, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
         return train_scale(decoder, data, replace(config, **{"initial": initial, **changes}))
 
     return fit
 
 
-def _searched(decoder: Decoder, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
+def _searched(decoder: nn.Module, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
     some = EncodedExamples(data.tokens[:24], data.prompt_lengths[:24], data.lengths[:24])
     return search_scale(decoder, some, initial=initial, batch_size=config.batch_size)
 
 
 # How the scales of heads are found. The ablation of Wang et al. 2024: without the limit λ >= 1, without the best
 # uniform scale as initial value, and without both.
-FITS: dict[str, Callable[[Decoder, EncodedExamples, ScaleTraining, float], FittedScale]] = {
+FITS: dict[str, Callable[[nn.Module, EncodedExamples, ScaleTraining, float], FittedScale]] = {
     "head": _trained(),
     "head_free": _trained(least=None),
     "head_from_one": _trained(initial=1.0),

@@ -1,17 +1,20 @@
 """Checkpoints of text models beyond their length: perplexity, passkeys and temperatures, without a study's training."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from probe.errors import ProbeError
-from probe.extrapolation import passkey, perplexity, scaled
+from probe.extrapolation import can_scale, passkey, perplexity, scaled
 from probe.extrapolation.perplexity import loss_by_position
 from probe.files import write_file, write_text
 from probe.models import checkpoint
-from probe.models.build import Model
+from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder
+from probe.progress import OnProgress, Steps, untold
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
 from probe.report.page import render_page
 from probe.study.beyond import Beyond, beyond_stages, scale_of
@@ -19,86 +22,112 @@ from probe.study.stages import read_stage, write_stage
 from probe.tasks.passkey import DEPTHS, Passkey
 
 
-def check_text_models(models: Mapping[str, Sequence[Decoder]], task: Passkey) -> dict[str, Decoder]:
+def check_text_models(models: Mapping[str, Sequence[nn.Module]], task: Passkey) -> dict[str, nn.Module]:
     """The first model of each name, which must be of this task's bytes, or of its tokenizer.
 
     Raises:
-        ProbeError: for a model of another vocabulary, or one under a bridge.
+        ProbeError: for a model of another vocabulary.
     """
     kind = f"those in {task.tokenizer}," if task.tokenizer else "bytes,"
     how = "" if task.tokenizer else " (as probe study --preset text trains; others want a tokenizer)"
     for name, (first, *_) in models.items():
-        if not isinstance(first, Model):
-            raise ProbeError(f"{name}: a model of this package was wanted, got a {type(first).__name__}")
-        if not task.vocabulary.fits(first.config.d_vocab):
+        if not task.vocabulary.fits(d_vocab_of(first)):
             raise ProbeError(
-                f"{name}: a model of {task.vocabulary.wanted}, {kind} was wanted{how}, "
-                f"got one of {first.config.d_vocab}"
+                f"{name}: a model of {task.vocabulary.wanted}, {kind} was wanted{how}, got one of {d_vocab_of(first)}"
             )
     return {name: of[0] for name, of in models.items()}
 
 
 def perplexity_checkpoints(
-    models: Mapping[str, Decoder], beyond: Beyond, folder: str | Path, *, contexts: Sequence[int] | None = None
+    models: Mapping[str, nn.Module],
+    beyond: Beyond,
+    folder: str | Path,
+    *,
+    contexts: Sequence[int] | None = None,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Perplexity by context, and loss by position, of held-out texts as long as the longest context; rows and a report
-    go into the folder. The second half of each text counts."""
+    go into the folder. The second half of each text counts. ``on_progress`` is called with how many measurements of a
+    model are done, and how many there are."""
     contexts = tuple(contexts or beyond.within(*models.values()).contexts)
     prefix = beyond.task.plain_prefix
     longest = max(contexts)
     if longest < len(prefix) + 4:
         raise ProbeError(f"contexts must be of at least {len(prefix) + 4} tokens, got {longest}")
     texts = beyond.texts("test", longest, beyond.n_texts).tokens[:, len(prefix) :]
-    half, parts = texts.shape[1] // 2, []
+    half, parts, steps = texts.shape[1] // 2, [], Steps(2 * len(models), on_progress)
     for name, model in models.items():
-        found = perplexity(model, texts, contexts, prefix=prefix, score_from=half, seed=beyond.seed)
+        found = perplexity(
+            model, texts, contexts, prefix=prefix, score_from=half, seed=beyond.seed, on_progress=steps.within
+        )
         parts.append(found.assign(measurement="perplexity", encoding=name))
+        steps.step()
         found = loss_by_position(model, texts, prefix=prefix, seed=beyond.seed)
         parts.append(found.assign(measurement="loss_by_position", encoding=name))
+        steps.step()
     return _finish(parts, beyond, folder, "Perplexity by length")
 
 
 def passkey_checkpoints(
-    models: Mapping[str, Decoder],
+    models: Mapping[str, nn.Module],
     beyond: Beyond,
     folder: str | Path,
     *,
     lengths: Sequence[int] | None = None,
     depths: Sequence[float] = DEPTHS,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
-    """Passkeys over lengths and depths; rows and a report go into the folder."""
+    """Passkeys over lengths and depths; rows and a report go into the folder. ``on_progress`` is called with how many
+    models are done, and how many there are."""
     lengths, parts = tuple(lengths or beyond.within(*models.values()).contexts), []
+    steps = Steps(len(models), on_progress)
     for name, model in models.items():
-        found = passkey(model, beyond.task, lengths, depths, n=beyond.n_prompts, seed=beyond.seed)
+        found = passkey(
+            model, beyond.task, lengths, depths, n=beyond.n_prompts, seed=beyond.seed, on_progress=steps.within
+        )
+        steps.step()
         parts.append(found.assign(measurement="passkey", encoding=name))
     return _finish(parts, beyond, folder, "Passkey retrieval")
 
 
 def scale_checkpoints(
-    models: Mapping[str, Decoder],
+    models: Mapping[str, nn.Module],
     beyond: Beyond,
     folder: str | Path,
     *,
     say: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Fit temperatures for every extended length and measure what they do: perplexity, passkeys, entropy, the law.
 
     The folder gets the rows, a report, and under ``models`` an ordinary checkpoint for each scale of heads, with the
-    scale in its weights. A finished stage is not done again.
+    scale in its weights, but for models under a bridge. A finished stage is not done again.
+    ``on_progress`` is called with how many stages are done, and how many there are.
     """
     folder, parts = Path(folder), []
+
+    def kept(name: str, stage: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        write_stage(folder, f"{stage}-{name}", measure)
+        return read_stage(folder, f"{stage}-{name}")
+
+    def stages_of(name: str, on_progress: OnProgress = untold) -> dict[str, Callable[[], pd.DataFrame]]:
+        return beyond_stages(models[name], beyond, functools.partial(kept, name), on_progress=on_progress)
+
+    total = 0
     for name, model in models.items():
-
-        def kept(stage: str, measure: Callable[[], pd.DataFrame], name: str = name) -> pd.DataFrame:
-            write_stage(folder, f"{stage}-{name}", measure)
-            return read_stage(folder, f"{stage}-{name}")
-
-        stages = beyond_stages(model, beyond, kept)
-        if not stages:
+        if not can_scale(model):
+            raise ProbeError(f"{name}: a model whose queries have a projection of their own was wanted, to scale them")
+        if not (stages := stages_of(name)):
             raise ProbeError(f"{name}: a model that knows positions beyond {beyond.task.train_length} was wanted")
-        for stage, measure in stages.items():
-            parts.append(kept(stage, measure).assign(measurement=stage, encoding=name))
+        total += len(stages)
+    steps = Steps(total, on_progress)
+    for name, model in models.items():
+        for stage, measure in stages_of(name, steps.within).items():
+            parts.append(kept(name, stage, measure).assign(measurement=stage, encoding=name))
             say(f"{name}: {stage}")
+            steps.step()
+        if not isinstance(model, Decoder):
+            continue  # a bridge has no checkpoints of ours; its scales are in the rows
         scales = read_stage(folder, f"head_scale-{name}")
         for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
             checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")

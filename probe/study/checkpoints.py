@@ -1,16 +1,18 @@
 """Decoders that exist already: the stages of a study without its training."""
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
+from probe.config import check_size
 from probe.files import write_file, write_text
 from probe.models.anatomy import untrained_like
 from probe.position import probe_over_training
+from probe.progress import OnProgress, Steps, untold
 from probe.report.attention_sections import attention_figures, attention_sections
 from probe.report.geometry import position_against_loss
 from probe.report.page import Section, render_page
@@ -19,6 +21,7 @@ from probe.study.config import TracedSequences
 from probe.study.stages import (
     FIGURE_STAGES,
     PROBE_TARGETS,
+    Measure,
     attention_stages,
     extrapolation,
     fitted_probes,
@@ -35,12 +38,14 @@ def compare_checkpoints(
     *,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Measure the attention of decoders and of the differences between them; write rows and a report into a folder.
 
     Every model has an untrained one of its shape as control; the stages are a study's (``attention_stages``,
     ``pair_stages``). Where the patterns are too large to be held, attention is streamed: then there is no census, and
-    models are not compared with each other.
+    models are not compared with each other. ``on_progress`` is called with how many stages are done, and how many there
+    are.
 
     Returns:
         The rows, with the columns measurement and encoding (the model's name).
@@ -51,21 +56,30 @@ def compare_checkpoints(
         # Equal starts would resemble each other for that reason alone.
         untrained[name] = [untrained_like(decoder, start + r) for r, decoder in enumerate(decoders)]
         start += len(decoders)
+    def stages_of(name: str) -> dict[str, Measure]:
+        return attention_stages(models[name], untrained[name], traced, seed)
+
+    long = any(too_long(decoders[0], traced.tokens) for decoders in models.values())
+    pairs = {} if long or len(models) < 2 else pair_stages(models, untrained, traced.tokens, seed)
+    # Counted anew and not kept: what stages have in common is held as long as they are.
+    steps = Steps(sum(len(stages_of(name)) for name in models) + len(pairs), on_progress)
     rows, drawings = [], {stage: {} for stage in FIGURE_STAGES}
-    for name, decoders in models.items():
-        for stage, measure in attention_stages(decoders, untrained[name], traced, seed).items():
+    for name in models:
+        for stage, measure in stages_of(name).items():
             found = measure()
             if stage in drawings:
                 drawings[stage][name] = found
             else:
                 rows.append(found.assign(measurement=stage, encoding=name))
+            steps.step()
         say(f"{name}: measured")
-    if len(models) > 1 and any(too_long(decoders[0], traced.tokens) for decoders in models.values()):
-        say("models not compared with each other: that wants whole patterns, which are too large at this length")
-    elif len(models) > 1:
-        for stage, measure in pair_stages(models, untrained, traced.tokens, seed).items():
-            rows.append(measure().assign(measurement=stage))
+    for stage, measure in pairs.items():
+        rows.append(measure().assign(measurement=stage))
+        steps.step()
+    if pairs:
         say("models compared")
+    elif len(models) > 1:
+        say("models not compared with each other: that wants whole patterns, which are too large at this length")
     collected = pd.concat(rows, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
     drawn = attention_figures(collected, drawings["maps"], drawings["curves"])
     n, length = traced.tokens.shape
@@ -89,25 +103,35 @@ def fit_checkpoints(
     fitted_length: int | None = None,
     over_training: Mapping[str, Path] = types.MappingProxyType({}),
     seed: int = 0,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Fit probes of position to decoders, those of one name being its seeds; write rows and a report into a folder.
 
     With ``fitted_length`` there are probes besides that are fitted to so many tokens and scored on up to four times as
     many. ``over_training`` names runs that kept their checkpoints: the position is then probed at each of these, beside
-    the loss. Controls as ``probe_positions`` has them.
+    the loss. Controls as ``probe_positions`` has them. ``on_progress`` is called with how many fits of a model, and
+    runs, are done, and how many there are.
     """
     folder, rows = Path(folder), []
+    if fitted_length is not None:
+        check_size("fitted_length", fitted_length)
     lengths = torch.full((len(traced.tokens),), traced.tokens.shape[1])
+    steps = Steps(len(models) * (1 if fitted_length is None else 2) + len(over_training), on_progress)
     for i, (name, decoders) in enumerate(models.items()):
         untrained = [untrained_like(d, seed + 1000 * i + r) for r, d in enumerate(decoders)]
-        found = fitted_probes(decoders, untrained, traced.tokens, sites=sites, targets=targets, seed=seed)
+        options = {"seed": seed, "on_progress": steps.within}
+        found = fitted_probes(decoders, untrained, traced.tokens, sites=sites, targets=targets, **options)
         rows.append(found.assign(measurement="fit", encoding=name))
+        steps.step()
         if fitted_length is not None:
-            found = extrapolation(decoders, untrained, traced.tokens, lengths, fitted_length=fitted_length, seed=seed)
+            found = extrapolation(decoders, untrained, traced.tokens, lengths, fitted_length=fitted_length, **options)
             rows.append(found.assign(measurement="extrapolation", encoding=name))
+            steps.step()
     for name, run in over_training.items():
-        found = probe_over_training(checkpoints_of(run), traced.tokens, scored=traced.scored, seed=seed)
+        kept = _told(checkpoints_of(run), len(list((run / "checkpoints").glob("step-*"))) + 1, steps.within)
+        found = probe_over_training(kept, traced.tokens, scored=traced.scored, seed=seed)
         rows.append(found.assign(measurement="over_training", encoding=name))
+        steps.step()
     collected = pd.concat(rows, ignore_index=True)
     fit = collected[collected["measurement"] == "fit"]
     in_layers = fit[fit["site"].str.startswith("blocks.")]
@@ -128,6 +152,15 @@ def fit_checkpoints(
     write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
     write_text(folder / "report.html", page)
     return collected
+
+
+def _told(
+    checkpoints: Iterator[tuple[int, nn.Module]], total: int, on_progress: OnProgress
+) -> Iterator[tuple[int, nn.Module]]:
+    steps = Steps(total, on_progress)
+    for each in checkpoints:
+        yield each
+        steps.step()
 
 
 def _drawn_targets(rows: pd.DataFrame) -> list[str]:

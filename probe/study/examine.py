@@ -35,6 +35,7 @@ from probe.models.anatomy import (
 )
 from probe.models.decoder import Decoder
 from probe.position import has_position_table, position_table
+from probe.progress import OnProgress, Steps, untold
 from probe.report.examine import examine_page
 from probe.study.config import TracedSequences
 from probe.study.places import locate, read_tokens
@@ -42,6 +43,7 @@ from probe.study.stages import (
     FIGURE_STAGES,
     PAIR_STAGES,
     ROW_STAGES,
+    Measure,
     attention_stages,
     extrapolation,
     hidden_stages,
@@ -101,6 +103,7 @@ def examine(
     *,
     device: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Look at models, by name, each a place as ``locate`` has it, and write rows and a report into a folder.
 
@@ -108,6 +111,7 @@ def examine(
     geometry and mechanism, the loss when all positions are shifted, the loss by position; attention beside templates,
     the split of scores, the census, what heads attend to that look for a key; and, where models are looked at on the
     same tokens, their distances. Every number stands beside an untrained model's. Layers are named by what they see.
+    ``on_progress`` is called with how many stages are done, and how many there are.
 
     Returns:
         The rows, with the columns measurement and encoding (the model's name).
@@ -126,21 +130,31 @@ def examine(
     identity = {"models": {name: str(place) for name, place in places.items()}, **asdict(config)}
     claim_folder(folder, "examine.json", identity)  # once nothing more is to be refused
     seeds = {name: config.seed + 1000 * i for i, name in enumerate(models)}  # equal starts would resemble each other
+
+    def stages_of(name: str, control: nn.Module) -> dict[str, Measure]:
+        return examine_stages(models[name], where[name], seen[name], config, control=control, seed=seeds[name])
+
+    def pairs_of(untrained: Mapping[str, Sequence[nn.Module]]) -> dict[str, Measure]:
+        tokens = next(iter(seen.values())).tokens
+        return pair_stages({name: [model] for name, model in models.items()}, untrained, tokens, config.seed)
+
+    compared = len(models) > 1 and not (differ := _incomparable(models, seen))
+    # Counted with no more models in memory than there are: nothing is measured before a stage is called.
+    total = sum(len(stages_of(name, model)) for name, model in models.items()) + (len(pairs_of({})) if compared else 0)
+    steps = Steps(total, on_progress)
     for name, model in models.items():
-        for stage, measure in examine_stages(model, where[name], seen[name], config, seed=seeds[name]).items():
+        for stage, measure in stages_of(name, untrained_like(model, seeds[name])).items():
             if write_stage(folder, f"{stage}-{name}", measure):
                 say(f"{name}: {stage}")
-    if len(models) > 1:
-        differ = _incomparable(models, seen)
-        if differ:
-            say(f"models not compared with each other: {differ}")
-        else:
-            tokens = next(iter(seen.values())).tokens
-            untrained = {name: [untrained_like(model, seeds[name])] for name, model in models.items()}
-            pairs = pair_stages({name: [model] for name, model in models.items()}, untrained, tokens, config.seed)
-            for stage, measure in pairs.items():
-                if write_stage(folder, stage, measure):
-                    say(stage)
+            steps.step()
+    if compared:
+        untrained = {name: [untrained_like(model, seeds[name])] for name, model in models.items()}
+        for stage, measure in pairs_of(untrained).items():
+            if write_stage(folder, stage, measure):
+                say(stage)
+            steps.step()
+    elif len(models) > 1:
+        say(f"models not compared with each other: {differ}")
     rows = _collect(folder, list(models))
     write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
     drawn = {stage: {n: read_stage(folder, f"{stage}-{n}") for n in models} for stage in FIGURE_STAGES}
@@ -151,10 +165,16 @@ def examine(
 
 
 def examine_stages(
-    model: nn.Module, place: str | Path, traced: TracedSequences, config: ExamineConfig, *, seed: int
-) -> dict[str, Callable[[], pd.DataFrame]]:
-    """The stages of one model."""
-    control, decoder = untrained_like(model, seed), our_decoder(model)
+    model: nn.Module,
+    place: str | Path,
+    traced: TracedSequences,
+    config: ExamineConfig,
+    *,
+    control: nn.Module,
+    seed: int,
+) -> dict[str, Measure]:
+    """The stages of one model beside its untrained control."""
+    decoder = our_decoder(model)
     tokens, n_heads = traced.tokens, n_layers_of(model) * n_heads_of(model)
     ablate = config.ablate
     if ablate is None:

@@ -23,24 +23,29 @@ from pathlib import Path
 import pandas as pd
 import torch
 from plotly.offline import get_plotlyjs
+from torch import nn
 
 from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
 from probe.files import claim_folder, write_file, write_text
-from probe.models.anatomy import untrained_like
+from probe.models.anatomy import d_vocab_of, layer_encodings, untrained_like
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
+from probe.processes import deaf_to_interrupts, end
+from probe.progress import OnProgress, untold
 from probe.report.study import study_figures, study_page
 from probe.study.beyond import BEYOND_STAGES, DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
-from probe.study.config import FORMAT, StudyConfig, StudyData, run_name
+from probe.study.config import FORMAT, StudyConfig, StudyData, TracedSequences, run_name
 from probe.study.places import locate
 from probe.study.stages import (
     PAIR_STAGES,
     ROW_STAGES,
+    Measure,
     model_stages,
     pair_stages,
     read_stage,
+    stage_file,
     write_stage,
 )
 from probe.tasks import make_task
@@ -57,6 +62,7 @@ def run_study(
     jobs: int | None = None,
     say: Callable[[str], None] = lambda line: None,
     on_log: Callable[[str, dict], None] = lambda name, entry: None,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Run a study in a folder, or what is left of it, and return its rows.
 
@@ -65,73 +71,140 @@ def run_study(
         jobs: models worked on at once; by default one a core on a CPU, one on an accelerator.
         say: called with a line whenever a model, or another stage, is finished.
         on_log: called with a model's name and the newest entry of its training's log, now and then.
+        on_progress: called with how many models and stages are finished, those of an earlier run included, and how many
+            there are.
 
     Raises:
         ProbeError: where the folder holds a study of other settings.
+        KeyboardInterrupt: on Ctrl-C. Processes have ended by then, and whatever was finished is in the folder, whole.
     """
     folder = Path(folder)
     torch_device = find_device(device)
     jobs, threads = share_cores(torch_device, jobs, len(config.encodings))
     data = StudyData.of(config)
-    data.traced(config)  # refuses what cannot work before the folder is touched
+    traced = data.traced(config)  # refuses what cannot work before the folder is touched
     claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
+    planned = _planned(config, folder, data, traced)
+    total = sum(map(len, planned.values())) + 1  # the report
+    finished: set[str] = set()
+
+    def tell(piece: str | None = None) -> None:
+        if piece is not None:
+            finished.add(piece)
+        on_progress(
+            sum(len(files) if of in finished else sum(map(Path.exists, files)) for of, files in planned.items()), total
+        )
+
+    tell()
     if jobs == 1:
         for encoding in config.encodings:
-            say(f"{encoding}: {_study_model(config, folder, encoding, str(torch_device), on_log=on_log)}")
+            say(f"{encoding}: {_study_model(config, folder, encoding, str(torch_device), on_log, tell)}")
+            tell(encoding)
         say(f"constructions: {_study_constructions(config, folder)}")
+        tell("constructions")
     else:
-        _study_models_side_by_side(config, folder, str(torch_device), jobs, threads, say, on_log)
+        _study_models_side_by_side(config, folder, str(torch_device), jobs, threads, say, on_log, tell)
     started = time.perf_counter()
-    _study_pairs(config, folder, data)
+    _study_pairs(config, folder, data, tell)
     rows = collect_rows(config, folder)
     write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
     _write_report(config, folder, rows, torch_device)
+    on_progress(total, total)
     say(f"model distances, figures and report: {time.perf_counter() - started:.0f} s")
     return rows
 
 
-def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_log) -> None:
+def _planned(config: StudyConfig, folder: Path, data: StudyData, traced: TracedSequences) -> dict[str, list[Path]]:
+    """The files that each piece of a study will leave, before any of its models is there.
+
+    Which stages there are is asked of decoders of the same shape, which are never run, so they have no weights (but
+    those of text, which are tried). Of models that are loaded in their place it is a guess.
+    """
+    weights = (0, "cpu") if isinstance(data.task, Passkey) else (None, "meta")
+    alike = {e: [Decoder(config.decoder(data.task, e, data.n_ctx), *weights)] for e in config.encodings}
+    planned = {"constructions": [stage_file(folder, "constructions")]}
+    for encoding, shapes in alike.items():
+        names = [run_name(encoding, r) for r in range(config.n_seeds(encoding))] if encoding not in config.load else []
+        stages = _stages(config, folder, encoding, shapes, shapes, data, traced, "cpu")
+        planned[encoding] = [folder / "models" / name / "final" for name in names]
+        planned[encoding] += [stage_file(folder, f"{stage}-{encoding}") for stage in stages]
+    if len(alike) > 1:
+        planned["pairs"] = [stage_file(folder, s) for s in pair_stages(alike, {}, traced.tokens, config.seed)]
+    return planned
+
+
+def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_log, on_stage) -> None:
     """The models and the constructions in processes of their own, one core or a few each."""
     with ProcessPoolExecutor(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=use_threads, initargs=(threads,)
     ) as pool:
-        names = {pool.submit(_study_model, config, folder, e, device): e for e in config.encodings}
-        names[pool.submit(_study_constructions, config, folder)] = "constructions"
+        others = set(multiprocessing.active_children())
+        with deaf_to_interrupts():
+            names = {pool.submit(_study_model, config, folder, e, device): e for e in config.encodings}
+            names[pool.submit(_study_constructions, config, folder)] = "constructions"
+        workers = set(multiprocessing.active_children()) - others
         waiting = set(names)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=list(names).index):
                     say(f"{names[future]}: {future.result()}")
+                    on_stage(names[future])
+                on_stage()
                 for name in (run_name(e, r) for e in config.encodings for r in range(config.n_seeds(e))):
                     entry = newest_log_entry(folder / "models" / name)
                     if entry is not None:
                         on_log(name, entry)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            if isinstance(error, KeyboardInterrupt):
+                end(workers, folder)
+            raise  # an error of one model lets the others that are worked on come to their end
 
 
 def _study_model(
-    config: StudyConfig, folder: Path, encoding: str, device: str, on_log: Callable[[str, dict], None] | None = None
+    config: StudyConfig,
+    folder: Path,
+    encoding: str,
+    device: str,
+    on_log: Callable[[str, dict], None] | None = None,
+    on_stage: Callable[[], None] = lambda: None,
 ) -> str:
     """Train or load the models of one encoding and measure them; says how long each stage took."""
     data = StudyData.of(config)
     started = time.perf_counter()
     decoders = [_decoder(config, folder, encoding, r, data, device, on_log) for r in range(config.n_seeds(encoding))]
     said = [f"model {time.perf_counter() - started:.0f} s"]
-    stages = model_stages(decoders, _untrained(config, encoding, decoders), data, data.traced(config), config.seed)
-    if isinstance(data.task, Passkey):
-        stages |= _beyond(config, folder, encoding, decoders[0], data, device)
+    on_stage()
+    untrained = _untrained(config, encoding, decoders)
+    stages = _stages(config, folder, encoding, decoders, untrained, data, data.traced(config), device)
     for name, measure in stages.items():
         started = time.perf_counter()
         if write_stage(folder, f"{name}-{encoding}", measure):
             said.append(f"{name} {time.perf_counter() - started:.0f} s")
+        on_stage()
     return ", ".join(said)
 
 
+def _stages(
+    config: StudyConfig,
+    folder: Path,
+    encoding: str,
+    decoders: list[nn.Module],
+    untrained: list[nn.Module],
+    data: StudyData,
+    traced: TracedSequences,
+    device: str,
+) -> dict[str, Measure]:
+    """The stages of one encoding, those of text included."""
+    stages = model_stages(decoders, untrained, data, traced, config.seed)
+    if isinstance(data.task, Passkey):
+        stages |= _beyond(config, folder, encoding, decoders[0], data, device)
+    return stages
+
+
 def _beyond(
-    config: StudyConfig, folder: Path, encoding: str, decoder: Decoder, data: StudyData, device: str
+    config: StudyConfig, folder: Path, encoding: str, decoder: nn.Module, data: StudyData, device: str
 ) -> dict[str, Callable[[], pd.DataFrame]]:
     """The stages of text beyond the trained length. No encoding is dropped from a model that is loaded: how long it was
     trained, of which the training that then follows is a share, nobody knows here."""
@@ -158,7 +231,7 @@ def _decoder(
     data: StudyData,
     device: str,
     on_log: Callable[[str, dict], None] | None,
-) -> Decoder:
+) -> nn.Module:
     if encoding in config.load:
         return _loaded(config.load[encoding], encoding, data, device)
     model = config.decoder(data.task, encoding, data.n_ctx)
@@ -168,26 +241,28 @@ def _decoder(
     return train(model, data.train, training, folder / "models" / name, device=device, on_log=watch)
 
 
-def _loaded(place: str, encoding: str, data: StudyData, device: str) -> Decoder:
-    decoder, vocabulary = locate(place).load(device), data.task.vocabulary
-    if not isinstance(decoder, Decoder):
-        raise ProbeError(f"{place}: a decoder was wanted, got a {type(decoder).__name__}")
-    if decoder.config.encoding != encoding or not vocabulary.fits(decoder.config.d_vocab):
+def _loaded(place: str, encoding: str, data: StudyData, device: str) -> nn.Module:
+    """A model that is there, ours or one under a bridge, whose layers see that encoding, some of a hybrid none."""
+    model, vocabulary = locate(place).load(device), data.task.vocabulary
+    got = next((name for name in layer_encodings(model) if name != "none"), "none")
+    if got != encoding or not vocabulary.fits(d_vocab_of(model)):
         raise ProbeError(
-            f"{place}: a decoder with encoding {encoding!r} and {vocabulary.wanted} was wanted, got "
-            f"{decoder.config.encoding!r} and {decoder.config.d_vocab}"
+            f"{place}: a decoder with encoding {encoding!r} and {vocabulary.wanted} was wanted, got {got!r} and "
+            f"{d_vocab_of(model)}"
         )
-    last = decoder.encoding.last_position
+    last = model.encoding.last_position if isinstance(model, Decoder) else None
     if last is not None and last + 1 < data.n_ctx:
         raise ProbeError(f"{place}: a decoder that knows {data.n_ctx} positions was wanted, got one of {last + 1}")
-    return decoder
+    return model
 
 
-def _untrained(config: StudyConfig, encoding: str, decoders: list[Decoder]) -> list[Decoder]:
+def _untrained(config: StudyConfig, encoding: str, decoders: list[nn.Module]) -> list[nn.Module]:
     return [untrained_like(decoder, config.training_of(encoding, r).seed) for r, decoder in enumerate(decoders)]
 
 
-def _study_pairs(config: StudyConfig, folder: Path, data: StudyData) -> None:
+def _study_pairs(
+    config: StudyConfig, folder: Path, data: StudyData, on_stage: Callable[[], None] = lambda: None
+) -> None:
     """What needs all models at once."""
     if len(config.encodings) < 2:
         return
@@ -199,6 +274,7 @@ def _study_pairs(config: StudyConfig, folder: Path, data: StudyData) -> None:
     untrained = {encoding: _untrained(config, encoding, of) for encoding, of in models.items()}
     for name, measure in pair_stages(models, untrained, data.traced(config).tokens, config.seed).items():
         write_stage(folder, name, measure)
+        on_stage()
 
 
 def _study_constructions(config: StudyConfig, folder: Path) -> str:

@@ -25,9 +25,10 @@ from probe.attention import (
     stream,
 )
 from probe.errors import ProbeError
-from probe.extrapolation import sweep_scale
-from probe.files import write_file
+from probe.extrapolation import can_scale, sweep_scale
+from probe.files import read_rows, write_file
 from probe.models.anatomy import n_heads_of, n_layers_of, our_decoder
+from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
 from probe.position import (
@@ -40,6 +41,7 @@ from probe.position import (
     variance_by_position,
 )
 from probe.position.causal import FitDistance
+from probe.progress import OnProgress, untold
 from probe.study.config import StudyData, TracedSequences
 from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, Trace, block_site, trace
 from probe.training import encode, exact_match, predict
@@ -60,9 +62,14 @@ DENSE_LENGTH = 1024
 DENSE = 2**28
 
 
+def stage_file(folder: str | Path, name: str) -> Path:
+    """Where the rows of a stage are, once it is finished."""
+    return Path(folder) / "rows" / f"{name}.parquet"
+
+
 def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) -> bool:
     """Measure and keep the rows, unless they are there; says whether there was anything to do."""
-    path = folder / "rows" / f"{name}.parquet"
+    path = stage_file(folder, name)
     if path.exists():
         return False
     rows = measure()
@@ -72,30 +79,33 @@ def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) ->
 
 def read_stage(folder: str | Path, name: str) -> pd.DataFrame:
     """The rows of a finished stage."""
-    path = Path(folder) / "rows" / f"{name}.parquet"
+    path = stage_file(folder, name)
     if not path.exists():
         raise ProbeError(f"{path}: no such file; the study has not come to that stage")
-    return pd.read_parquet(path)
+    return read_rows(path)
 
 
 Measure = Callable[[], pd.DataFrame]
 
 
 def model_stages(
-    decoders: Sequence[Decoder], untrained: Sequence[Decoder], data: StudyData, traced: TracedSequences, seed: int
+    decoders: Sequence[nn.Module], untrained: Sequence[nn.Module], data: StudyData, traced: TracedSequences, seed: int
 ) -> dict[str, Measure]:
     """The stages of one encoding, whose first model is measured; the others are its further seeds."""
     first = decoders[0]
-    return {
+    stages = {
         "accuracy": lambda: pd.concat(
             [accuracy(decoder, data).assign(seed=seed + r) for r, decoder in enumerate(decoders)], ignore_index=True
         ),
-        "shifted": lambda: shifted(first, data, seed=seed),
         **hidden_stages(decoders, untrained, traced, seed),
         "extrapolation": lambda: extrapolation(decoders, untrained, *data.held_out_sequences(seed), seed=seed),
-        "temperature": lambda: temperature(first, data, seed=seed),
         **attention_stages(decoders, untrained, traced, seed),
     }
+    if isinstance(first, Model):  # a bridge takes no positions
+        stages["shifted"] = lambda: shifted(first, data, seed=seed)
+    if can_scale(first):
+        stages["temperature"] = lambda: temperature(first, data, seed=seed)
+    return stages
 
 
 def hidden_stages(
@@ -207,9 +217,18 @@ def fitted_probes(
     sites: Sequence[str] | None = None,
     targets: Sequence[str] = PROBE_TARGETS,
     seed: int = 0,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Ridge probes at every site, beside their controls, over all seeds of a model."""
-    return probe_positions(list(decoders), tokens, sites, targets=targets, untrained=list(untrained), seed=seed)
+    return probe_positions(
+        list(decoders),
+        tokens,
+        sites,
+        targets=targets,
+        untrained=list(untrained),
+        seed=seed,
+        on_progress=on_progress,
+    )
 
 
 def extrapolation(
@@ -220,6 +239,7 @@ def extrapolation(
     *,
     fitted_length: int | None = None,
     seed: int = 0,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Probes behind the last layer, fitted to the first part of the sequences (a quarter of the longest by default) and
     scored by position beyond it."""
@@ -232,6 +252,7 @@ def extrapolation(
         fitted_length=fitted_length or max(2, tokens.shape[1] // 4),
         untrained=list(untrained),
         seed=seed,
+        on_progress=on_progress,
     )
 
 
@@ -243,7 +264,7 @@ def geometry(decoder: nn.Module, untrained: nn.Module, tokens: torch.Tensor, *, 
     return pd.concat([parts, variance_by_position(traces[0], untrained=traces[1], seed=seed)], ignore_index=True)
 
 
-def accuracy(decoder: Decoder, data: StudyData) -> pd.DataFrame:
+def accuracy(decoder: nn.Module, data: StudyData) -> pd.DataFrame:
     """Exact match by length, of both held-out splits."""
     parts = []
     for split in ("validation", "test"):
@@ -262,7 +283,7 @@ def shifted(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 500
     return shifted_positions(decoder, examples, shifts, seed=seed)
 
 
-def temperature(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 300) -> pd.DataFrame:
+def temperature(decoder: nn.Module, data: StudyData, *, seed: int = 0, most: int = 300) -> pd.DataFrame:
     """Loss and accuracy on trained lengths and on the test's under one attention temperature for the whole model."""
     parts = []
     for split, name in (("trained", "validation"), ("longer", "test")):

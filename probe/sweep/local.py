@@ -9,6 +9,7 @@ import pandas as pd
 
 from probe.device import use_threads
 from probe.errors import ProbeError
+from probe.processes import deaf_to_interrupts, end
 from probe.sweep.config import Run, SweepConfig
 
 Outcome = tuple[Run, pd.DataFrame | str]  # rows, or why there are none
@@ -25,7 +26,8 @@ def run_locally(
     retries: int,
 ) -> Iterator[Outcome]:
     """Every run's outcome as it comes. A process that dies is started again, ``retries`` times, and goes on from the
-    run's newest checkpoint; one that raises an error is not, for it would raise it again."""
+    run's newest checkpoint; one that raises an error is not, for it would raise it again. Whoever stops asking, or is
+    interrupted, ends those at work."""
     context = multiprocessing.get_context("spawn")
     todo = [(run, 0) for run in reversed(runs)]
     working: dict[Connection, tuple[multiprocessing.process.BaseProcess, Run, int]] = {}
@@ -37,7 +39,8 @@ def run_locally(
                 process = context.Process(
                     target=_child, args=(sweep, run, folder, device, threads, theirs), daemon=True
                 )
-                process.start()
+                with deaf_to_interrupts():
+                    process.start()
                 theirs.close()  # the child's end: when it dies, ours says so
                 working[ours] = process, run, tries
             for connection in wait(list(working)):
@@ -55,10 +58,7 @@ def run_locally(
                 else:
                     yield run, f"its process ended with exit code {process.exitcode}, {tries + 1} times"
     finally:
-        for process, _, _ in working.values():
-            process.terminate()
-        for process, _, _ in working.values():
-            process.join()
+        end([process for process, _, _ in working.values()], folder)
 
 
 def _child(

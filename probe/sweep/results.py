@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from probe.errors import ProbeError
-from probe.files import write_file
+from probe.files import read_rows, write_file
 from probe.sweep.config import Run
 
 # Types are fixed, so that the files of a data set agree though one has no intervals and another no lengths.
@@ -55,7 +55,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     files = sorted((Path(folder) / "results").glob("*.parquet"))
     if not files:
         raise ProbeError(f"{folder}: a sweep with at least one finished run was wanted, got none")
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    return pd.concat([read_rows(file) for file in files], ignore_index=True)
 
 
 def results_of(rows: pd.DataFrame, metric: str = "exact_match") -> pd.DataFrame:

@@ -11,7 +11,8 @@ import pandas as pd
 from probe.config import check_number, check_size
 from probe.device import find_device, share_cores
 from probe.errors import ProbeError
-from probe.files import write_text
+from probe.files import read_rows, write_text
+from probe.progress import OnProgress, untold
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import run_locally
 from probe.sweep.results import read_results, results_file, write_failure, write_results
@@ -32,6 +33,7 @@ def run_sweep(
     retries: int = 2,
     retry_failed: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Run a grid in a folder, or what is left of it, and return all its results (see ``read_results``).
 
@@ -47,9 +49,11 @@ def run_sweep(
         retries: how often a run whose process died is tried again.
         retry_failed: run those again that failed.
         say: called with a line for every run that is finished.
+        on_progress: called with how many runs are finished, those of an earlier sweep included, and how many there are.
 
     Raises:
         ProbeError: where the folder holds a result of the same name but other settings, or another sweep is at work.
+        KeyboardInterrupt: on Ctrl-C. Processes have ended by then, and whatever was finished is in the folder, whole.
     """
     folder = Path(folder)
     check_size("retries", retries, least=0)
@@ -73,16 +77,13 @@ def run_sweep(
                 sweep, todo, folder, address=ray, device=device, cpus=cpus_per_run, gpus=gpus, retries=retries
             )
         done = len(runs) - len(todo)
-        for run, outcome in outcomes:
-            done += 1
-            length, settings = run.make_task(sweep).train_length, run.settings(sweep)
-            if isinstance(outcome, str):
-                write_failure(folder, run, outcome, settings, length)
-                say(f"[{done}/{len(runs)}] {run.name}: failed: {outcome}")
-                continue
-            write_results(folder, run, outcome, settings, length)
-            clear(sweep, run, folder)
-            say(f"[{done}/{len(runs)}] {run.name}: {_in_words(outcome)}")
+        on_progress(done, len(runs))
+        with contextlib.closing(outcomes):  # ends what is at work, whatever happens here
+            for run, outcome in outcomes:
+                done += 1
+                said = _keep(sweep, run, outcome, folder)
+                say(f"[{done}/{len(runs)}] {run.name}: {said}")
+                on_progress(done, len(runs))
     return read_results(folder)
 
 
@@ -92,7 +93,7 @@ def _left(sweep: SweepConfig, runs: list[Run], folder: Path, retry_failed: bool)
     for run in runs:
         path = results_file(folder, run)
         if path.exists():
-            found = pd.read_parquet(path, columns=["status", "settings"]).iloc[0]
+            found = read_rows(path, ["status", "settings"]).iloc[0]
             if found["settings"] != run.settings(sweep):
                 raise ProbeError(
                     f"{path} was made with other settings of its task, model or training: take another folder, or "
@@ -102,6 +103,17 @@ def _left(sweep: SweepConfig, runs: list[Run], folder: Path, retry_failed: bool)
                 continue
         left.append(run)
     return left
+
+
+def _keep(sweep: SweepConfig, run: Run, outcome: pd.DataFrame | str, folder: Path) -> str:
+    """Write what became of a run, and say it."""
+    length, settings = run.make_task(sweep).train_length, run.settings(sweep)
+    if isinstance(outcome, str):
+        write_failure(folder, run, outcome, settings, length)
+        return f"failed: {outcome}"
+    write_results(folder, run, outcome, settings, length)
+    clear(sweep, run, folder)
+    return _in_words(outcome)
 
 
 def _in_words(rows: pd.DataFrame) -> str:

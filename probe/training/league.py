@@ -28,7 +28,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
     """
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except pd.errors.ParserError as error:
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ProbeError(f"{path}: a table with {', '.join(PUBLISHED)} was wanted: {error}") from None
     except pd.errors.EmptyDataError:
         raise ProbeError(f"{path}: a table with {', '.join(PUBLISHED)} was wanted, got an empty file") from None

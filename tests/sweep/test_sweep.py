@@ -72,7 +72,7 @@ def test_a_run_is_what_it_would_be_alone(tiny, swept, tmp_path):
 def test_what_is_finished_is_not_run_again(tiny, swept, monkeypatch):
     folder, rows, _ = swept
     monkeypatch.setattr(
-        "probe.sweep.run.run_locally", lambda sweep, runs, *a, **k: iter([(runs[0], "run again")] if runs else [])
+        "probe.sweep.run.run_locally", lambda sweep, runs, *a, **k: ((run, "run again") for run in runs[:1])
     )
     said = []
     pd.testing.assert_frame_equal(run_sweep(tiny, folder, device="cpu", say=said.append), rows)
@@ -83,7 +83,12 @@ def test_a_grid_may_grow_but_not_change(tiny, swept, tmp_path, monkeypatch):
     folder = tmp_path / "grown"
     shutil.copytree(swept[0], folder)
     asked = []
-    monkeypatch.setattr("probe.sweep.run.run_locally", lambda sweep, runs, *a, **k: iter(asked.extend(runs) or []))
+
+    def none_of_them(sweep, runs, *args, **options):
+        asked.extend(runs)
+        yield from ()
+
+    monkeypatch.setattr("probe.sweep.run.run_locally", none_of_them)
     run_sweep(dataclasses.replace(tiny, seeds=(3, 4)), folder, device="cpu")
     assert [run.seed for run in asked] == [4] * 9
     other = dataclasses.replace(tiny, training=dataclasses.replace(tiny.training, steps=13))
@@ -148,10 +153,18 @@ def test_a_worker_killed_in_the_middle_changes_nothing(tiny, undisturbed, tmp_pa
 
     killer = threading.Thread(target=kill)
     killer.start()
-    said = []
-    rows = run_sweep(long(tiny), tmp_path, device="cpu", jobs=2, say=said.append)
+    said, told = [], []
+    rows = run_sweep(
+        long(tiny),
+        tmp_path,
+        device="cpu",
+        jobs=2,
+        say=said.append,
+        on_progress=lambda *numbers: told.append(numbers),
+    )
     killer.join()
     assert len(killed) == 1 and len(said) == 2
+    assert told == [(0, 2), (1, 2), (2, 2)]
     pd.testing.assert_frame_equal(rows, undisturbed)
 
 
@@ -216,13 +229,18 @@ def test_the_league_is_drawn_from_a_sweep(swept, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("ours:") and "published:" in printed and printed.endswith(f"{out}\n")
     assert "Which differences are real? published" in out.read_text()
+    capsys.readouterr()
+    assert main(["league", str(folder), "--out", str(out), "--json"]) == 0
+    tables = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["value"] for row in tables if row["table"] == "league"] == league(results)["value"].tolist()
+    assert {row["table"] for row in tables} == {"league", "difference", "accuracy"}
     assert main(["league"]) == 2
     assert "a sweep's folder or --published FILE is wanted" in capsys.readouterr().err
     assert main(["league", str(tmp_path)]) == 2
     assert "a sweep with at least one finished run was wanted" in capsys.readouterr().err
 
 
-def test_sweep_from_flags(tmp_path, monkeypatch):
+def test_sweep_from_flags(tmp_path, monkeypatch, capsys):
     seen = {}
 
     def run(sweep, folder, **options):
@@ -236,6 +254,9 @@ def test_sweep_from_flags(tmp_path, monkeypatch):
     assert list(sweep.tasks) == ["copy", "lego"] and list(sweep.encodings) == ["none", "t5"] and sweep.seeds == (7, 8)
     assert len(sweep.runs()) == 2 * 2 * (1 + 2) and sweep.training.steps == 9 and sweep.model["d_model"] == 64
     assert seen["options"]["ray"] == "auto"
+    capsys.readouterr()
+    assert main(["sweep", "--folder", str(tmp_path), *flags, "--json"]) == 0
+    assert capsys.readouterr().out == '{"status":"done"}\n'
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""What every command is made of, and the options that several have."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One command: what it is for, what it may be told, what it does.
+
+    ``add`` gives a parser its options, and is called only where they are wanted: they come from what takes seconds to
+    import. ``run`` returns the exit status. ``resumes`` says whether the same command goes on from where it was broken
+    off.
+    """
+
+    help: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    resumes: bool = False
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="rows as JSON lines, and nothing else on stdout")
+
+
+def print_json(rows) -> None:
+    """The rows of a table on stdout, one JSON object each, numbers with all their digits (pandas' own JSON has 15 behind
+    the point: few of a small error). What is missing, or no finite number, is null."""
+    objects = rows.astype(object)
+    objects = objects.where(objects.notna(), None)
+    columns = [[_for_json(value) for value in objects[name]] for name in rows]
+    for values in zip(*columns, strict=True):
+        sys.stdout.write(json.dumps(dict(zip(rows, values, strict=True))) + "\n")
+    sys.stdout.flush()
+
+
+def _for_json(value):
+    value = value.item() if hasattr(value, "item") else value  # numpy's
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,66 @@
+"""The settings of a study or sweep: from presets, files and flags."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from probe.errors import unknown_name
+from probe.files import read_json_object
+from probe.options import add_options, flags
+
+
+def groups(settings: type) -> dict[str, type]:
+    """The dataclasses whose fields are options, by the key under which a study's or a sweep's settings hold them."""
+    from probe.models.decoder import DecoderConfig
+    from probe.training import TrainingConfig
+
+    return {"": settings, "model": DecoderConfig, "training": TrainingConfig}
+
+
+def add_study_options(
+    parser: argparse.ArgumentParser, without: Sequence[str] = (), only: Sequence[str] | None = None
+) -> None:
+    from probe.study import StudyConfig
+
+    add_options(parser, groups(StudyConfig), without, only)
+
+
+def study_config(options: argparse.Namespace, study=None):
+    """Preset (or a study that there is), then file, then flags; each overrides what came before it, key by key."""
+    from probe.study import PRESETS, StudyConfig
+
+    if options.preset not in PRESETS:
+        raise unknown_name("preset", options.preset, PRESETS)
+    preset = study or PRESETS[options.preset]
+    values = dataclasses.asdict(preset)
+    file = {} if options.config is None else read_json_object(Path(options.config))
+    for name, value in file.items():
+        if name == "training" and isinstance(value, dict):
+            value = {**values["training"], **value}
+        values[name] = value
+    said = flags(options)
+    given = {"model": said.pop("model", {}), "training": said.pop("training", {}), "": said}
+    if {**values, **said}["task"] != preset.task and "task_options" not in {**file, **said}:
+        values["task_options"] = {}  # another task's options do not carry over
+    for key, of in given.items():
+        if not key:
+            values |= of
+        elif isinstance(values[key], dict):  # anything else is refused below
+            values[key] = values[key] | of
+    return StudyConfig.from_dict(values)
+
+
+def sweep_config(options: argparse.Namespace):
+    """Preset, then file, then flags."""
+    from probe.sweep import PRESETS, SweepConfig
+
+    if options.preset not in PRESETS:
+        raise unknown_name("preset", options.preset, PRESETS)
+    values = dataclasses.asdict(SweepConfig())
+    file = {} if options.config is None else read_json_object(Path(options.config))
+    for source in (PRESETS[options.preset], file, flags(options)):
+        for name, value in source.items():
+            inner = name in ("model", "training") and isinstance(value, dict) and isinstance(values[name], dict)
+            values[name] = values[name] | value if inner else value
+    return SweepConfig.from_dict(values)

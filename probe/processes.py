@@ -1,0 +1,38 @@
+"""Processes that work for this one and end with it: Ctrl-C reaches this one alone, which then ends the others."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Collection, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from probe.files import remove_unfinished
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C is not heard; by processes that are started inside it never is.
+
+    A terminal sends it to all processes at once. Those at work would each print a traceback, and a pool's would take
+    up the next piece of work. What they cannot hear in their first moment either is said by their inheritance: ignored
+    signals stay ignored in a new program. Elsewhere than in the main thread signals cannot be set, and nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+def end(processes: Collection[BaseProcess], folder: Path) -> None:
+    """End processes at once, and remove what they had begun to write in a folder: whole files stay as they are."""
+    with deaf_to_interrupts():
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        remove_unfinished(folder, {process.pid for process in processes})

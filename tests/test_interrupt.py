@@ -1,0 +1,117 @@
+"""Ctrl-C: one line, exit status 130, no process and no half-written file left, and the same command goes on."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+SMALL = {
+    "encodings": ["none", "alibi"],
+    "task": "copy",
+    "task_options": {"train_length": 4, "test_length": 8, "n_symbols": 5},
+    "seeds": {},
+    "n_train": 300,
+    "n_validation": 40,
+    "n_test": 40,
+    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2},
+    "training": {"steps": 200, "batch_size": 8, "learning_rate": 0.003, "checkpoint_every": 20, "log_every": 50},
+    "trace_sequences": 12,
+    "trace_length": 7,
+    "verify_lengths": [16],
+}
+SWEEP = {
+    "tasks": {"copy": SMALL["task_options"]},
+    "encodings": ["none", "alibi"],
+    "seeds": [0],
+    **{name: SMALL[name] for name in ("n_train", "n_validation", "n_test", "model", "training")},
+}
+
+
+def command(folder, what, jobs):
+    """Of a study or a sweep; its settings lie beside its folder."""
+    (folder / f"{what}.json").write_text(json.dumps({"study": SMALL, "sweep": SWEEP}[what]))
+    options = {"config": folder / f"{what}.json", "folder": folder / what, "jobs": jobs, "device": "cpu"}
+    return [what, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+def finish(arguments):
+    done = subprocess.run([sys.executable, "-m", "probe", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def interrupt_at_a_checkpoint(arguments, folder, *, whole_group):
+    """Run a command in a process group of its own, and interrupt it, or all of its group as a terminal does, once a
+    model is in training; its exit status, and what it said on stderr. Nothing of the group goes on."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "probe", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("models/*/checkpoints/step-*")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[1])
+        time.sleep(0.005)
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    deadline = time.monotonic() + 10
+    while group_is_there(process.pid):  # multiprocessing's tracker of resources ends a moment after its parent
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process.returncode, said
+
+
+def group_is_there(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_whole(folder):
+    """Every file is under its final name, and there is a checkpoint to go on from."""
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    newest = max(folder.glob("models/*/checkpoints/step-*"))
+    assert {path.name for path in newest.iterdir()} == {"config.json", "model.safetensors", "optimizer.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(command(folder, "study", jobs=1))
+    return pd.read_parquet(folder / "study" / "rows.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("jobs", "whole_group"), [(1, False), (2, True)])
+def test_an_interrupted_study_goes_on_and_ends_as_if_nothing_had_happened(jobs, whole_group, undisturbed, tmp_path):
+    arguments, folder = command(tmp_path, "study", jobs), tmp_path / "study"
+    status, said = interrupt_at_a_checkpoint(arguments, folder, whole_group=whole_group)
+    assert status == 130
+    assert said.startswith("probe: interrupted; what was finished is kept, and this goes on from there: ")
+    assert said.endswith(f" -m probe {shlex.join(arguments)}\n") and said.count("\n") == 1
+    assert_whole(folder)
+    assert not list(folder.glob("rows/maps-*"))  # the last stage of a model: those at work have not come to it
+
+    finish([*arguments, "--jobs", "1"])
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "rows.parquet"), undisturbed)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_ends_its_processes(tmp_path):
+    arguments, folder = command(tmp_path, "sweep", jobs=2), tmp_path / "sweep"
+    status, said = interrupt_at_a_checkpoint(arguments, folder, whole_group=True)
+    assert status == 130
+    assert said.startswith("probe: interrupted; what was finished is kept") and said.count("\n") == 1
+    assert_whole(folder)
+    assert not list(folder.glob("results/*"))
