@@ -39,9 +39,10 @@ class CountingHead(PositionInARow):
     name = "counting_head"
     source = "a saturated head in place of the uniform one of Kazemnejad et al. 2023, Theorem 1"
     layers, attention_layers, mlp_layers = 1, 1, 0
-    # Measured: the curvature, .05. In float32 the sum over keys rounds, by how a processor's kernels go about it: on one
-    # (AVX-512 with AMX) .06 at 32,768, .29 at 65,536 and .70 at 131,072; on another (AVX-512 alone) .13 at 4,096, .55
-    # at 8,192, where rounding to the nearest integer no longer gives t, and 41 at 65,536. What holds on both is claimed.
+    # Measured: the curvature, .05. In float32 the sum over keys rounds, by how a processor's kernels go about it: on
+    # one (AVX-512 with AMX) .06 at 32,768, .29 at 65,536 and .70 at 131,072; on another (AVX-512 alone) .13 at 4,096,
+    # .55 at 8,192, where rounding to the nearest integer no longer gives t, and 41 at 65,536. What holds on both is
+    # claimed.
     max_length: ClassVar = {torch.float64: 131_072, torch.float32: 4_096}
     tolerance: ClassVar = {
         torch.float64: {"position": 1.1 * CURVATURE, "content": 0.0},

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from probe.cli import main
+from probe.cli import COMMANDS, _as_typed, main
 
 TINY = [
     "--task",
@@ -44,7 +44,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-m", "probe", *arguments], capture_output=True, text=True)
 
 
-def test_study_from_flags(tmp_path):
+def test_study_from_flags(tmp_path, capsys):
     done = run("study", "--folder", str(tmp_path / "s"), "--encodings", "none,rotary", *TINY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "s" / "report.html")
@@ -52,6 +52,14 @@ def test_study_from_flags(tmp_path):
     assert settings["encodings"] == ["none", "rotary"]
     assert settings["model"] == {"n_layers": 1, "d_model": 16, "n_heads": 2}
     assert settings["training"]["steps"] == 5
+
+    # Again, with nothing left to be done: its rows on stdout, and nothing else there.
+    arguments = ["study", "--folder", str(tmp_path / "s"), "--encodings", "none,rotary", *TINY, "--jobs", "1", "--json"]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kept = pd.read_parquet(tmp_path / "s" / "rows.parquet")
+    np.testing.assert_array_equal([row["value"] for row in rows], kept["value"])
+    assert [row["measurement"] for row in rows] == kept["measurement"].tolist()
 
 
 def test_models_are_listed(capsys):
@@ -88,10 +96,11 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monke
     assert seen["config"].task_options == {"train_length": 3, "test_length": 9}
 
 
-def test_verify_prints_every_claim_and_says_whether_it_holds(capsys):
+def test_verify_prints_every_claim_and_says_whether_it_holds(capsys, told):
     assert main(["verify", "absolute_position", "--lengths", "16,64", "--dtypes", "float64"]) == 0
     out = capsys.readouterr().out
     assert out.count("absolute_position") == 4
+    assert told.to_the_end() == (0, 2)
     assert main(["verify", "--lengths", "16", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["dtype"] for row in rows} == {"float64", "float32"}
@@ -140,7 +149,9 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["study", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["study", "--colour", "red"], "unrecognized arguments: --colour red; probe study --help says what there is"),
+        (["study", "--stpes", "5"], "unrecognized arguments: --stpes 5; did you mean --steps?"),
+        (["study", "--encodings", "none,rotray"], "xpos; did you mean 'rotary'?"),
         (["study", "--encodings", "none,rope"], "unknown encoding 'rope'; known: alibi, alibi_keys, alibi_learned"),
         (["study", "--task", "sort"], "unknown task 'sort'; known: addition, copy, jsonl, lego, parity, passkey, pcfg"),
         (["study", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
@@ -154,8 +165,11 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
         (["verify", "theorem_9"], "unknown construction 'theorem_9'"),
         (["verify", "--dtypes", "int8"], "unknown dtype 'int8'; known: bfloat16, float16, float32, float64"),
         (["verify", "--lengths", "99999999"], "99999999"),
-        (["dance"], "unknown command 'dance'; known: census"),
-        ([], "the following arguments are required: COMMAND"),
+        (["verify", "--lengths", "16,x"], "integers with commas between them were wanted, got '16,x'"),
+        (["studdy"], "unknown command 'studdy'; did you mean 'study'?"),
+        (["dance"], "unknown command 'dance'; known: census, compare, completion, doctor, examine, fit, league"),
+        ([], "the following arguments are required: COMMAND (probe --help says what there is)"),
+        (["compare"], "the following arguments are required: MODEL (probe compare --help says what there is)"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -175,12 +189,18 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path
         ("[]", "must be a JSON object, got list"),
         ('{"speed": 1}', "unknown option of a study 'speed'"),
         ('{"training": {"speed": 1}}', "unknown option of a study's training 'speed'"),
+        ('{"training": 1}', "'training' of a study must be an object, got 1"),
+        ('{"model": []}', "'model' of a study must be an object, got []"),
+        ('{"task_options": 1}', "'task_options' of a study must be an object, got 1"),
+        ('{"encodings": "none"}', "'encodings' of a study must be a list of strings, got 'none'"),
+        ('{"verify_lengths": ["x"]}', "'verify_lengths' of a study must be a list of integers, got ['x']"),
+        ('{"seeds": {"none": "x"}}', "'seeds' of a study must be an object of integers, got {'none': 'x'}"),
     ],
 )
 def test_a_bad_file_is_one_line_and_status_2(text, message, capsys, tmp_path):
     path = tmp_path / "c.json"
     path.write_text(text)
-    assert main(["study", "--config", str(path), "--folder", str(tmp_path / "s")]) == 2
+    assert main(["study", "--config", str(path), "--folder", str(tmp_path / "s"), "--steps", "3"]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not (tmp_path / "s").exists()
@@ -201,6 +221,49 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
     done = run("study", "--folder", str(tmp_path / "file" / "s"), *TINY)
     assert done.returncode == 2
     assert done.stderr.startswith("probe: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [*COMMANDS])
+def test_an_interrupted_command_says_how_to_go_on_if_it_can(name, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, name, COMMANDS[name]._replace(add=lambda parser: None, run=interrupted))
+    monkeypatch.setattr(sys, "argv", ["/somewhere/probe", "ignored"])
+    monkeypatch.setattr("shutil.which", {"probe": "/somewhere/probe"}.get)
+    assert main([name]) == 130
+    going_on = f"; what was finished is kept, and this goes on from there: probe {name}"
+    finds_its_work = name in ("study", "train", "scale", "examine", "sweep")
+    assert capsys.readouterr().err == f"probe: interrupted{going_on if finds_its_work else ''}\n"
+
+
+def test_the_command_to_go_on_with_is_quoted_and_runs_this_probe(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/other/{name}")
+    monkeypatch.setattr(sys, "argv", ["/an env/bin/probe"])
+    assert _as_typed(["study", "--folder", "a b"]) == "'/an env/bin/probe' study --folder 'a b'"
+    monkeypatch.setattr(sys, "argv", ["/site-packages/probe/__main__.py"])
+    assert _as_typed(["study"]) == f"{sys.executable} -m probe study"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert _as_typed(["train"]) == "accelerate launch -m probe train"
+
+
+def test_who_reads_no_further_is_not_told_off():
+    code = "import sys; from probe.cli import COMMANDS, main\n"
+    code += "COMMANDS['say'] = COMMANDS['models']._replace(run=lambda options: print('rows', flush=True))\n"
+    code += "sys.exit(main(['say']))"
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command.stdout.close()
+    with command.stderr as said:
+        assert said.read() == b""
+    assert command.wait() == 141
+
+
+def test_help_is_quick():
+    """No command's options are wanted, and what they come from is not imported."""
+    code = "import sys; from probe.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(*sorted({'torch', 'pandas', 'numpy', 'rich', 'shtab', 'plotly'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("\n\n") and "completion" in done.stdout
 
 
 def test_help_names_every_option(capsys):

@@ -67,13 +67,16 @@ def test_what_an_ended_process_had_begun_to_write_is_removed(tmp_path):
 
 
 def test_interrupts_are_not_heard_inside_and_are_outside():
-    before = signal.getsignal(signal.SIGINT)
-    with deaf_to_interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background hears none
+    try:
+        with deaf_to_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_damaged_table_is_one_clear_line(tmp_path):

@@ -31,8 +31,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def print_json(rows) -> None:
-    """The rows of a table on stdout, one JSON object each, numbers with all their digits (pandas' own JSON has 15 behind
-    the point: few of a small error). What is missing, or no finite number, is null."""
+    """The rows of a table on stdout, one JSON object each, all digits of a number: pandas' own JSON has 15 behind
+    the point, few of a small error. What is missing, or no finite number, is null."""
     objects = rows.astype(object)
     objects = objects.where(objects.notna(), None)
     columns = [[_for_json(value) for value in objects[name]] for name in rows]

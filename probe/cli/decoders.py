@@ -33,19 +33,25 @@ def _of_models(own: Add) -> Add:
     return add
 
 
-def _models_and_tokens(options: argparse.Namespace):
-    """The models by name, the folders of their checkpoints, the sequences on which they are looked at, and a seed."""
-    from probe.device import find_device
-    from probe.study import StudyData, TracedSequences
-    from probe.study.places import find_checkpoints, load_all, read_tokens
+def _find(options: argparse.Namespace):
+    """Where the models are, by name, and the settings of a study. What is to be fetched is, and shows how far it is."""
+    from probe.study.places import find_checkpoints
 
     checkpoints, study = find_checkpoints(options.models)
-    config = study_config(options, study)
+    return checkpoints, study_config(options, study)
+
+
+def _load(options: argparse.Namespace, checkpoints, config):
+    """The models by name, the sequences on which they are looked at, and a seed."""
+    from probe.device import find_device
+    from probe.study import StudyData, TracedSequences
+    from probe.study.places import load_all, read_tokens
+
     if options.tokens is None:
         traced = StudyData.of(config).traced(config)
     else:
         traced = TracedSequences(read_tokens(options.tokens))
-    return load_all(checkpoints, str(find_device(options.device))), checkpoints, traced, config.seed
+    return load_all(checkpoints, str(find_device(options.device))), traced, config.seed
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +61,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from probe.study.checkpoints import compare_checkpoints
 
-    folder = Path(options.folder)
+    folder, found = Path(options.folder), _find(options)
     with progress("compare") as shown:
-        models, _, traced, seed = _models_and_tokens(options)
+        models, traced, seed = _load(options, *found)
         rows = compare_checkpoints(models, traced, folder, seed=seed, say=shown.say, on_progress=shown.on_progress)
     if options.json:
         print_json(rows)
@@ -81,11 +87,11 @@ def _fit(options: argparse.Namespace) -> int:
 
     from probe.study.checkpoints import fit_checkpoints
 
-    folder = Path(options.folder)
+    folder, (checkpoints, config) = Path(options.folder), _find(options)
+    runs = {name: places[0].folder.parent for name, places in checkpoints.items()} if options.over_training else {}
     given = {name: getattr(options, name) for name in ("sites", "targets") if getattr(options, name)}
     with progress("fit") as shown:
-        models, checkpoints, traced, seed = _models_and_tokens(options)
-        runs = {name: places[0].folder.parent for name, places in checkpoints.items()} if options.over_training else {}
+        models, traced, seed = _load(options, checkpoints, config)
         rows = fit_checkpoints(
             models,
             traced,
@@ -120,9 +126,9 @@ def _census(options: argparse.Namespace) -> int:
     from probe.attention import census, census_table
     from probe.progress import Steps
 
-    rows = []
+    rows, found = [], _find(options)
     with progress("census") as shown:
-        models, _, (tokens, scored), seed = _models_and_tokens(options)
+        models, (tokens, scored), seed = _load(options, *found)
         steps = Steps(sum(map(len, models.values())), shown.on_progress)
         settings = {"scored": scored, "head_detector": options.head_detector, "seed": seed}
         for name, decoders in models.items():

@@ -41,18 +41,24 @@ def _of_models(name: str, own: Add) -> Add:
     return add
 
 
-def _text_models(options: argparse.Namespace, **settings: Any):
+def _find(options: argparse.Namespace):
+    """Where the models are, and a study's settings. What is to be fetched is, and shows how far it is."""
+    from probe.study.places import find_checkpoints
+
+    return find_checkpoints(options.models)
+
+
+def _text_models(options: argparse.Namespace, checkpoints, study, **settings: Any):
     """Models of text by name, and what is looked at beyond their length."""
     from probe.device import find_device
     from probe.models.decoder import Decoder
     from probe.study.beyond import Beyond
     from probe.study.beyond_checkpoints import check_text_models
-    from probe.study.places import find_checkpoints, load_all
+    from probe.study.places import load_all
     from probe.tasks import make_task
     from probe.tasks.passkey import Passkey
     from probe.tasks.tokenizers import has_tokenizer, shared_tokenizer
 
-    checkpoints, study = find_checkpoints(options.models)
     values = dict(study.task_options) if study is not None and study.task == "passkey" else {}
     for name in ("text", "train_length", "n_keys", "filler", "tokenizer"):
         if getattr(options, name, None) is not None:
@@ -98,8 +104,9 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 def _perplexity(options: argparse.Namespace) -> int:
     from probe.study.beyond_checkpoints import perplexity_checkpoints
 
+    found = _find(options)
     with progress("perplexity") as shown:
-        models = _text_models(options)
+        models = _text_models(options, *found)
         rows = perplexity_checkpoints(
             *models, Path(options.folder), contexts=options.contexts, on_progress=shown.on_progress
         )
@@ -117,8 +124,9 @@ def _passkey(options: argparse.Namespace) -> int:
     from probe.study.beyond_checkpoints import passkey_checkpoints
     from probe.tasks.passkey import DEPTHS
 
+    found = _find(options)
     with progress("passkey") as shown:
-        models = _text_models(options)
+        models = _text_models(options, *found)
         rows = passkey_checkpoints(
             *models,
             Path(options.folder),
@@ -156,8 +164,9 @@ def _scale(options: argparse.Namespace) -> int:
     )
     fits = ABLATION if options.ablation else options.fits or ("head",)
     settings = {"extensions": options.extensions} if options.extensions else {}
+    found = _find(options)
     with progress("scale") as shown:
-        models, beyond = _text_models(options, scale=training, fits=fits, **settings)
+        models, beyond = _text_models(options, *found, scale=training, fits=fits, **settings)
         rows = scale_checkpoints(models, beyond, Path(options.folder), say=shown.say, on_progress=shown.on_progress)
     return _tell(options, rows, "context", "perplexity")
 

@@ -56,6 +56,7 @@ def compare_checkpoints(
         # Equal starts would resemble each other for that reason alone.
         untrained[name] = [untrained_like(decoder, start + r) for r, decoder in enumerate(decoders)]
         start += len(decoders)
+
     def stages_of(name: str) -> dict[str, Measure]:
         return attention_stages(models[name], untrained[name], traced, seed)
 

@@ -256,7 +256,7 @@ def test_sweep_from_flags(tmp_path, monkeypatch, capsys):
     assert seen["options"]["ray"] == "auto"
     capsys.readouterr()
     assert main(["sweep", "--folder", str(tmp_path), *flags, "--json"]) == 0
-    assert capsys.readouterr().out == '{"status":"done"}\n'
+    assert capsys.readouterr().out == '{"status": "done"}\n'
 
 
 @pytest.mark.parametrize(
