@@ -1,17 +1,22 @@
 # make demo: set up, run the default study, print where its report is.   make test: set up, run the tests.
+# make docs: set up, build the documentation, print where it is.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test docs lint notebooks clean
 
 demo: $(STAMP)
 	$(BIN)/probe study --folder runs/demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 # All of them, or NAMES="01_… 05_…": run anew, their figures kept as pictures. Wants a Chromium or Chrome.
 notebooks: $(STAMP)

@@ -49,7 +49,7 @@ def step_of(model: nn.Module, logits_of=lambda output: output):
     return step
 
 
-def transformer_lens(positions: str) -> nn.Module:
+def transformer_lens(positions: str, n_ctx: int = LENGTH) -> nn.Module:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -58,7 +58,7 @@ def transformer_lens(positions: str) -> nn.Module:
             d_model=D_MODEL,
             d_head=D_MODEL // N_HEADS,
             n_layers=N_LAYERS,
-            n_ctx=LENGTH,
+            n_ctx=n_ctx,
             n_heads=N_HEADS,
             d_vocab=D_VOCAB,
             act_fn="gelu",

@@ -9,18 +9,21 @@ from constructions import absolute, bias, chords, counting, heads, kernels, newt
 from constructions.absolute import AbsolutePosition, ClosedForm
 from constructions.bias import ExactAlibi
 from constructions.chords import Chords, ExactPosition
-from constructions.construction import Construction
+from constructions.construction import Construction, StreamConstruction
 from constructions.counting import CountingHead
 from constructions.heads import HeadsFromChords, HeadsFromOdometer
 from constructions.kernels import FourierBias, RotaryKernel
+from constructions.layout import Layout, write_embeddings
 from constructions.newton import Newton
 from constructions.normalised import ThroughNorm
 from constructions.odometer import Odometer
 from constructions.planting import Planted, plant, widen
+from constructions.portrait import Portrait, portrait
 from constructions.propositions import PROPOSITIONS, Proposition
 from constructions.relative import RelativePosition
-from constructions.weights import perturbed
+from constructions.weights import perturbed, write_head, write_mlp_units, write_units
 
+#: Every construction by its name: what ``verify`` runs and ``build`` makes.
 CONSTRUCTIONS: dict[str, Construction] = {
     **absolute.CONSTRUCTIONS,
     **chords.CONSTRUCTIONS,
@@ -49,15 +52,23 @@ __all__ = [
     "FourierBias",
     "HeadsFromChords",
     "HeadsFromOdometer",
+    "Layout",
     "Newton",
     "Odometer",
     "Planted",
+    "Portrait",
     "Proposition",
     "RelativePosition",
     "RotaryKernel",
+    "StreamConstruction",
     "ThroughNorm",
     "perturbed",
     "plant",
+    "portrait",
     "verify",
     "widen",
+    "write_embeddings",
+    "write_head",
+    "write_mlp_units",
+    "write_units",
 ]

@@ -40,22 +40,27 @@ class BiasHeads(Construction, ABC):
 
     @property
     @abstractmethod
-    def n_heads(self) -> int: ...
+    def n_heads(self) -> int:
+        """Heads, one a bias."""
 
     @abstractmethod
-    def position_dimensions(self, length: int) -> int: ...
+    def position_dimensions(self, length: int) -> int:
+        """Dimensions of a head that carry its bias."""
 
     @abstractmethod
     def biases(self, length: int) -> dict[str, Float[Tensor, "head distance"]]:
         """What the scores are compared with: "pattern", and "wanted" if that is another; distances 0…length-1."""
 
     def d_head(self, length: int) -> int:
+        """Those that carry the bias, and those of the content."""
         return self.position_dimensions(length) + CONTENT_DIMENSIONS
 
     @abstractmethod
-    def layout(self, length: int) -> Layout: ...
+    def layout(self, length: int) -> Layout:
+        """The rows of the stream."""
 
     def width(self, length: int) -> int:
+        """Units of the widest MLP."""
         return max(len(chord_knots(length)) - 1, n_bits(length))
 
     def config(self, length: int) -> DecoderConfig:

@@ -126,7 +126,9 @@ def write_integers(
 class ExactPosition(StreamConstruction):
     """The integer t and every bit of it, exactly: chords, then units that round. One attention and two MLP layers.
 
-    Quantities, for both of which not the least error is allowed:
+    Not the least error is allowed.
+
+    Quantities:
         position: |row POSITION - t|, in positions.
         bits: the largest |row - bit j of t| over j = 0…n_bits-1.
         content: the largest change of rows ONE, IS_BOS and the content.

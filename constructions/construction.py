@@ -19,23 +19,22 @@ from probe.models.decoder import Decoder, DecoderConfig
 class Construction(ABC):
     """Hand-built weights for a ``Decoder``, claimed up to a length and a tolerance that depend on the dtype.
 
-    To add one: subclass it (or ``StreamConstruction``, ``HeadConstruction``), say what is claimed in the class
+    To add one: subclass it (or ``StreamConstruction``), say what is claimed in the class
     attributes, write ``config``, ``write_weights`` and ``errors``, and add it to the ``CONSTRUCTIONS`` at the foot of
     its file.
     """
 
-    name: str
-    claim: str  # one sentence
-    source: str  # paper and theorem
-    # A layer without attention is a block whose W_V is 0, one without MLP a block whose W_out is 0: they are not
-    # counted in the second and third number.
-    layers: int
-    attention_layers: int
-    mlp_layers: int
-    max_length: Mapping[torch.dtype, int]  # tokens, <bos> among them
-    tolerance: Mapping[torch.dtype, Mapping[str, float]]  # by dtype, then by the quantity that is measured
-    attention_paths: ClassVar[tuple[str, ...]] = ("explicit", "fused")  # those on which the claim can be looked at
-    # Whether a weight is chosen for the dtype (the constant of a rounding unit), and not only rounded to it.
+    name: str  #: its key in ``CONSTRUCTIONS``
+    claim: str  #: one sentence
+    source: str  #: paper and theorem
+    layers: int  #: blocks of the decoder
+    # A layer without attention is a block whose W_V is 0, one without MLP a block whose W_out is 0.
+    attention_layers: int  #: those of the layers that attend
+    mlp_layers: int  #: those of the layers whose MLP writes something
+    max_length: Mapping[torch.dtype, int]  #: tokens of the longest sequence, by dtype, ``<bos>`` among them
+    tolerance: Mapping[torch.dtype, Mapping[str, float]]  #: by dtype, then by the quantity that is measured
+    attention_paths: ClassVar[tuple[str, ...]] = ("explicit", "fused")  #: those on which the claim can be looked at
+    #: Whether a weight is chosen for the dtype (the constant of a rounding unit), and not only rounded to it.
     dtype_specific: ClassVar[bool] = False
 
     @abstractmethod
@@ -195,7 +194,7 @@ def plain_config(construction, length: int, *, n_heads: int = 1, activation: str
 class StreamConstruction(Construction):
     """A construction that leaves something in named rows of the residual stream after its last layer."""
 
-    activation: ClassVar[str] = "relu"
+    activation: ClassVar[str] = "relu"  #: of the MLPs
 
     @abstractmethod
     def layout(self, length: int) -> Layout:
@@ -206,6 +205,7 @@ class StreamConstruction(Construction):
         """Units of the widest MLP."""
 
     def d_head(self, length: int) -> int:
+        """Dimensions of a head: 4, so that 1/√d_head is a power of two."""
         return 4
 
     def config(self, length: int) -> DecoderConfig:

@@ -51,8 +51,9 @@ class PositionalHeads(Construction, ABC):
         f"five heads of the last layer attend to the token itself, the previous one, {BACK} back, the first, and "
         f"evenly to the last {WINDOW}"
     )
+    #: What is claimed of each head; "evenness" and "values" come beside them.
     quantities: ClassVar = ("self", "previous", "back", "first", "window")
-    n_heads: ClassVar = 5
+    n_heads: ClassVar = 5  #: of the last layer
 
     @abstractmethod
     def sizes(self, length: int) -> dict[str, int]:
@@ -68,12 +69,15 @@ class PositionalHeads(Construction, ABC):
         before the last two."""
 
     @abstractmethod
-    def least_width(self, length: int) -> int: ...
+    def least_width(self, length: int) -> int:
+        """MLP units that ``write_bits`` wants."""
 
     @abstractmethod
-    def least_d_head(self, length: int) -> int: ...
+    def least_d_head(self, length: int) -> int:
+        """Dimensions of a head that ``write_bits`` wants."""
 
     def layout(self, length: int) -> Layout:
+        """The rows of the stream: those of ``sizes``, the bits of each shifted position, the code of the window."""
         count = self.count(length)
         high = count - WINDOW_BITS - 1
         bits = {f"bits {k}": count for k in SHIFTS}

@@ -61,6 +61,7 @@ class Odometer(StreamConstruction):
         return max(2 * max(J for _, J in self.levels), sum(J for _, J in self.levels) + self.levels[-1][0] + 1)
 
     def d_head(self, length):
+        """A channel for each threshold of a level and one more, and a dimension for each threshold that is matched."""
         return max(*(J + 1 for _, J in self.levels), sum(J for _, J in self.levels))
 
     def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:

@@ -28,13 +28,13 @@ class Planted:
     must not move), and is None elsewhere.
     """
 
-    decoder: Decoder
-    layer: int
-    head: int
+    decoder: Decoder  #: the copy in which it was planted
+    layer: int  #: of the planted head
+    head: int  #: its number in that layer
     row: int
     twin: int | None
     slope: float
-    length: int
+    length: int  #: tokens of the longest sequence in which it counts
 
     def read(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
         """The 0-based position that the stream holds, to about ``constructions.counting.CURVATURE`` tokens."""

@@ -1,6 +1,6 @@
 """A construction as rows that can be drawn: its matrices, its attention, what it writes, and its error by position."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -9,10 +9,12 @@ from constructions.construction import Construction
 from constructions.layout import POSITION
 from constructions.weights import head_weights
 from probe.models.decoder import Decoder
+from probe.shown import Shown
 from probe.tracing import PATTERN, block_site, trace
 
 
-class Portrait(NamedTuple):
+@dataclass(frozen=True)
+class Portrait(Shown):
     """Rows for ``probe.report.construction_portrait`` and ``construction_matrices``.
 
     ``matrices``: layer, matrix ("head 0, W_V", "MLP, W_in"), n_rows, n_columns, row, column, weight, those that are not

@@ -36,11 +36,11 @@ Found = dict[str, tuple[float, float]]  # by quantity: the largest error and its
 class Proposition:
     """A statement, its proof (the docstring of ``find``), and the check of it."""
 
-    name: str
-    claim: str
-    source: str
-    find: Callable[[int], Found]
-    length: int
+    name: str  #: its key in ``PROPOSITIONS``
+    claim: str  #: one sentence
+    source: str  #: paper and section
+    find: Callable[[int], Found]  #: from a seed to the largest error and the tolerance of each quantity
+    length: int  #: tokens of the longest sequence that is looked at
 
     def check(self, seed: int = 0) -> pd.DataFrame:
         """Rows with the columns of ``Construction.check``; ``seed`` draws the decoders and tokens."""
@@ -295,6 +295,7 @@ def dimensions_of_a_bias(seed: int) -> Found:
     return {"dimensions too few": (missing, 0), "bound below 17": (abs(T // D - 1 - 17), 0)}
 
 
+#: Every statement of what cannot be done, by its name.
 PROPOSITIONS: dict[str, Proposition] = {
     each.name: each
     for each in (

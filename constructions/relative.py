@@ -59,10 +59,11 @@ class RelativePosition(Construction):
     """Kazemnejad et al. 2023, Theorem 2: the heads of the second layer have the bias -m (t - i), head h the slope m_h.
 
     The first layer is that of Theorem 1. The second has random content weights, W_Q and W_K ~ N(0, 1/N_CONTENT) from
-    the content rows to all but two dimensions of each head, and leaves the stream as it is.
+    the content rows to all but two dimensions of each head, and leaves the stream as it is. Each quantity is the
+    largest over heads, queries and visible keys; f_cnt are the scores of the same layer where only the content rows
+    reach it.
 
-    Quantities, each the largest over heads, queries and visible keys. f_cnt are the scores of the same layer where
-    only the content rows reach it:
+    Quantities:
         scores: |score - f_cnt + m (t - i)|, in nats.
         pattern: the total variation ½ Σ_i |pattern(t, i) - softmax_i(f_cnt - m (t - i))|, in [0, 1].
     """

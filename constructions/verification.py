@@ -29,6 +29,7 @@ def verify(
     attention: Sequence[str] | None = None,
     level: str = "default",
     on_progress: OnProgress = untold,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """The rows of ``Construction.check`` for each construction, dtype, length and attention path, and of each
     proposition.
@@ -44,6 +45,7 @@ def verify(
             has no row for a path that holds none (``Construction.attention_paths``).
         level: "quick" (seconds), "default", or "full", which adds the longest length of each claim (minutes).
         on_progress: called with how many of these checks are done, and how many there are.
+        seed: of the tokens that constructions are run on, and of the decoders and tokens of propositions.
 
     Raises:
         ProbeError: for an unknown name or level, or if no row would come out.
@@ -85,10 +87,11 @@ def verify(
         )
     tables, steps = [], Steps(len(runs) + len(propositions), on_progress)
     for construction, length, dtype, path in runs:
-        tables.append(construction.check(length, dtype, attention=path))
+        tokens = construction.tokens(length, seed)
+        tables.append(construction.check(length, dtype, tokens=tokens, attention=path))
         steps.step()
     for proposition in propositions:
-        tables.append(proposition.check())
+        tables.append(proposition.check(seed))
         steps.step()
     return pd.concat(tables, ignore_index=True)
 

@@ -1,10 +1,12 @@
 """Files that are whole or not there: written beside their final name, then renamed."""
 
+import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,25 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    write_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """A safetensors file. Its library calls a full disk an error of its own kind; here it is the system's, as of any
+    other file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an error names the file."""
     try:
@@ -80,14 +101,39 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def remove_unfinished(folder: Path, pids: Collection[int]) -> None:
-    """Remove what processes that were killed had begun to write anywhere in a folder."""
-    for pid in pids:
-        for path in list(folder.rglob(f".*.{pid}-*.tmp")):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def remove_unfinished(folder: Path, pids: Collection[int] | None = None) -> None:
+    """Remove what processes that were killed had begun to write anywhere in a folder; those of all processes where none
+    is named, which wants ``alone``."""
+    for path in [each for pid in ("*" if pids is None else map(str, pids)) for each in folder.rglob(f".*.{pid}-*.tmp")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One piece of work at a time in a folder, which is made where it is missing. The lock goes with its process,
+    however that ends, and what such a process had begun to write is removed.
+
+    Raises:
+        ProbeError: where another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # elsewhere than on POSIX there is no such lock
+        yield
+        return
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ProbeError(
+                f"{folder}: another process is at work in this folder; wait for it, or take another"
+            ) from None
+        remove_unfinished(folder)
+        yield
 
 
 def claim_folder(folder: Path, name: str, identity: dict[str, Any]) -> None:

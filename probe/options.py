@@ -29,7 +29,7 @@ def _split(text: str, read: Callable[[str], Any], what: str) -> tuple[Any, ...]:
 
 def _pairs(text: str) -> dict[str, Any]:
     pairs = {}
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         name, equals, value = part.partition("=")
         if not equals:
             raise argparse.ArgumentTypeError(f"NAME=VALUE was wanted, got {part!r}")
@@ -70,17 +70,28 @@ def add_options(
         if only is not None and key:
             continue
         group = parser.add_argument_group(key or cls.__name__.removesuffix("Config").lower())
-        for field, kind in typing.get_type_hints(cls).items():
+        for field, kind in _kinds(cls).items():
             if field in _NOT_OPTIONS[key] or field in without or (only is not None and field not in only):
                 continue
-            if isinstance(kind, types.UnionType):  # "int | None": what can be said is the int
-                kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-            flag, destination = "--" + field.replace("_", "-"), f"{key}.{field}"
+            flag, destination = _flag(field), f"{key}.{field}"
             if kind is bool:
                 group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, choices=("true", "false"))
             else:
                 read, metavar = _READERS[kind]
                 group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, type=read, metavar=metavar)
+
+
+def _kinds(cls: type) -> dict[str, Any]:
+    """The type of every field; of "int | None" the int, which is what can be said."""
+    kinds = typing.get_type_hints(cls)
+    for field, kind in kinds.items():
+        if isinstance(kind, types.UnionType):
+            kinds[field] = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    return kinds
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -92,3 +103,39 @@ def flags(options: argparse.Namespace) -> dict[str, Any]:
             value = value == "true" if value in ("true", "false") else value
             (values.setdefault(key, {}) if key else values)[name] = value
     return values
+
+
+def as_flags(wanted: Mapping[str, Any], start: Mapping[str, Any], groups: Mapping[str, type]) -> list[str] | None:
+    """The flags that make one configuration of another, both as ``dataclasses.asdict`` has them: what ``flags`` reads.
+
+    None where no flags can: a field that has none differs, a key of a group would have to go, or a value has no text.
+    """
+    said: list[str] = []
+    for key, cls in groups.items():
+        new, old, kinds = (wanted[key], start[key], _kinds(cls)) if key else (wanted, start, _kinds(cls))
+        if any(name not in new for name in old):
+            return None
+        for name in (name for name in new if name not in old or new[name] != old[name]):
+            if name in groups:
+                continue
+            text = None if name in _NOT_OPTIONS[key] else _text(kinds[name], new[name])
+            if text is None:
+                return None
+            said += [f"{_flag(name)}={text}"] if text.startswith("-") else [_flag(name), text]
+    return said
+
+
+def _text(kind: Any, value: Any) -> str | None:
+    """What is read as that value; None where nothing is."""
+    if kind is bool:
+        return {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
+    if isinstance(value, Mapping):
+        text = ",".join(f"{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in value.items())
+    elif isinstance(value, (list, tuple)):
+        text = ",".join(map(str, value))
+    else:
+        text = str(value)
+    try:
+        return text if _READERS[kind][0](text) == value else None
+    except (argparse.ArgumentTypeError, ValueError):
+        return None

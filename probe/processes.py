@@ -1,6 +1,9 @@
 """Processes that work for this one and end with it: Ctrl-C reaches this one alone, which then ends the others."""
 
 import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import threading
 from collections.abc import Collection, Iterator
@@ -26,6 +29,19 @@ def deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it is gone, killed, say: nobody waits for its results,
+    and another may be started in its place."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def end(processes: Collection[BaseProcess], folder: Path) -> None:

@@ -14,6 +14,7 @@ from probe.models.anatomy import n_layers_of, sites_of
 from probe.models.build import Model
 from probe.models.config import SITES
 from probe.models.mode import evaluating
+from probe.shown import Shown
 
 EMBED = "hook_embed"
 PATTERN = "attn.hook_pattern"
@@ -27,7 +28,7 @@ def block_site(layer: int, site: str) -> str:
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Shown):
     """What a model computed on some sequences. Values are on the CPU, sequences in the order of ``tokens``.
 
     ``lengths[b]`` is the number of tokens of sequence b that count; what stands to the right of them is padding, which
@@ -36,8 +37,8 @@ class Trace:
 
     tokens: Int[Tensor, "batch pos"]
     lengths: Int[Tensor, "batch"]
-    values: dict[str, Tensor]
-    n_layers: int
+    values: dict[str, Tensor]  #: what was kept, by full site name; ``trace[site]`` asks for one
+    n_layers: int  #: of the model
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.values:

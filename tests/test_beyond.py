@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from defined import undefined
 
 from probe.cli import main
 from probe.errors import ProbeError
@@ -68,6 +69,10 @@ def of(rows, measurement, encoding):
 def made(rows):
     pairs = rows[["variant", "extension"]].drop_duplicates()
     return {(v, None if math.isnan(s) else int(s)) for v, s in pairs.itertuples(index=False)}
+
+
+def test_every_number_is_defined(rows):
+    assert undefined(rows) == []
 
 
 @pytest.mark.parametrize("measurement", ["perplexity", "loss_by_position", "passkey"])

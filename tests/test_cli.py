@@ -167,7 +167,10 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
         (["verify", "--lengths", "99999999"], "99999999"),
         (["verify", "--lengths", "16,x"], "integers with commas between them were wanted, got '16,x'"),
         (["studdy"], "unknown command 'studdy'; did you mean 'study'?"),
-        (["dance"], "unknown command 'dance'; known: census, compare, completion, doctor, examine, fit, league"),
+        (
+            ["dance"],
+            "unknown command 'dance'; known: census, compare, completion, doctor, examine, figures, fit, league",
+        ),
         ([], "the following arguments are required: COMMAND (probe --help says what there is)"),
         (["compare"], "the following arguments are required: MODEL (probe compare --help says what there is)"),
     ],

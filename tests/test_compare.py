@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from defined import undefined
 
 from probe.attention import census, compare_models, compare_templates, split_scores
 from probe.cli import main
@@ -50,7 +51,9 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys, told):
     shares = rows[(rows["measurement"] == "split") & (rows["control"] == "none") & (rows["encoding"] == "t5")]
     np.testing.assert_array_equal(shares["value"], split_scores(c).shares["value"])
 
+    assert undefined(rows) == []
     page = (out / "report.html").read_text()
+    assert f"probe compare nope={folder / 'a'}" in page and f"--folder {out}</code>" in page
     for words in ("Attention beside its templates", "Scores split", "Census of heads", "Models compared"):
         assert words in page
     assert len(page) < 5_000_000

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from defined import undefined
 from released import LLAMA, make
 from tokenized import byte_level, gpt2, write_texts
 
@@ -82,7 +83,9 @@ def test_a_folder_of_gpt2s_format_becomes_rows_and_a_report(examined, places):
     counted = rows[(rows["encoding"] == "gpt2") & (rows["measurement"] == "census") & (rows["control"] == "none")]
     assert counted["value"].tolist() == census(model, tokens)["value"].tolist()
 
+    assert undefined(rows) == []
     page = (out / "report.html").read_text()
+    assert "probe examine " in page and "--length 32 --sequences 12 --needles 4 --device cpu" in page
     for words in ("The table of positions", "Positions shifted", "Looking for a key", "Layers that see position"):
         assert words in page, words
     assert "position rotary in layers 0 1 2, none in layers 3" in page

@@ -1,12 +1,19 @@
 import dataclasses
+import html
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import CHROMIUM, in_chromium
+from defined import undefined
 
+from probe.cli import build_parser
+from probe.cli.settings import study_config
 from probe.errors import ProbeError
 from probe.models import checkpoint
 from probe.study import PRESETS, StudyConfig, run_study
@@ -181,10 +188,12 @@ def test_the_report_says_what_was_found(study):
     page = (folder / "report.html").read_text()
     text = re.sub(r"<script[^>]*>.*?</script>|<[^>]+>", " ", page, flags=re.DOTALL)
     for words in (
-        "In distribution, exact match is",
+        "3 decoders (none, t5, alibi) on copy (train_length 5, test_length 10, n_symbols 6)",
+        "40 steps of 32 sequences",
+        "on held-out sequences of trained lengths",
         "NoPE is nearest to",
-        "Position is read from the last layer",
-        "constructions",
+        "Position is read from hidden states behind the last layer",
+        "checks of hand-built weights",
         "Attention beside its templates",
         "absolute bias on keys",
         "Census of heads",
@@ -197,6 +206,55 @@ def test_the_report_says_what_was_found(study):
     for value in accuracy["value"]:
         assert f"{value:.3f}" in text
     assert len(page) < 5_000_000
+
+
+def test_every_number_of_a_study_is_defined(study):
+    assert undefined(study[1]) == []
+
+
+def test_every_column_is_in_the_documentation(study):
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", text, flags=re.MULTILINE))
+    assert {name: told.get(name) for name in study[1]} == study[1].dtypes.astype(str).to_dict()
+
+
+def test_the_report_prints_the_command_that_makes_it_again(study):
+    page = (study[0] / "report.html").read_text()
+    command = html.unescape(re.search(r'<code id="command">(.*?)</code>', page)[1])
+    assert study_config(build_parser(["study"]).parse_args(shlex.split(command)[1:])) == SMALL
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_shows_the_report_whole(study, tmp_path):
+    folder, rows, _ = study
+    script = """
+      await sleep(10);
+      const d = wide.document, all = selector => [...d.querySelectorAll(selector)];
+      d.querySelector("[data-download=rows-data]").click();
+      await sleep(1);
+      return {
+        complaints: [...wide.complaints, ...phone.complaints],
+        requests: [wide, phone].flatMap(at => at.performance.getEntriesByType("resource")).map(e => e.name)
+          .filter(name => !/^(data|blob):/.test(name)),
+        figures: all(".plot").map(plot => plot.querySelector(".main-svg") !== null),
+        links: all("nav a").map(a => d.querySelector(a.getAttribute("href")) !== null),
+        terms: all("[aria-describedby]").map(each => d.getElementById(each.getAttribute("aria-describedby")) !== null),
+        sorted: all("table").map(table => {
+          const before = [...table.tBodies[0].rows], buttons = [...table.querySelectorAll("thead button")];
+          buttons.forEach(button => { button.click(); button.click(); button.click(); });
+          return [...table.tBodies[0].rows].every((row, i) => row === before[i]);
+        }),
+        phone: phone.document.documentElement.scrollWidth,
+        rows: new TextDecoder().decode(await wide.saved[0].arrayBuffer()),
+      };
+    """
+    found = in_chromium((folder / "report.html").read_text(), script, tmp_path)
+    assert found["complaints"] == [] and found["requests"] == []
+    for what in ("figures", "links", "terms", "sorted"):
+        assert len(found[what]) > 10 and all(found[what]), what
+    assert found["phone"] <= 360
+    assert found["rows"] == rows.to_csv(index=False)
 
 
 def test_decoders_can_be_loaded_instead_of_trained(study, tmp_path):

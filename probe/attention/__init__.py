@@ -25,7 +25,15 @@ from probe.attention.streaming import Divergence, StreamedAttention, stream_atte
 from probe.attention.streaming_models import AttentionInputs, ModelStream, attention_inputs, stream
 from probe.attention.streaming_template import StreamTemplate
 from probe.attention.summary import attention_summary
-from probe.attention.templates import TEMPLATES, FittedTemplate, Template, TemplateContext, available_templates
+from probe.attention.templates import (
+    TEMPLATES,
+    FittedTemplate,
+    Kernel,
+    Observed,
+    Template,
+    TemplateContext,
+    available_templates,
+)
 
 __all__ = [
     "AGGREGATES",
@@ -34,8 +42,10 @@ __all__ = [
     "AttentionInputs",
     "Divergence",
     "FittedTemplate",
+    "Kernel",
     "LongContext",
     "ModelStream",
+    "Observed",
     "ScoreSplit",
     "StreamTemplate",
     "StreamedAttention",

@@ -22,13 +22,14 @@ from probe.attention.split_parts import Curves, Stacks, settled, share_rows, sub
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
+from probe.shown import Shown
 from probe.tracing import Trace, valid_rows
 
 CONTENT = ("none", "pair")
 
 
 @dataclass(frozen=True)
-class ScoreSplit:
+class ScoreSplit(Shown):
     """The split of every head.
 
     ``shares``: columns layer, head, scope, part, metric, value, low, high, n (sequences), content. For the metric

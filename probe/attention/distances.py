@@ -156,6 +156,7 @@ def _refuse(bad: Bool[Tensor, "batch head query"], wanted: str, verb: str, got: 
         raise ProbeError(f"a pattern wants {wanted}, but batch {batch}, head {head}, row {row} {verb} {value}")
 
 
+#: Distances between two rows of attention by name: functions of rows "... key" to numbers "...".
 DISTANCES: dict[str, Distance] = {
     "jensen_shannon": jensen_shannon,
     "symmetric_kl": symmetric_kl,

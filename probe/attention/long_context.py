@@ -21,13 +21,14 @@ from probe.attention.streaming_template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
+from probe.shown import Shown
 
 KERNELS: dict[str, Kernel] = {"alibi_fitted": ALIBI, "power_law": POWER_LAW, "t5_fitted": T5}
 UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
-class LongContext:
+class LongContext(Shown):
     """``templates``: columns layer, head, template, distance ("jensen_shannon", nats), value, low, high, n,
     n_parameters, explained, as ``compare_templates`` has them. ``maps``: one row a cell of a pooled map of each head
     beside its nearest template, columns as ``attention_maps`` has them; query and key are the first of their bins."""

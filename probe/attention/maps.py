@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.attention.comparison import checked_pattern, compare_templates, halves, nearest_template
-from probe.attention.pooling import BINS, bin_starts, pool
+from probe.attention.pooling import bin_starts, pool
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext
 from probe.tracing import Trace, valid_rows
 
@@ -19,14 +19,14 @@ def attention_maps(
     *,
     t5_table: Float[Tensor, "n_buckets head"] | None = None,
     t5_max_distance: int = 128,
-    bins: int = BINS,
+    bins: int = 512,
 ) -> pd.DataFrame:
     """The mean pattern of every head and its nearest template by Jensen–Shannon divergence.
 
     As in ``compare_templates``, templates are fitted on the first half of the sequences; the mean pattern and the
     distance are those of the other half. (The distance is a mean over sequences, not that of the mean pattern.)
 
-    Maps of more than ``bins`` positions are pooled to that many (see ``pool``), so that a page of them stays small.
+    Maps of more than ``bins`` positions are pooled to that many (see ``pool``); a page of many wants fewer.
 
     Returns:
         One row for each key that a query sees: layer, head, template, distance (nats), query, key (0-based

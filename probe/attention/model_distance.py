@@ -250,4 +250,5 @@ def _matching(mean: Tensor, draws: Tensor) -> tuple[Tensor, PerDraw, None]:
     return mean[heads_a, heads_b].mean(), draws[:, heads_a, heads_b].mean(1), None
 
 
+#: How the distances of all pairs of heads become that of a layer, by name; ``compare_models`` says what each does.
 AGGREGATES: dict[str, Aggregate] = {"minimum": _minimum, "matching": _matching, "mcgill": _mcgill}

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from probe.attention import streaming_fused as fused
 from probe.attention.streaming_template import StreamTemplate, log_normaliser
 from probe.errors import ProbeError, unknown_name
+from probe.shown import Shown
 
 PATHS = ("auto", "fused", "blocks")
 
@@ -30,9 +31,9 @@ MAX_ROWS = 256
 class Divergence:
     """How far each row of a pattern P is from the same row of a template T, in nats."""
 
-    kl: Float[Tensor, "... head query"]  # KL(P‖T), in [0, ∞)
-    reverse_kl: Float[Tensor, "... head query"]  # KL(T‖P), in [0, ∞)
-    jensen_shannon: Float[Tensor, "... head query"] | None = None  # in [0, ln 2]; where it was asked for
+    kl: Float[Tensor, "... head query"]  #: KL(P‖T), in [0, ∞)
+    reverse_kl: Float[Tensor, "... head query"]  #: KL(T‖P), in [0, ∞)
+    jensen_shannon: Float[Tensor, "... head query"] | None = None  #: in [0, ln 2]; where it was asked for
 
     @property
     def symmetric_kl(self) -> Float[Tensor, "... head query"]:
@@ -41,17 +42,17 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class StreamedAttention:
+class StreamedAttention(Shown):
     """What is known of every row of a causal pattern, without the pattern."""
 
-    log_normaliser: Float[Tensor, "... head query"]  # ln Σ_i exp of the scores
-    entropy: Float[Tensor, "... head query"]  # in nats, in [0, ln(t + 1)]
-    mean_distance: Float[Tensor, "... head query"]  # Σ_i p_i (t - i), in tokens, in [0, t]
-    first: Float[Tensor, "... head query"]  # the mass on key 0, on key t - 1 (0 where there is none), and on key t
-    previous: Float[Tensor, "... head query"]
-    self_: Float[Tensor, "... head query"]
-    divergence: dict[str, Divergence] = field(default_factory=dict)  # by template
-    histogram: Float[Tensor, "... head distance"] | None = None  # mean over rows of the mass by distance; sums to 1
+    log_normaliser: Float[Tensor, "... head query"]  #: ln Σ_i exp of the scores
+    entropy: Float[Tensor, "... head query"]  #: in nats, in [0, ln(t + 1)]
+    mean_distance: Float[Tensor, "... head query"]  #: Σ_i p_i (t - i), in tokens, in [0, t]
+    first: Float[Tensor, "... head query"]  #: the mass on key 0
+    previous: Float[Tensor, "... head query"]  #: the mass on key t - 1, 0 where there is none
+    self_: Float[Tensor, "... head query"]  #: the mass on key t
+    divergence: dict[str, Divergence] = field(default_factory=dict)  #: by template
+    histogram: Float[Tensor, "... head distance"] | None = None  #: mean over rows of the mass by distance; sums to 1
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from probe.models.anatomy import n_layers_of, our_decoder
 from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
 from probe.models.mode import evaluating
+from probe.shown import Shown
 from probe.tracing import PATTERN, block_site
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
@@ -30,10 +31,10 @@ _WITNESSES = 64
 class AttentionInputs:
     """All that a layer's pattern follows from: softmax_{i ≤ t}(scale q_t·k_i + bias[t - i])."""
 
-    q: Float[Tensor, "batch head query d_head"]
-    k: Float[Tensor, "batch kv_head query d_head"]
-    scale: float
-    bias: Float[Tensor, "head query"] | None = None
+    q: Float[Tensor, "batch head query d_head"]  #: as they enter the scores, after any rotation
+    k: Float[Tensor, "batch kv_head query d_head"]  #: likewise
+    scale: float  #: what q·k is multiplied with
+    bias: Float[Tensor, "head query"] | None = None  #: by distance, in nats
 
 
 Visit = Callable[[int, AttentionInputs], None]
@@ -164,13 +165,13 @@ def _check_pattern(layer: int, inputs: AttentionInputs, pattern: Float[Tensor, "
 
 
 @dataclass(frozen=True)
-class ModelStream:
+class ModelStream(Shown):
     """Streaming statistics by layer. Their tensors have a batch axis in front: "batch head query".
 
     Rows beyond a sequence's length are NaN; the histogram has zeros at distances that it does not reach.
     """
 
-    layers: dict[int, StreamedAttention]
+    layers: dict[int, StreamedAttention]  #: by layer
 
     def rows(self, n_bins: int = 256) -> pd.DataFrame:
         """Means over sequences and over bins of query positions, ready to be drawn.

@@ -20,7 +20,7 @@ class StreamTemplate:
     """
 
     near: Float64[Tensor, "head near"]
-    tail: Float64[Tensor, "head"] | None = None
+    tail: Float64[Tensor, "head"] | None = None  #: b(D), where the line begins, in nats
     slope: Float64[Tensor, "head"] | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +50,7 @@ class StreamTemplate:
 
     @property
     def n_heads(self) -> int:
+        """The heads that it is a template of."""
         return len(self.near)
 
     def bias(self, n: int) -> Float64[Tensor, "head distance"]:

@@ -41,9 +41,9 @@ class TemplateContext:
 class FittedTemplate:
     """A causal pattern whose rows sum to 1, the parameters of each head, and how many of them were fitted."""
 
-    pattern: Float64[Tensor, "head query key"]
-    parameters: dict[str, Float64[Tensor, "head ..."]] = field(default_factory=dict)
-    n_parameters: int = 0
+    pattern: Float64[Tensor, "head query key"]  #: rows sum to 1, 0 for keys behind the query
+    parameters: dict[str, Float64[Tensor, "head ..."]] = field(default_factory=dict)  #: by name, in nats or tokens
+    n_parameters: int = 0  #: fitted for each head
 
 
 class Observed:
@@ -67,8 +67,8 @@ class Template:
     context, it gives the template for these heads; ``of`` does so for patterns that several templates are fitted to.
     """
 
-    make: Callable[[Observed, TemplateContext], FittedTemplate]
-    needs_t5_table: bool = False
+    make: Callable[[Observed, TemplateContext], FittedTemplate]  #: the template for what was observed
+    needs_t5_table: bool = False  #: whether it wants ``TemplateContext.t5_table``
 
     def __call__(
         self,
@@ -79,6 +79,11 @@ class Template:
         return self.of(Observed(pattern, lengths), context or TemplateContext())
 
     def of(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
+        """The template for what was observed, which several may share.
+
+        Raises:
+            ProbeError: without a T5 table where one is wanted.
+        """
         if self.needs_t5_table and context.t5_table is None:
             raise ProbeError("this template wants a trained T5 table (t5_table, n_buckets × head), got none")
         return self.make(observed, context)
@@ -136,8 +141,8 @@ class Kernel:
     rank beside a constant (in float64: of 16 rotary waves, 10 can be told apart within 64 tokens).
     """
 
-    features: Callable[[Float64[Tensor, "distance"]], Float64[Tensor, "distance feature"]]
-    names: Callable[[Theta], dict[str, Tensor]]
+    features: Callable[[Float64[Tensor, "distance"]], Float64[Tensor, "distance feature"]]  #: φ, at least 0
+    names: Callable[[Theta], dict[str, Tensor]]  #: the parameters by name, from θ "head feature"
 
     def alone(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
         """The kernel, θ by ``distance_family.fit``."""
@@ -234,6 +239,7 @@ def _first_token_sink(observed: Observed, context: TemplateContext) -> FittedTem
     return FittedTemplate(rows, {"log_odds": log_odds}, min(1, n - 1))
 
 
+#: Every template by its name, the fixed ones first.
 TEMPLATES: dict[str, Template] = {
     "uniform": Template(_fixed(_uniform)),
     "previous_token": Template(_fixed(_to_key(lambda query: (query - 1).clamp(min=0)))),

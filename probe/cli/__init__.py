@@ -10,7 +10,7 @@ import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from probe.cli import completion, constructions, decoders, doctor, examine, study, sweeps, text
+from probe.cli import completion, constructions, decoders, doctor, examine, figures, study, sweeps, text
 from probe.cli.command import Command
 from probe.errors import ProbeError, unknown_name
 from probe.processes import deaf_to_interrupts
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     **text.COMMANDS,
     **examine.COMMANDS,
     **sweeps.COMMANDS,
+    **figures.COMMANDS,
     **doctor.COMMANDS,
     **completion.COMMANDS,
 }
@@ -96,6 +97,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, left = build_parser([] if name is None else [name]).parse_known_args(arguments)
     if left:
         raise options.parser.unrecognized(left)
+    options.typed = shlex.join(["probe", *arguments])  # for pages that say how they were made
     return options
 
 

@@ -20,6 +20,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--quick", dest="level", action="store_const", const="quick", help="short lengths, all dtypes")
     level.add_argument("--full", dest="level", action="store_const", const="full", help="to every claim's limit")
+    parser.add_argument("--seed", type=int, default=0, help="of the sequences (default: %(default)s)")
     add_json(parser)
 
 
@@ -40,6 +41,7 @@ def _verify(options: argparse.Namespace) -> int:
             dtypes=dtypes,
             level=options.level or "default",
             on_progress=shown.on_progress,
+            seed=options.seed,
         )
     if options.json:
         print_json(rows)

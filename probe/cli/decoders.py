@@ -64,7 +64,8 @@ def _compare(options: argparse.Namespace) -> int:
     folder, found = Path(options.folder), _find(options)
     with progress("compare") as shown:
         models, traced, seed = _load(options, *found)
-        rows = compare_checkpoints(models, traced, folder, seed=seed, say=shown.say, on_progress=shown.on_progress)
+        told = {"command": options.typed, "say": shown.say, "on_progress": shown.on_progress}
+        rows = compare_checkpoints(models, traced, folder, seed=seed, **told)
     if options.json:
         print_json(rows)
     else:
@@ -99,6 +100,7 @@ def _fit(options: argparse.Namespace) -> int:
             fitted_length=options.fitted_length,
             over_training=runs,
             seed=seed,
+            command=options.typed,
             on_progress=shown.on_progress,
             **given,
         )

@@ -58,6 +58,7 @@ def _add_league(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", default="lengths", choices=("lengths", "overall"), help="what a run's score is of")
     parser.add_argument("--metric", default="exact_match", help="exact_match, steps_exact, …")
     parser.add_argument("--out", metavar="FILE", help="the page (default: league.html in the sweep's folder)")
+    parser.add_argument("--seed", type=int, default=0, help="of bootstrap and sign flips (default: %(default)s)")
     add_json(parser)
 
 
@@ -66,7 +67,9 @@ def _league(options: argparse.Namespace) -> int:
 
     from probe.files import write_text
     from probe.progress import Steps
+    from probe.provenance import environment
     from probe.report.league import league_page
+    from probe.report.page import Made
     from probe.sweep.results import failures, read_results, results_of
     from probe.training.league import accuracy_by_length, league, paired_differences, read_published
 
@@ -83,29 +86,23 @@ def _league(options: argparse.Namespace) -> int:
     with progress("league") as shown:
         steps = Steps(2 * len(sources), shown.on_progress)
         for source, results in sources.items():
-            leagues[source] = league(results, by=options.by)
+            leagues[source] = league(results, by=options.by, seed=options.seed)
             steps.step()
-            differences[source] = paired_differences(results, by=options.by)
+            differences[source] = paired_differences(results, by=options.by, seed=options.seed)
             by_length[source] = accuracy_by_length(results)
             steps.step()
+    tables = {"league": leagues, "difference": differences, "accuracy": by_length}
+    parts = [found.assign(table=table, source=source) for table, of in tables.items() for source, found in of.items()]
+    rows = pd.concat(parts, ignore_index=True)
     out = Path(options.out) if options.out else Path(options.sweep or ".") / "league.html"
-    write_text(out, league_page(leagues, differences, by_length, said))
+    made = Made(options.typed, environment=environment())
+    write_text(out, league_page(leagues, differences, by_length, said, rows=rows, made=made))
     if options.json:
-        tables = {"league": leagues, "difference": differences, "accuracy": by_length}
-        print_json(
-            pd.concat(
-                [
-                    rows.assign(table=table, source=source)
-                    for table, of in tables.items()
-                    for source, rows in of.items()
-                ],
-                ignore_index=True,
-            )
-        )
+        print_json(rows)
         return 0
-    for source, rows in leagues.items():
+    for source, found in leagues.items():
         print(f"{source}:")
-        print(rows.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+        print(found.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
     print(out)
     return 0
 

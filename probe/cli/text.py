@@ -108,7 +108,11 @@ def _perplexity(options: argparse.Namespace) -> int:
     with progress("perplexity") as shown:
         models = _text_models(options, *found)
         rows = perplexity_checkpoints(
-            *models, Path(options.folder), contexts=options.contexts, on_progress=shown.on_progress
+            *models,
+            Path(options.folder),
+            contexts=options.contexts,
+            command=options.typed,
+            on_progress=shown.on_progress,
         )
     return _tell(options, rows, "context", "perplexity")
 
@@ -132,6 +136,7 @@ def _passkey(options: argparse.Namespace) -> int:
             Path(options.folder),
             lengths=options.lengths,
             depths=options.depths or DEPTHS,
+            command=options.typed,
             on_progress=shown.on_progress,
         )
     return _tell(options, rows, "length", "exact_match")
@@ -167,7 +172,8 @@ def _scale(options: argparse.Namespace) -> int:
     found = _find(options)
     with progress("scale") as shown:
         models, beyond = _text_models(options, *found, scale=training, fits=fits, **settings)
-        rows = scale_checkpoints(models, beyond, Path(options.folder), say=shown.say, on_progress=shown.on_progress)
+        told = {"command": options.typed, "say": shown.say, "on_progress": shown.on_progress}
+        rows = scale_checkpoints(models, beyond, Path(options.folder), **told)
     return _tell(options, rows, "context", "perplexity")
 
 

@@ -16,6 +16,7 @@ from probe.config import check_number, check_size
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
 from probe.models.mode import evaluating
+from probe.shown import Shown
 from probe.training.data import BatchOrder, EncodedExamples, Feed, at_once
 from probe.training.forced import Scores, beside_baseline, forced_scores
 
@@ -31,14 +32,14 @@ class ScaleTraining:
     (``initial`` 1).
     """
 
-    initial: float = 1.6  # the best uniform scale, for four times the trained length
+    initial: float = 1.6  #: the best uniform scale, for four times the trained length
     least: float | None = 1.0
-    steps: int = 200
-    warmup: int = 20
-    learning_rate: float = 0.1
-    batch_size: int = 8
-    accumulation: int = 1
-    seed: int = 0
+    steps: int = 200  #: of the optimizer
+    warmup: int = 20  #: steps in which the rate rises
+    learning_rate: float = 0.1  #: the highest, at the end of the warm-up
+    batch_size: int = 8  #: sequences of a step
+    accumulation: int = 1  #: parts of a batch that go through the model one after the other
+    seed: int = 0  #: of the order of the data
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation"):
@@ -61,11 +62,11 @@ class ScaleTraining:
 
 
 @dataclass(frozen=True)
-class FittedScale:
+class FittedScale(Shown):
     """The scales that were found, and how."""
 
-    scale: Float[Tensor, "layer head"]
-    log: pd.DataFrame  # training: step, loss, learning_rate, least, mean, most; search: evaluation, loss
+    scale: Float[Tensor, "layer head"]  #: λ of every head
+    log: pd.DataFrame  #: of a training: step, loss, learning_rate, least, mean, most; of a search: evaluation, loss
 
 
 def train_scale(

@@ -18,11 +18,11 @@ class LogLaw:
     Wang et al. 2024 find .3973 with R² .977 for TinyLlama without position encoding.
     """
 
-    slope: float
-    low: float  # of the slope: the t interval of the regression; NaN where one point alone fixes it
-    high: float
-    r2: float  # of λ about its mean; NaN where λ is the same everywhere
-    n: int
+    slope: float  #: of λ - 1 over ln s, through the origin
+    low: float  #: of the slope: the t interval of the regression; NaN where one point alone fixes it
+    high: float  #: likewise
+    r2: float  #: of λ about its mean; NaN where λ is the same everywhere
+    n: int  #: points
 
     def __call__(self, extension: float) -> float:
         return 1 + self.slope * float(np.log(extension))

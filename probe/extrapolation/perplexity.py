@@ -68,8 +68,8 @@ def perplexity(
 class ContextLosses:
     """The mean loss of each text's scored tokens, in nats, by context."""
 
-    by_context: dict[int, Float64[Tensor, "text"]]
-    tokens: int  # that are scored, of each text
+    by_context: dict[int, Float64[Tensor, "text"]]  #: nats a token of each text, by the context
+    tokens: int  #: that are scored, of each text
 
 
 def context_losses(

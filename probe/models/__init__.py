@@ -1,5 +1,6 @@
 """What is looked at: decoders with any position encoding and clockwork RNNs, on disk and as TransformerLens bridges."""
 
+from probe.models.anatomy import layer_encodings, untrained_like
 from probe.models.build import build
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
@@ -7,6 +8,7 @@ from probe.models.decoder import Decoder, DecoderConfig, KVCache
 from probe.models.encodings import ENCODINGS, PositionEncoding, alibi_slopes, t5_bucket
 from probe.models.lens import to_bridge
 from probe.models.pretrained import load_pretrained
+from probe.models.variant import variant
 
 __all__ = [
     "ENCODINGS",
@@ -18,9 +20,12 @@ __all__ = [
     "PositionEncoding",
     "alibi_slopes",
     "build",
+    "layer_encodings",
     "load",
     "load_pretrained",
     "save",
     "t5_bucket",
     "to_bridge",
+    "untrained_like",
+    "variant",
 ]

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.files import read_json_object, write_folder, write_text
+from probe.files import read_json_object, write_folder, write_tensors, write_text
 from probe.models.build import Model, build, config_from_dict
 
 CONFIG_FILE = "config.json"
@@ -32,7 +31,7 @@ def write_into(model: Model, folder: Path) -> None:
         )
     if model.config.tie_embeddings:
         del state["head.weight"]  # the embedding's own memory
-    save_file(state, folder / WEIGHTS_FILE)
+    write_tensors(folder / WEIGHTS_FILE, state)
     write_text(folder / CONFIG_FILE, model.config.to_json())
 
 

@@ -50,13 +50,13 @@ class ClockworkConfig:
     With all of them 1 it is a simple recurrent network with a block upper triangular W_H.
     """
 
-    d_vocab: int
-    d_model: int
-    n_modules: int
+    d_vocab: int  #: token ids
+    d_model: int  #: hidden units of a layer, divisible by n_modules
+    n_modules: int  #: modules of a layer
     periods: tuple[int, ...] | None = None
-    n_layers: int = 1
-    tie_embeddings: bool = False
-    dropout: float = 0.0
+    n_layers: int = 1  #: layers, each reading the hidden states of the one below
+    tie_embeddings: bool = False  #: whether the head is the token embedding
+    dropout: float = 0.0  #: share of the numbers that training sets to 0, behind embedding and layers
 
     KIND = "clockwork"  # under "model" in its JSON, which a decoder's has not
 
@@ -88,6 +88,7 @@ class ClockworkConfig:
         return [*SITES, *(f"blocks.{layer}.{site}" for layer in range(self.n_layers) for site in LAYER_SITES)]
 
     def to_json(self) -> str:
+        """What stands in a checkpoint's ``config.json``."""
         return json.dumps({"model": self.KIND} | dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
@@ -213,10 +214,12 @@ class ClockworkRNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.token_embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of its weights."""
         return self.token_embedding.weight.dtype
 
     def own_positions(self, n: int) -> Int[Tensor, "pos"]:

@@ -88,27 +88,27 @@ class DecoderConfig:
     2.1). ``embedding_norm`` puts a norm behind the token embedding, as in BLOOM (Le Scao et al. 2022, section 3.2).
     """
 
-    d_vocab: int
-    n_ctx: int
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int | None = None
-    d_head: int | None = None
-    d_mlp: int | None = None
-    activation: str = "gelu"
-    normalization: str = "layer"
-    norm_eps: float = 1e-5
+    d_vocab: int  #: token ids
+    n_ctx: int  #: the context that it is made for, in tokens; a learned table ends there, nothing else does
+    n_layers: int  #: blocks
+    d_model: int  #: width of the residual stream
+    n_heads: int  #: query heads of a layer
+    n_kv_heads: int | None = None  #: heads of keys and values, of which each serves n_heads / n_kv_heads query heads
+    d_head: int | None = None  #: dimensions of a head
+    d_mlp: int | None = None  #: units of an MLP
+    activation: str = "gelu"  #: "relu", "gelu", "gelu_tanh" or "swiglu"
+    normalization: str = "layer"  #: "layer", "rms" or "none"
+    norm_eps: float = 1e-5  #: what norms add to the variance, or to the mean square
     bias: bool | tuple[str, ...] = True
-    encoding: str = "none"
-    encoding_options: dict[str, Any] = field(default_factory=dict)
-    position_layers: tuple[int, ...] | None = None
-    score_scale: float | None = None
-    tie_embeddings: bool = False
-    logit_scale: float = 1.0
-    dropout: float = 0.0
-    attention_function: str = "softmax"
-    attention_options: dict[str, Any] = field(default_factory=dict)
+    encoding: str = "none"  #: a name in ``ENCODINGS``
+    encoding_options: dict[str, Any] = field(default_factory=dict)  #: the encoding's own options
+    position_layers: tuple[int, ...] | None = None  #: the layers that see position, 0-based
+    score_scale: float | None = None  #: what q·k is multiplied with
+    tie_embeddings: bool = False  #: whether the head is the token embedding
+    logit_scale: float = 1.0  #: what logits are multiplied with
+    dropout: float = 0.0  #: share of the numbers that training sets to 0
+    attention_function: str = "softmax"  #: "softmax", "log_length", "ssmax", "entmax15" or "asentmax"
+    attention_options: dict[str, Any] = field(default_factory=dict)  #: the attention function's own options
     parallel: bool = False
     embedding_norm: bool = False
 
@@ -198,6 +198,7 @@ class DecoderConfig:
         return sites_of_layers(self.n_layers, self.parallel)
 
     def to_json(self) -> str:
+        """What stands in a checkpoint's ``config.json``."""
         values = dataclasses.asdict(self)
         for group in LATER_FIELDS:
             if all(values[name] == _DEFAULTS[name] for name in group):
@@ -212,6 +213,7 @@ class DecoderConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "DecoderConfig":
+        """A config from the text of a checkpoint's ``config.json``."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

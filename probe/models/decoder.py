@@ -79,10 +79,12 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.token_embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of its weights."""
         return self.token_embedding.weight.dtype
 
     def own_positions(self, n: int) -> Int[Tensor, "pos"]:

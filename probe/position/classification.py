@@ -132,6 +132,11 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):
         self.max_iter = max_iter
 
     def fit(self, X, y) -> "SoftmaxProbe":
+        """Fit to rows and the class of each.
+
+        Raises:
+            ProbeError: for a C, tol or max_iter that is none, or a single class.
+        """
         check_number("C", self.C)
         check_number("tol", self.tol)
         check_size("max_iter", self.max_iter)

@@ -17,6 +17,7 @@ from probe.position.splits import Split
 from probe.progress import OnProgress, Steps, untold
 from probe.tracing import EMBED
 
+#: What stands beside every probe, by name, and in words.
 CONTROLS: dict[str, str] = {
     "untrained": "the same site of the same architecture with fresh weights",
     "embedding": "the token embedding alone, which knows which token it is but not where",

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.position.scores import Draws
+from probe.shown import Shown
 from probe.tracing import Trace, valid_rows
 
 PARTS = ("position", "context", "token", "residual")
@@ -31,7 +32,7 @@ LIMITS = {"variance": (0, np.inf), "exponent": (-np.inf, np.inf), "exponent_r2":
 
 
 @dataclass(frozen=True)
-class HiddenDecomposition:
+class HiddenDecomposition(Shown):
     """``shares``, one row a number, and ``basis``, where pos_t stands along its principal components, for figures."""
 
     shares: pd.DataFrame

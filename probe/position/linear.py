@@ -140,7 +140,7 @@ def _collect(source, site, shuffled, reader, part) -> tuple[Float[Tensor, "row f
     return x, y, group
 
 
-# How each is fitted, and what is scored of it, what selectivity is of first.
+#: Probes of a token's position, by name: how each is fitted, and what is scored of it, what selectivity is of first.
 PROBES: dict[str, tuple[Fit, dict[str, Metric]]] = {
     "ridge": (regress, METRICS),
     "logistic": (classify, {"accuracy": accuracy, "mean_absolute_error": mean_absolute_error}),

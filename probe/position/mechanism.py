@@ -15,7 +15,7 @@ from probe.position.scores import Draws
 from probe.position.subject import Subject, token_rows
 from probe.tracing import EMBED, block_site, sequence_losses
 
-MECHANISM_LENGTH = 8  # the fewest tokens in a sequence
+MECHANISM_LENGTH = 8  #: the fewest tokens in a sequence of which ``name_mechanism`` says anything
 COLUMNS = ["mechanism", "verdict", "intervention", "site", "metric", "value", "low", "high", "n"]
 
 

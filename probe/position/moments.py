@@ -36,9 +36,9 @@ class Moments:
     """
 
     origin: Float64[Tensor, "column"]
-    lower: Float64[Tensor, "bordered bordered"]  # what stands above the diagonal means nothing
+    lower: Float64[Tensor, "bordered bordered"]  #: ``gram``, of which what stands above the diagonal means nothing
     n_features: int
-    eps: float  # the relative precision of the rows, below which a feature counts as constant
+    eps: float  #: the relative precision of the rows, below which a feature counts as constant
     products: torch.dtype
 
     @classmethod

@@ -226,7 +226,7 @@ def structural(
     return lambda a, b: ((a - b) @ to_distance).square().sum(1)
 
 
-# Whether the distance is signed, and the fit.
+#: Probes of the distance between two positions, by name: whether the distance is signed, and the fit.
 PAIR_PROBES: dict[str, tuple[bool, Callable[..., Predict]]] = {
     "bilinear": (True, bilinear),
     "structural": (False, structural),

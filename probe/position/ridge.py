@@ -13,8 +13,8 @@ from probe.config import check_size
 from probe.errors import ProbeError
 from probe.position.moments import Moments, as_columns
 
-# Strengths that are tried where none is given, for features of unit variance and the sum of squared errors. They go
-# far up, for a site that tells nothing, and far down, for one that holds position exactly.
+#: Strengths that are tried where none is given, for features of unit variance and the sum of squared errors. They go
+#: far up, for a site that tells nothing, and far down, for one that holds position exactly.
 ALPHAS = tuple(10.0**k for k in range(-4, 5))
 
 Solution = tuple[Float64[Tensor, "strength feature target"], Float64[Tensor, "strength target"]]

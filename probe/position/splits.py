@@ -68,9 +68,9 @@ class Split:
     """Sequences to fit to and others to score on. ``fitted_length`` says that only the first so many tokens of the
     former are used, and that scores are wanted by position on up to four times as many."""
 
-    name: str
-    train: Sequences
-    test: Sequences
+    name: str  #: "sequence", "length" or "distribution"
+    train: Sequences  #: what is fitted to
+    test: Sequences  #: what is scored on
     fitted_length: int | None = None
 
     def __post_init__(self) -> None:

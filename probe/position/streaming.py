@@ -26,7 +26,7 @@ from probe.position.targets import TARGETS, TargetContext
 from probe.progress import OnProgress, untold
 from probe.tracing import EMBED, block_site
 
-# Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
+#: Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
 ALL_SITES = (
     EMBED,
     "hook_resid_pre",

@@ -13,6 +13,7 @@ from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import our_decoder, untrained_like
 from probe.models.encodings.absolute import Learned, Sinusoidal
+from probe.shown import Shown
 
 SMOOTH = 0.9  # the share of the variance for which the lowest frequencies are counted
 MAP_BINS = 128  # pooled positions of the similarity map, at most
@@ -21,7 +22,7 @@ COLUMNS = ["control", "metric", "position", "lag", "value", "low", "high", "n"]
 
 
 @dataclass(frozen=True)
-class PositionTable:
+class PositionTable(Shown):
     """``rows``, one row a number; ``basis``, the table along its principal components; ``similarity``, a map."""
 
     rows: pd.DataFrame

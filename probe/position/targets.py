@@ -38,8 +38,8 @@ class TargetContext:
 class Target:
     """A function (tokens, lengths, context) -> "batch pos target", NaN where undefined, and its columns' names."""
 
-    values: Callable[[Tokens, Lengths, TargetContext], Values]
-    columns: Callable[[TargetContext], Sequence[str]] = lambda context: ("",)
+    values: Callable[[Tokens, Lengths, TargetContext], Values]  #: one number, or several, a token
+    columns: Callable[[TargetContext], Sequence[str]] = lambda context: ("",)  #: their names; "" where there is one
 
 
 def positions(tokens: Tokens) -> Float64[Tensor, "batch pos 1"]:
@@ -120,6 +120,7 @@ def target_values(names: Sequence[str], tokens: Tokens, lengths: Lengths, contex
     return values.masked_fill(padding[..., None], torch.nan)
 
 
+#: What a probe may be asked of a token, by name.
 TARGETS: dict[str, Target] = {
     "position": Target(lambda tokens, lengths, context: positions(tokens)),
     "log_position": Target(log_position),

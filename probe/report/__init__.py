@@ -1,6 +1,8 @@
 """Rows -> figures -> page."""
 
+from probe.report.accuracy import accuracy_by_length, under_shift
 from probe.report.attention import (
+    attention_grid,
     attention_maps,
     census_grid,
     census_losses,
@@ -17,7 +19,6 @@ from probe.report.constructions import (
     learned_heads,
 )
 from probe.report.extrapolation import loss_by_position, passkey_by_length, passkey_map, perplexity_by_context
-from probe.report.figures import accuracy_by_length, probe_by_site, under_shift
 from probe.report.geometry import (
     channel_correlations,
     mechanism_readouts,
@@ -30,7 +31,7 @@ from probe.report.geometry import (
 from probe.report.hybrids import attention_by_kind
 from probe.report.league import league_by_length, league_differences, league_page, league_ranks
 from probe.report.page import Section, render_page
-from probe.report.position import erasure_losses, extrapolation_curve, loss_along_texts, probe_heatmap
+from probe.report.position import erasure_losses, extrapolation_curve, loss_along_texts, probe_by_site, probe_heatmap
 from probe.report.position_table import table_curves, table_map
 from probe.report.scales import (
     entropy_by_position,
@@ -39,11 +40,15 @@ from probe.report.scales import (
     scale_law,
     scale_map,
 )
+from probe.report.style import LOOKS, TEMPLATE, look
 
 __all__ = [
+    "LOOKS",
+    "TEMPLATE",
     "Section",
     "accuracy_by_length",
     "attention_by_kind",
+    "attention_grid",
     "attention_maps",
     "census_grid",
     "census_losses",
@@ -63,6 +68,7 @@ __all__ = [
     "league_page",
     "league_ranks",
     "learned_heads",
+    "look",
     "loss_along_texts",
     "loss_by_position",
     "loss_by_temperature",

@@ -6,93 +6,124 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from plotly.colors import sample_colorscale
 
 from probe.errors import ProbeError
-from probe.report.figures import (
+from probe.report.drawing import add_band, counted, interval, interval_bars, matrix, plain, signed_zero, some
+from probe.report.style import (
     ATTENTION_SCALE,
+    BENEATH_TEXT,
+    BLUE,
     CONTROL_LABELS,
-    LAYOUT,
+    DIVERGING,
+    GREY,
+    STRONG,
     colour,
-    interval,
-    interval_bars,
-    matrix,
-    plain,
-    some,
+    colour_bar,
+    finish,
+    look,
+    panel,
+    panels,
+    title_lowest,
 )
 
 SHORT_LABELS = {"previous_token": "prev.", "diagonal": "self", "induction": "induct."}
 LOSSES = {
-    "loss_without_content": ("by its template (content gone)", "#D55E00"),
-    "loss_without_position": ("by itself with uniform for template (position gone)", "#0072B2"),
-    "loss_uniform": ("by uniform attention (both gone)", "#999999"),
+    "loss_without_content": ("by its template (content gone)", STRONG, "circle"),
+    "loss_without_position": ("by itself with uniform for template (position gone)", BLUE, "square"),
+    "loss_uniform": ("by uniform attention (both gone)", GREY, "diamond"),
 }
 IMITATIONS = (
-    ("f_rel_alibi", "ALiBi's nearest line", "#D55E00", "dash"),
-    ("f_rel_t5", "T5's nearest bias", "#0072B2", "dot"),
+    ("f_rel_alibi", "ALiBi's nearest line", STRONG, "dash"),
+    ("f_rel_t5", "T5's nearest bias", BLUE, "dot"),
 )
+MOST_LABELS, FEW_LABELS = 48, 12  # tokens that an axis of a map can name, and in larger type
 
 
 def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
-    """Each head's mean pattern, its template, and their difference, side by side.
+    """Each head's mean pattern, its template, and their difference, side by side, on one scale of colours.
 
-    Rows: layer, head, template, query, key, pattern, template_pattern, distance (natural logarithm; one value a head).
-    ``labels`` name the positions where all sequences hold the same tokens.
+    Rows: layer, head, template, query, key, pattern, template_pattern, distance (nats; one value a head), as
+    ``probe.attention.attention_maps`` makes them. Maps of long contexts are pooled there: their axes say so.
+    ``labels`` name the positions where all sequences hold the same tokens, in their order.
+
+    Raises:
+        ProbeError: without rows, or with another number of labels than of positions.
     """
     rows = some(rows, "attention maps")
     heads = list(rows.groupby(["layer", "head"], sort=True))
     titles = []
     for (layer, head), part in heads:
         first = part.iloc[0]
-        titles += [
-            f"layer {layer}, head {head}",
-            f"{plain(first['template'])} ({first['distance']:.3f})",
-            "difference",
-        ]
-    figure = make_subplots(
-        rows=len(heads),
-        cols=3,
-        subplot_titles=titles,
-        horizontal_spacing=0.04,
-        vertical_spacing=min(0.11, 0.33 / len(heads)),
-    )
-    for row, (_, part) in enumerate(heads, start=1):
+        template = f"{plain(first['template'])}<br>{first['distance']:.3f} nats away"
+        titles.append([f"layer {layer}, head {head}", template, "difference"])
+    figure, places = panels(titles, height=250, most=3, gap=85, beside=0.05, shared_y=False)
+    for row, (_, part) in enumerate(heads):
         pattern, template = matrix(part, "pattern"), matrix(part, "template_pattern")
-        positions = np.unique(part["key"]).tolist() if labels is None else labels
-        for column, (z, axis) in enumerate(
-            [(pattern, "coloraxis"), (template, "coloraxis"), (pattern - template, "coloraxis2")], start=1
-        ):
-            figure.add_heatmap(
-                z=z,
-                x=positions,
-                y=positions,
-                coloraxis=axis,
-                row=row,
-                col=column,
-                hovertemplate="query %{y}, key %{x}: %{z:.3f}<extra></extra>",
-            )
-            figure.update_yaxes(autorange="reversed", row=row, col=column)
-        figure.update_yaxes(title="query", row=row, col=1)
-    for column in (1, 2, 3):
-        figure.update_xaxes(title="key", row=len(heads), col=column)
+        beside = [(pattern, "coloraxis"), (template, "coloraxis"), (pattern - template, "coloraxis2")]
+        for place, (z, axis) in zip(places[3 * row : 3 * row + 3], beside, strict=True):
+            _add_map(figure, z, np.unique(part["key"]), labels, axis, place)
+    _name_axes(figure, places, rows)
     largest = float((rows["pattern"] - rows["template_pattern"]).abs().max()) or 1.0
-    return figure.update_layout(
-        **LAYOUT,
-        height=90 + 275 * len(heads),
-        coloraxis={
-            "colorscale": ATTENTION_SCALE,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": "attention", "len": 0.45, "y": 0.78},
-        },
-        coloraxis2={
-            "colorscale": "RdBu",
-            "reversescale": True,
-            "cmin": -largest,
-            "cmax": largest,
-            "colorbar": {"title": "difference", "len": 0.45, "y": 0.25},
-        },
+    attention = {"colorscale": ATTENTION_SCALE, "cmin": 0, "cmax": 1}
+    difference = DIVERGING | {"cmin": -largest, "cmax": largest}
+    return finish(
+        figure,
+        coloraxis=attention | {"colorbar": colour_bar("attention", figure, share=0.44)},
+        coloraxis2=difference | {"colorbar": colour_bar("difference", figure, top=0.48, share=0.44)},
     )
+
+
+def attention_grid(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
+    """The pattern of every head in small, a row of panels a layer, on one scale of colours.
+
+    Rows and ``labels`` as in ``attention_maps``; of the rows only layer, head, query, key and pattern are wanted.
+    """
+    rows = some(rows, "attention maps")
+    heads = list(rows.groupby(["layer", "head"], sort=True))
+    layers = [[f"{layer}.{head}" for (layer, head), _ in heads if layer == each] for each in rows["layer"].unique()]
+    figure, places = panels(layers, height=105, most=8, gap=30, beside=0.012, shared_y=False)
+    for place, (_, part) in zip(places, heads, strict=True):
+        _add_map(figure, matrix(part, "pattern"), np.unique(part["key"]), labels, "coloraxis", place)
+    figure.update_xaxes(showticklabels=False, ticks="")
+    figure.update_yaxes(showticklabels=False, ticks="")
+    _name_axes(figure, places, rows)
+    bar = colour_bar("attention", figure)
+    return finish(figure, coloraxis={"colorscale": ATTENTION_SCALE, "cmin": 0, "cmax": 1, "colorbar": bar})
+
+
+def _add_map(
+    figure: go.Figure, z: np.ndarray, positions: np.ndarray, labels: Sequence[str] | None, axis: str,
+    place: dict[str, int],
+) -> None:  # fmt: skip
+    """A triangle of queries and keys. Places are numbers even where tokens name them: two may be alike."""
+    if labels is None:
+        at, hover, names = positions.tolist(), "query %{y}, key %{x}", None
+    else:
+        if len(labels) != len(z):
+            raise ProbeError(f"labels want one a position, {len(z)}, got {len(labels)}")
+        at, hover, names = list(range(len(z))), "query %{customdata}", [plain(label) for label in labels]
+    pairs = names and [[f"{q}, key {k}" for k in names] for q in names]
+    figure.add_heatmap(
+        z=z, x=at, y=at, coloraxis=axis, hoverongaps=False, customdata=pairs,
+        hovertemplate=hover + ": %{z:.3f}<extra></extra>", **place,
+    )  # fmt: skip
+    if names:
+        shown = range(0, len(names), -(-len(names) // MOST_LABELS))
+        few = len(shown) <= FEW_LABELS
+        ticks = {"tickvals": list(shown), "ticktext": [names[i] for i in shown], "tickfont": {"size": 11 if few else 9}}
+        figure.update_xaxes(**ticks, tickangle=0 if few and max(map(len, names)) < 4 else -90, **place)
+        figure.update_yaxes(**ticks, **place)
+    figure.update_xaxes(constrain="domain", **place)
+    figure.update_yaxes(autorange="reversed", **place)
+
+
+def _name_axes(figure: go.Figure, places: Sequence[dict[str, int]], rows: pd.DataFrame) -> None:
+    """Titles, which say how many positions a cell of a pooled map holds."""
+    widest = int(np.diff(np.unique(rows["key"])).max(initial=1))
+    key, query = ("position", "position") if widest == 1 else (f"(sums of {widest} a cell)", f"(means of {widest})")
+    title_lowest(figure, places, f"key {key}")
+    figure.update_yaxes(title=f"query {query}", col=1)
 
 
 def template_distances(rows: pd.DataFrame) -> go.Figure:
@@ -102,35 +133,24 @@ def template_distances(rows: pd.DataFrame) -> go.Figure:
     """
     rows = some(rows, "template distances")
     encodings = list(dict.fromkeys(rows["encoding"]))
-    figure = make_subplots(
-        cols=len(encodings),
-        shared_yaxes=True,
-        subplot_titles=[plain(e) for e in encodings],
-        horizontal_spacing=0.015,
-    )
-    for column, encoding in enumerate(encodings, start=1):
+    height = 40 + 21 * rows["template"].nunique()
+    figure, places = panels([[plain(e) for e in encodings]], height=height, beside=0.015)
+    for place, encoding in zip(places, encodings, strict=True):
         for control, part in rows[rows["encoding"] == encoding].groupby("control", sort=False):
-            trained = control == "none"
+            trained, label = control == "none", plain(CONTROL_LABELS.get(control, control))
             figure.add_scatter(
-                x=part["value"].tolist(),
-                y=part["template"].map(plain).tolist(),
-                mode="markers",
-                name=CONTROL_LABELS.get(control, control),
-                legendgroup=control,
-                showlegend=column == 1,
-                row=1,
-                col=column,
+                x=part["value"].tolist(), y=part["template"].map(plain).tolist(), mode="markers", name=label,
+                legendgroup=control, showlegend=place == places[0],
                 marker={
-                    "color": colour(encoding) if trained else "#999999",
-                    "symbol": "circle" if trained else "line-ns-open",
-                    "size": 7 if trained else 9,
-                    "opacity": 0.6,
+                    "color": colour(encoding) if trained else GREY, "size": 7 if trained else 9, "opacity": 0.6,
+                    "symbol": look(encoding).symbol if trained else "line-ns-open",
                 },
                 text=[f"layer {r.layer}, head {r.head}: {interval(r.value, r.low, r.high)}" for r in part.itertuples()],
-                hovertemplate="%{text}<extra>" + plain(CONTROL_LABELS.get(control, control)) + "</extra>",
-            )
+                hovertemplate="%{text}<extra>" + label + "</extra>", **place,
+            )  # fmt: skip
     figure.update_xaxes(rangemode="tozero")
-    return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.15})
+    title_lowest(figure, places, f"distance, nats{counted(rows, '')}" if len(encodings) < 4 else "nats")
+    return finish(figure)
 
 
 def distance_matrix(rows: pd.DataFrame) -> go.Figure:
@@ -151,21 +171,14 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
         if np.isnan(z.loc[model, model]):
             text.loc[model, model] = "one seed"
     names = [plain(m) for m in models]
-    figure = go.Figure(
-        go.Heatmap(
-            z=z.to_numpy(),
-            x=names,
-            y=names,
-            text=text.to_numpy(),
-            texttemplate="%{text}",
-            colorscale="Blues",
-            hoverongaps=False,
-            hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
-            colorbar={"title": "distance"},
-        )
-    )
+    figure = panel(max(120, 60 * len(models)))
+    figure.add_heatmap(
+        z=z.to_numpy(), x=names, y=names, text=text.to_numpy(), texttemplate="%{text}", textfont={"size": 12},
+        colorscale=BENEATH_TEXT, hoverongaps=False, hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
+        xgap=2, ygap=2, colorbar=colour_bar(f"distance<br>{counted(rows, '').strip()}", figure),
+    )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(**LAYOUT, height=110 + 75 * len(models))
+    return finish(figure)
 
 
 def f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none") -> go.Figure:
@@ -180,34 +193,27 @@ def f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none")
     shares = shares[shares["control"] == "none"] if "control" in shares else shares
     shares = shares[(shares["scope"] == "seen") & (shares["part"] == "distance")]
     of = shares.pivot(index=["layer", "head"], columns="metric", values="value")
-    layers, heads = rows["layer"].nunique(), rows["head"].nunique()
-    figure = make_subplots(
-        rows=layers,
-        cols=heads,
-        shared_xaxes=True,
-        horizontal_spacing=0.035,
-        vertical_spacing=min(0.09, 0.25 / layers),
-        subplot_titles=[
-            f"{layer}.{head}: slope {of.loc[(layer, head), 'slope']:.3f}, R² {of.loc[(layer, head), 'toeplitz_r2']:.2f}"
-            for layer, head in rows[["layer", "head"]].drop_duplicates().itertuples(index=False)
-        ],
-    )
-    for panel, ((layer, head), part) in enumerate(rows.groupby(["layer", "head"])):
-        at = {"row": panel // heads + 1, "col": panel % heads + 1}
-        first = panel == 0
+    heads = rows[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"])
+    titles = [
+        [
+            f"{layer}.{head}: slope {signed_zero(of.loc[(layer, head), 'slope'])}, "
+            f"R² {of.loc[(layer, head), 'toeplitz_r2']:.2f}"
+            for layer, head in part.itertuples(index=False)
+        ]
+        for _, part in heads.groupby("layer")
+    ]
+    figure, places = panels(titles, height=150, most=4, gap=48, beside=0.035, shared_y=False)
+    figure.update_annotations(font_size=11)
+    for place, ((layer, head), part) in zip(places, rows.groupby(["layer", "head"]), strict=True):
         # Distances that only few rows reach are mostly noise and would set the scale: the last tenth is left out.
         part = part[part["index"] < 0.9 * (part["index"].max() + 1)].sort_values("index")
         line = _spaced(part[part["control"] == "none"])
-        d = line["index"].to_numpy()
-        if line["low"].notna().all():
-            figure.add_scatter(
-                x=[*d, *d[::-1]], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="none", opacity=0.2,
-                fillcolor=colour(name), hoverinfo="skip", showlegend=False, **at,
-            )  # fmt: skip
+        d = line["index"].tolist()
+        add_band(figure, d, line, colour(name), "f_rel", **place)
         untrained = _spaced(part[part["control"] == "untrained"])
-        shown = [("f_rel, trained", d, line["value"].to_numpy(), colour(name), "solid")]
+        shown = [("f_rel", d, line["value"], colour(name), "solid")]
         if len(untrained):
-            shown.append(("f_rel, untrained", untrained["index"], untrained["value"], "#999999", "solid"))
+            shown.append(("f_rel, untrained", untrained["index"], untrained["value"], GREY, "solid"))
         of_head = curves[(curves["layer"] == layer) & (curves["head"] == head) & curves["index"].isin(d)]
         if "control" in of_head:
             of_head = of_head[of_head["control"] == "none"]
@@ -216,16 +222,13 @@ def f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none")
             shown.append((label, imitation["index"], imitation["value"], stroke, dash))
         for label, x, y, stroke, dash in shown:
             figure.add_scatter(
-                x=list(x), y=list(y), name=label, legendgroup=label, showlegend=first, mode="lines",
+                x=list(x), y=list(y), name=label, legendgroup=label, showlegend=place == places[0], mode="lines",
                 line={"color": stroke, "dash": dash, "width": 2 if dash == "solid" else 1.3},
-                hovertemplate="distance %{x}: %{y:.3f} nats<extra>" + label + "</extra>", **at,
+                hovertemplate="distance %{x}: %{y:.3f} nats<extra>" + label + "</extra>", **place,
             )  # fmt: skip
-    figure.update_annotations(font_size=11)
-    for column in range(1, heads + 1):
-        figure.update_xaxes(title="distance", row=layers, col=column)
-    for row in range(1, layers + 1):
-        figure.update_yaxes(title="nats", row=row, col=1)
-    return figure.update_layout(**LAYOUT, height=120 + 190 * layers, legend={"orientation": "h", "y": -0.14})
+    title_lowest(figure, places, "distance, tokens")
+    figure.update_yaxes(title="nats", col=1)
+    return finish(figure)
 
 
 def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
@@ -241,23 +244,16 @@ def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
         text = rows.assign(text=[interval(r.value, r.low, r.high) for r in rows.itertuples()])
     else:
         text = rows.assign(text=rows["value"].map("{:.3f}".format))
-    figure = go.Figure(
-        go.Heatmap(
-            z=z.to_numpy(),
-            x=z.columns.tolist(),
-            y=z.index.tolist(),
-            customdata=text.pivot(index="layer", columns="head", values="text").to_numpy(),
-            texttemplate="%{z:.2f}",
-            hovertemplate="layer %{y}, head %{x}: %{customdata}<extra></extra>",
-            colorscale="Blues",
-            colorbar={"title": plain(name)},
-            xgap=2,
-            ygap=2,
-        )
-    )
+    figure = panel(max(110, 20 + 40 * len(z)))
+    figure.add_heatmap(
+        z=z.to_numpy(), x=z.columns.tolist(), y=z.index.tolist(), texttemplate="%{z:.2f}", colorscale=BENEATH_TEXT,
+        customdata=text.pivot(index="layer", columns="head", values="text").to_numpy(),
+        hovertemplate="layer %{y}, head %{x}: %{customdata}<extra></extra>", colorbar=colour_bar(plain(name), figure),
+        xgap=2, ygap=2,
+    )  # fmt: skip
     figure.update_xaxes(title="head", dtick=1)
     figure.update_yaxes(title="layer", dtick=1, autorange="reversed")
-    return figure.update_layout(**LAYOUT, height=150 + 45 * len(z))
+    return finish(figure)
 
 
 def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
@@ -269,30 +265,30 @@ def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
     rows = rows if "encoding" in rows else rows.assign(encoding="")
     rows = rows[rows["control"] == "none"] if "control" in rows else rows
     rows = some(rows[rows["metric"] == metric], f"{metric} by query")
-    encodings = list(dict.fromkeys(rows["encoding"]))
-    shades = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")
-    figure = make_subplots(cols=len(encodings), shared_yaxes=True, subplot_titles=[plain(e) for e in encodings],
-                           horizontal_spacing=0.015)  # fmt: skip
-    n_layers = rows["layer"].max() + 1
-    for column, encoding in enumerate(encodings, start=1):
-        of = rows[rows["encoding"] == encoding]
+    encodings, layers = list(dict.fromkeys(rows["encoding"])), sorted(set(rows["layer"]))
+    shades = _shades(len(layers))
+    figure, places = panels([[plain(e) for e in encodings]], height=230, beside=0.015)
+    for place, encoding in zip(places, encodings, strict=True):
+        of, first, shown = rows[rows["encoding"] == encoding], place == places[0], set()
         for (layer, head), line in of.groupby(["layer", "head"]):
             line = _spaced(line.sort_values("query"))
             figure.add_scatter(
-                x=line["query"].tolist(), y=line["value"].tolist(), row=1, col=column, mode="lines",
-                line={"color": shades[min(3, 4 * layer // n_layers)], "width": 1.5}, name=f"layer {layer}",
-                legendgroup=f"layer {layer}", showlegend=column == 1 and head == 0,
-                hovertemplate=f"layer {layer}, head {head}, query %{{x}}: %{{y:.3f}}<extra></extra>",
+                x=line["query"].tolist(), y=line["value"].tolist(), mode="lines", name=f"heads of layer {layer}",
+                line={"color": shades[layers.index(layer)], "width": 1.5}, legendgroup=f"layer {layer}",
+                showlegend=first and layer not in shown,
+                hovertemplate=f"layer {layer}, head {head}, query %{{x}}: %{{y:.3f}}<extra></extra>", **place,
             )  # fmt: skip
+            shown.add(layer)
         if metric == "entropy":
             x = sorted(of["query"].unique())
             figure.add_scatter(
-                x=x, y=[math.log(t + 1) for t in x], row=1, col=column, mode="lines", name="uniform, ln(t + 1)",
-                legendgroup="bound", showlegend=column == 1, line={"color": "#777777", "dash": "dot"},
+                x=x, y=[math.log(t + 1) for t in x], mode="lines", name="uniform, ln(t + 1)", legendgroup="bound",
+                showlegend=first, line={"color": GREY, "dash": "dot"}, **place,
             )  # fmt: skip
-    figure.update_xaxes(title="query position")
-    figure.update_yaxes(title="nats" if metric == "entropy" else metric.replace("_", " "), col=1)
-    return figure.update_layout(**LAYOUT, height=360, legend={"orientation": "h", "y": -0.3})
+    title_lowest(figure, places, "query position")
+    unit = f"entropy, nats{counted(rows)}" if metric == "entropy" else metric.replace("_", " ") + counted(rows)
+    figure.update_yaxes(title=unit, col=1)
+    return finish(figure)
 
 
 def census_grid(rows: pd.DataFrame) -> go.Figure:
@@ -303,32 +299,28 @@ def census_grid(rows: pd.DataFrame) -> go.Figure:
     """
     rows = some(rows, "a census")
     encodings = list(dict.fromkeys(rows["encoding"]))
-    figure = make_subplots(cols=len(encodings), subplot_titles=[plain(e) for e in encodings], horizontal_spacing=0.03)
-    for column, encoding in enumerate(encodings, start=1):
+    # A cell has to hold its label.
+    most = max(1, 14 // rows["head"].nunique())
+    height = max(110, 10 + 42 * rows["layer"].nunique())
+    figure, places = panels([[plain(e) for e in encodings]], height=height, most=most, beside=0.03, shared_y=False)
+    for place, encoding in zip(places, encodings, strict=True):
         of = rows[rows["encoding"] == encoding]
         heads = of.drop_duplicates(["layer", "head"])
         scores = of.groupby(["layer", "head"]).apply(_scores_in_words, include_groups=False)
-        shade = of[of["metric"] == "explained_variance"]
+        shade = of[of["metric"] == "explained_variance"].pivot(index="layer", columns="head", values="value")
+        labels = heads.assign(label=heads["label"].map(lambda x: SHORT_LABELS.get(x, x)))
         figure.add_heatmap(
-            z=shade.pivot(index="layer", columns="head", values="value").to_numpy(),
-            text=heads.assign(label=heads["label"].map(lambda x: SHORT_LABELS.get(x, x)))
-            .pivot(index="layer", columns="head", values="label")
-            .to_numpy(),
-            customdata=scores.unstack().to_numpy(),
-            texttemplate="%{text}",
-            hovertemplate="%{customdata}<extra></extra>",
-            coloraxis="coloraxis",
-            xgap=2,
-            ygap=2,
-            row=1,
-            col=column,
-        )
-    figure.update_xaxes(title="head", dtick=1)
+            z=shade.to_numpy(), x=shade.columns.tolist(), y=shade.index.tolist(),
+            text=labels.pivot(index="layer", columns="head", values="label").to_numpy(),
+            customdata=scores.unstack().to_numpy(), texttemplate="%{text}", textfont={"size": 11},
+            hovertemplate="%{customdata}<extra></extra>", coloraxis="coloraxis", xgap=2, ygap=2, **place,
+        )  # fmt: skip
+    figure.update_xaxes(dtick=1)
     figure.update_yaxes(dtick=1, autorange="reversed")
     figure.update_yaxes(title="layer", col=1)
-    # Light enough for the labels upon it.
-    scale = {"colorscale": ["#ffffff", "#6baed6"], "cmin": 0, "cmax": 1, "colorbar": {"title": "explained"}}
-    return figure.update_layout(**LAYOUT, height=150 + 60 * rows["layer"].nunique(), coloraxis=scale)
+    title_lowest(figure, places, f"head{counted(rows)}" if len(encodings) < 4 else "head")
+    bar = colour_bar("variance<br>explained", figure)
+    return finish(figure, coloraxis={"colorscale": BENEATH_TEXT, "cmin": 0, "cmax": 1, "colorbar": bar})
 
 
 def census_losses(rows: pd.DataFrame) -> go.Figure:
@@ -338,35 +330,23 @@ def census_losses(rows: pd.DataFrame) -> go.Figure:
     """
     rows = some(rows[rows["metric"].isin(list(LOSSES))], "ablated heads")
     encodings = list(dict.fromkeys(rows["encoding"]))
-    figure = make_subplots(
-        rows=len(encodings),
-        shared_xaxes=True,
-        subplot_titles=[plain(e) for e in encodings],
-        vertical_spacing=min(0.06, 0.3 / len(encodings)),
-    )
-    for row, encoding in enumerate(encodings, start=1):
+    figure, places = panels([[plain(e)] for e in encodings], height=150, gap=58)
+    for place, encoding in zip(places, encodings, strict=True):
         of = rows[rows["encoding"] == encoding]
-        for metric, (label, stroke) in LOSSES.items():
+        for metric, (label, stroke, symbol) in LOSSES.items():
             line = of[of["metric"] == metric]
             figure.add_scatter(
-                x=[f"{int(r.layer)}.{int(r.head)}" for r in line.itertuples()],
-                y=line["value"].tolist(),
-                mode="markers",
-                name=f"replaced {label}",
-                legendgroup=metric,
-                showlegend=row == 1,
-                marker={"color": stroke, "size": 8},
+                x=[f"{int(r.layer)}.{int(r.head)}" for r in line.itertuples()], y=line["value"].tolist(),
+                mode="markers", name=f"replaced {label}", legendgroup=metric, showlegend=place == places[0],
+                marker={"color": stroke, "size": 8, "symbol": symbol},
                 error_y=interval_bars(line, width=3, thickness=1.2),
-                hovertemplate="head %{x}: %{y:.4f} nats<extra>" + label + "</extra>",
-                row=row,
-                col=1,
-            )
-        figure.add_hline(y=0, line_width=1, line_color="#999999", row=row, col=1)
+                hovertemplate="head %{x}: %{y:.4f} nats<extra>" + label + "</extra>", **place,
+            )  # fmt: skip
+        figure.add_hline(y=0, line_width=1, line_color=GREY, **place)
     figure.update_xaxes(type="category")
-    figure.update_yaxes(title="change of loss")
-    figure.update_xaxes(title="layer.head", row=len(encodings), col=1)
-    height = 170 + 190 * len(encodings)
-    return figure.update_layout(**LAYOUT, height=height, legend={"orientation": "h", "y": -70 / height})
+    figure.update_yaxes(title="change of loss,<br>nats a token")
+    title_lowest(figure, places, f"layer.head{counted(rows)}")
+    return finish(figure)
 
 
 def _scores_in_words(part: pd.DataFrame) -> str:
@@ -375,6 +355,11 @@ def _scores_in_words(part: pd.DataFrame) -> str:
     return (
         f"{plain(first['label'])}; template {plain(first['template'])}; used for {plain(first['used_for'])}<br>{scores}"
     )
+
+
+def _shades(n: int) -> list[str]:
+    """Colours of so many layers, from light to dark."""
+    return sample_colorscale("Blues", np.linspace(0.35, 1, max(n, 1)).tolist())
 
 
 def _spaced(line: pd.DataFrame, most: int = 256) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """What a page says about attention: templates, the split of scores, the census, models compared."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import attention
-from probe.report.page import Section
+from probe.report.page import Line, Section
+from probe.report.style import named
 from probe.report.tables import beside_untrained, interval_of, of
 
 DISTANCE = "jensen_shannon"
@@ -36,13 +37,35 @@ def attention_figures(
     for control, name in (("none", "model_distances"), ("untrained", "model_distances_untrained")):
         if (pairs["control"] == control).any():
             found[name] = attention.distance_matrix(pairs[pairs["control"] == control])
-    return found
+    return named(found)
 
 
 def attention_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> list[Section]:
     """The sections of what was measured."""
     sections = [_templates(rows, drawn), _split(rows, drawn), _census(rows, drawn), _models(rows, drawn)]
     return [section for section in sections if section.figures or section.tables]
+
+
+def attention_summary(rows: pd.DataFrame, encodings: Sequence[str]) -> list[Line]:
+    """What was found of each model's attention, and between models, in words."""
+    pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum", control="none")
+    pairs = pairs.sort_values("value").to_dict("records")
+    said = [f"{pair['model_a']} – {pair['model_b']} {interval_of(pair)}" for pair in pairs]
+    text = "Distance of the attention of two models, by the nearest heads of each layer, nats (95 % bootstrap):"
+    return [attention_explained(rows, encodings), *([Line("Models", text, said)] if said else [])]
+
+
+def attention_explained(rows: pd.DataFrame, encodings: Sequence[str]) -> Line:
+    """How much of attention position explains at all, which is what a nearness to a template has to be read beside."""
+    explained = null_table(rows).set_index("encoding")["explained"]
+    split = of(rows, "split", control="none", scope="seen", part="distance", metric="toeplitz_r2")
+    toeplitz = split.groupby("encoding")["value"].mean()
+    said = [f"{e} {explained[e]:.0%} and {toeplitz[e]:.0%}" for e in encodings if e in explained and e in toeplitz]
+    text = (
+        "How much of attention position explains: of the divergence from uniform, by each head's best template, and of "
+        "the scores' variance within rows, by f_rel; means over heads. The rest is content."
+    )
+    return Line("Attention", text, said)
 
 
 def _named(drawn: Mapping[str, go.Figure], prefix: str) -> list[tuple[str, go.Figure]]:
@@ -207,8 +230,9 @@ def census_counts(census: pd.DataFrame) -> pd.DataFrame:
     labels = heads.groupby(["encoding", "control", "label"], sort=False).size().rename("value").reset_index()
     table = beside_untrained(labels, "label", "{:.0f}")
     used = heads[heads["control"] == "none"].groupby(["encoding", "used_for"]).size().unstack(0).fillna(0).astype(int)
-    used = used.rename_axis(columns=None).astype(str).reset_index().rename(columns={"used_for": "label"})
-    return pd.concat([table, used.assign(label="used for " + used["label"])], ignore_index=True)
+    used = used.rename_axis(columns=None).reset_index().rename(columns={"used_for": "label"})
+    both = pd.concat([table, used.assign(label="used for " + used["label"])], ignore_index=True)
+    return both.rename_axis(columns="encoding")
 
 
 def order_table(order: pd.DataFrame) -> pd.DataFrame:

@@ -1,16 +1,15 @@
 """The page of models that others trained: what a study's page says of them, and what only they have."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
-from probe.report import figures
-from probe.report.attention_sections import attention_figures, attention_sections, null_table
+from probe.report.accuracy import under_shift
+from probe.report.attention_sections import attention_explained, attention_figures, attention_sections
 from probe.report.hybrids import attention_by_kind
-from probe.report.page import Section, render_page
+from probe.report.page import Line, Made, Section, render_page
 from probe.report.position import loss_along_texts
-from probe.report.position_sections import depth, position_figures, position_sections
+from probe.report.position_sections import position_figures, position_read, position_sections
 from probe.report.position_table import table_curves, table_map
 from probe.report.tables import beside_untrained, interval_of, of
 
@@ -20,7 +19,7 @@ def examine_page(
     maps: Mapping[str, pd.DataFrame],
     curves: Mapping[str, pd.DataFrame],
     about: pd.DataFrame,
-    settings: Mapping[str, Any],
+    made: Made,
 ) -> str:
     """The report as one HTML file.
 
@@ -28,10 +27,9 @@ def examine_page(
         rows: those of ``rows.parquet``.
         maps, curves: attention maps and curves of the scores' split, by model.
         about: a row a model: what it is and how it was loaded.
-        settings: what was looked at, as in ``examine.json``.
+        made: how it was made; its settings are those of ``examine.json``.
     """
     drawn = {**position_figures(rows), **attention_figures(rows, maps, curves)}
-    asked = {name: value for name, value in settings.items() if name != "models"}
     sections = [
         Section("Models", ["What was loaded, and which position encoding each layer sees."], tables=[("", about)]),
         *_tables(rows),
@@ -41,54 +39,44 @@ def examine_page(
         *_needle(rows),
         *_kinds(rows),
         *_by_position(rows),
-        Section(
-            "Settings",
-            [f"Made by: probe examine {_command(settings)}"],
-            tables=[("", pd.DataFrame({"name": list(asked), "value": [str(value) for value in asked.values()]}))],
-        ),
     ]
-    return render_page("Models examined", examine_summary(rows, about), sections)
+    return render_page("Models examined", examine_summary(rows, about), sections, rows=rows, made=made)
 
 
-def examine_summary(rows: pd.DataFrame, about: pd.DataFrame) -> list[str]:
+def examine_summary(rows: pd.DataFrame, about: pd.DataFrame) -> list[Line]:
     """What was looked at and found, in words."""
     names = about["model"].tolist()
-    lines = [f"{r['model']}: {r['parameters']} parameters, {r['layers × heads']} layers × heads, position "
-             f"{r['position seen']}." for r in about.to_dict("records")]  # fmt: skip
-    ridge = of(rows, "probe", probe="ridge", metric="r2")
-    last = ridge[ridge["site"].map(depth) == ridge.groupby("encoding")["site"].transform(lambda s: s.map(depth).max())]
-    last = last.set_index(["encoding", "control"])
-    said = [
-        f"{n} {interval_of(last.loc[(n, 'none')])} (untrained {last.loc[(n, 'untrained'), 'value']:.3f})" for n in names
+    models = [
+        f"{r['model']}: {r['parameters']} parameters, {r['layers × heads']} layers × heads, position "
+        f"{r['position seen']}."
+        for r in about.to_dict("records")
     ]
-    lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
+    lines = [Line("Models", "", models), position_read(rows, names)]
     table = of(rows, "table", metric="components_95")
     for name, part in table.groupby("encoding", sort=False):
         value, fresh = (part[part["control"] == c]["value"].item() for c in ("none", "untrained"))
         smooth = of(rows, "table", metric="low_frequencies_90", encoding=name).set_index("control")["value"]
-        lines.append(
+        text = (
             f"{name}'s table of positions has 95 % of its variance in {value:.0f} dimensions (a fresh one in "
             f"{fresh:.0f}), and 90 % in the lowest {smooth['none']:.1%} of the frequencies along positions (dealt out "
             f"anew: {smooth['shuffled']:.0%})."
         )
+        lines.append(Line("Table", text))
     moved = of(rows, "shifted", metric="loss_change")
+    shifted = []
     for name, part in moved.groupby("encoding", sort=False):
         most = part.loc[part["shift"].astype(int).idxmax()]
-        lines.append(
-            f"With all positions shifted by {int(most['shift'])}, {name} loses {interval_of(most)} nats a token."
-        )
-    nulls = null_table(rows).set_index("encoding")
-    said = [f"{name} {nulls.loc[name, 'explained']:.0%}" for name in names if name in nulls.index]
-    lines.append(
-        "Of the divergence of attention from uniform, each head's best positional template explains, on average, "
-        f"{', '.join(said)}; the rest is content."
-    )
+        shifted.append(f"{name} {interval_of(most)}, by {int(most['shift'])}")
+    if shifted:
+        lines.append(Line("Shifted", "What the loss gains, nats a token, when all positions are shifted:", shifted))
+    lines.append(attention_explained(rows, names))
     kinds = of(rows, "by_layer_encoding", metric="on_keys")
     for row in kinds[kinds["layer_encoding"].str.contains(" - ", regex=False)].to_dict("records") if len(kinds) else ():
-        lines.append(
+        text = (
             f"{row['encoding']}: heads of layers without position put {interval_of(row)} more of their attention on a "
             f"key that is asked for than those of the others ({row['layer_encoding']}; interval over heads)."
         )
+        lines.append(Line("Hybrid", text))
     return lines
 
 
@@ -135,7 +123,7 @@ def _shifted(rows: pd.DataFrame) -> list[Section]:
                 "alone, or no position but by its own means, does not notice; what has learned absolute positions "
                 "may. Loss of the next token, and the share of tokens that are the likeliest; 95 % bootstrap."
             ],
-            figures=[("Loss and accuracy against the shift.", figures.under_shift(shifted, "token_accuracy"))],
+            figures=[("Loss and accuracy against the shift.", under_shift(shifted, "token_accuracy"))],
             tables=[("Change of the loss, nats a token, paired.", table)],
         )
     ]
@@ -218,10 +206,3 @@ def _by_position(rows: pd.DataFrame) -> list[Section]:
             figures=[("Loss, nats a token, by position.", loss_along_texts(loss))],
         )
     ]
-
-
-def _command(settings: Mapping[str, Any]) -> str:
-    models = " ".join(f"{name}={place}" for name, place in settings["models"].items())
-    said = {name: value for name, value in settings.items() if name not in ("models", "ablate") and value is not None}
-    flags = " ".join(f"--{name} {value}" for name, value in said.items())
-    return f"{models} {flags}"

@@ -10,17 +10,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.figures import interval, interval_bars, plain, some
+from probe.report.drawing import add_band, counted, interval, interval_bars, plain, some
+from probe.report.style import BENEATH_TEXT, GREY, STRONG, colour_bar, finish, panels, title_lowest
 from probe.report.tables import of
 from probe.report.variants import (
-    GREY,
-    SHADES,
-    colour_bar,
     first_of,
     label,
     legend_line,
     made_for,
-    make_panels,
     mark_of,
     mark_trained,
     matched,
@@ -28,8 +25,6 @@ from probe.report.variants import (
     ordered,
     position_ticks,
     stroke_of,
-    title_lowest,
-    titled,
 )
 
 
@@ -44,7 +39,8 @@ def perplexity_by_context(rows: pd.DataFrame, train_length: int) -> go.Figure:
     said = [f"{told(r.value, r.low, r.high)}, {r.n:.0f} texts, {r.tokens:.0f} tokens each" for r in rows.itertuples()]
     figure = _by_length(rows.assign(said=said), train_length, "context", "context, tokens")
     figure.update_yaxes(type="log", **_decades(rows["value"]))
-    return titled(figure, "perplexity")
+    figure.update_yaxes(title=f"perplexity a token{counted(rows, 'texts')}", col=1)
+    return finish(figure)
 
 
 def loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
@@ -57,7 +53,8 @@ def loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     rows = some(rows[rows["position"] > 0], "loss by position")
     said = [interval(r.value, r.low, r.high) + " nats" for r in rows.itertuples()]
     figure = _by_length(rows.assign(said=said), train_length, "position", "position, tokens", bands=True)
-    return titled(figure, "loss, nats a token")
+    figure.update_yaxes(title=f"loss, nats a token{counted(rows, 'texts')}", col=1)
+    return finish(figure)
 
 
 def passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
@@ -71,7 +68,8 @@ def passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
     said = [f"{interval(r.value, r.low, r.high)}, {r.n:.0f} prompts" for r in rows.itertuples()]
     figure = _by_length(rows.assign(said=said), train_length, "length", "length, tokens")
     figure.update_yaxes(range=[-0.03, 1.05])
-    return titled(figure, "exact match")
+    figure.update_yaxes(title=f"exact match{counted(rows, 'prompts')}", col=1)
+    return finish(figure)
 
 
 def passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
@@ -92,7 +90,7 @@ def passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
     ]
     titles = [[f"{plain(encoding)}<br>{label(variant)}" for encoding, variant in group] for group in groups]
     lengths, depths = sorted(set(rows["length"])), sorted(set(rows["depth"]))
-    figure, places = make_panels(titles, most=5, height=60 + 24 * len(depths), gap=90, right=70, top=65)
+    figure, places = panels(titles, most=5, height=60 + 24 * len(depths), gap=105)
     beyond = sum(n <= train_length for n in lengths) - 0.5
     for place, (encoding, variant) in zip(places, [pair for group in groups for pair in group], strict=True):
         part = rows[(rows["encoding"] == encoding) & (rows["variant"] == variant)]
@@ -115,13 +113,13 @@ def passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
             **place,
         )
         if -0.5 < beyond < len(lengths) - 0.5:
-            figure.add_vline(x=beyond, line_width=3, line_color="#D55E00", opacity=1, **place)
+            figure.add_vline(x=beyond, line_width=3, line_color=STRONG, opacity=1, **place)
     figure.update_xaxes(type="category", tickangle=0, tickfont_size=11)
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_yaxes(title="depth", col=1)
     title_lowest(figure, places, "length, tokens")
-    scale = {"colorscale": SHADES, "cmin": 0, "cmax": 1, "colorbar": colour_bar("exact<br>match", figure)}
-    return figure.update_layout(coloraxis=scale)
+    bar = colour_bar(f"exact<br>match<br>{counted(rows, '').strip()}", figure)
+    return finish(figure, coloraxis={"colorscale": BENEATH_TEXT, "cmin": 0, "cmax": 1, "colorbar": bar})
 
 
 def over_depths(rows: pd.DataFrame) -> pd.DataFrame:
@@ -148,8 +146,8 @@ def _depth(depth: float) -> str:
 def _by_length(rows: pd.DataFrame, train_length: int, at: str, title: str, *, bands: bool = False) -> go.Figure:
     """Lines of value against ``at``, with what is ``said`` of each point on hovering."""
     rows = rows.reset_index(drop=True)
-    encodings, variants = list(dict.fromkeys(rows["encoding"])), ordered(rows["variant"])
-    figure, places = make_panels([[plain(e) for e in encodings]], most=3, height=330, gap=85, legend=len(variants) + 2)
+    encodings = list(dict.fromkeys(rows["encoding"]))
+    figure, places = panels([[plain(e) for e in encodings]], most=3, height=330, gap=95)
     shown: set[str] = set()
     fitting = matched(rows, train_length, at).index
     for place, encoding in zip(places, encodings, strict=True):
@@ -170,11 +168,8 @@ def _by_length(rows: pd.DataFrame, train_length: int, at: str, title: str, *, ba
                     )  # fmt: skip
             line = part[part.index.isin(fitting)]
             x = line[at].astype(float).tolist()
-            if bands and len(line) and line["low"].notna().all():
-                figure.add_scatter(
-                    x=x + x[::-1], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="none", opacity=0.2,
-                    fillcolor=stroke, hoverinfo="skip", showlegend=False, legendgroup=variant, **place,
-                )  # fmt: skip
+            if bands:
+                add_band(figure, x, line, stroke, variant, **place)
             figure.add_scatter(
                 x=[value * dodge for value in x] or [None],  # in the legend even where only thin lines are
                 y=line["value"].tolist() or [None],

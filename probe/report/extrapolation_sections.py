@@ -6,9 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report import extrapolation
+from probe.report.drawing import interval
 from probe.report.extrapolation import over_depths, told
-from probe.report.figures import interval
-from probe.report.page import Section
+from probe.report.page import Line, Section
 from probe.report.scales import (
     PUBLISHED_SLOPE,
     SPLITS,
@@ -20,6 +20,7 @@ from probe.report.scales import (
     scale_law,
     scale_map,
 )
+from probe.report.style import named
 from probe.report.tables import interval_of, of
 from probe.report.variants import VARIANTS, matched, ordered
 
@@ -61,7 +62,7 @@ def extrapolation_figures(rows: pd.DataFrame, train_length: int) -> dict[str, go
     temperatures = of(rows, "temperature")
     if len(temperatures) and temperatures["metric"].isin(list(TEMPERATURES)).any():
         found["temperature"] = loss_by_temperature(rows)
-    return found
+    return named(found)
 
 
 def extrapolation_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> list[Section]:
@@ -70,36 +71,32 @@ def extrapolation_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -
     return [section for section in sections if section.figures or section.tables]
 
 
-def extrapolation_summary(rows: pd.DataFrame, train_length: int | None = None) -> list[str]:
+def extrapolation_summary(rows: pd.DataFrame, train_length: int | None = None) -> list[Line]:
     """Perplexity and passkeys, as the models are and by the best of their variants, in words: at the trained length and
     at the longest, where each variant is the one made for it. Without a trained length it is the shortest that was
     measured, and the best of all variants."""
-    lines = []
+    lines, trained = [], "" if train_length is None else f"; trained length {train_length}"
     perplexity = of(rows, "perplexity", metric="perplexity")
     if len(perplexity):
-        lines.append(
-            "Perplexity a token (95 % over texts; one training seed): "
-            + _in_words(
-                perplexity, "context", train_length, lambda r: told(r["value"], r["low"], r["high"]), least=True
-            )
-        )
+        said = _in_words(perplexity, "context", train_length, told, least=True)
+        lines.append(Line("Perplexity", f"Of a token, 95 % over texts; one training seed{trained}.", said))
     passkeys = over_depths(rows)
     if len(passkeys):
+        said = _in_words(passkeys, "length", train_length, interval, least=False)
         lines.append(
-            "Passkeys said right (95 % Wilson over prompts; one training seed): "
-            + _in_words(passkeys, "length", train_length, interval_of, least=False)
+            Line("Passkeys", f"The share said right, 95 % Wilson over prompts; one training seed{trained}.", said)
         )
     return lines
 
 
 def perplexity_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Perplexity and its interval, a row an encoding, variant and extension, a column a context."""
-    return _by_length(of(rows, "perplexity", metric="perplexity"), "context", lambda r: told(r.value, r.low, r.high))
+    return _by_length(of(rows, "perplexity", metric="perplexity"), "context", told)
 
 
 def passkey_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The share of keys said right and its interval, a row an encoding, variant and extension, a column a length."""
-    return _by_length(over_depths(rows), "length", lambda r: interval(r.value, r.low, r.high))
+    return _by_length(over_depths(rows), "length", interval)
 
 
 def temperature_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -201,7 +198,7 @@ def _passkeys(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
     )
 
 
-def _by_length(rows: pd.DataFrame, at: str, say: Callable[..., str]) -> pd.DataFrame:
+def _by_length(rows: pd.DataFrame, at: str, say: Callable[[float, float, float], str]) -> pd.DataFrame:
     """A row an encoding, variant and extension, a column a length."""
     if rows.empty:
         return pd.DataFrame(columns=ROW)
@@ -212,13 +209,15 @@ def _by_length(rows: pd.DataFrame, at: str, say: Callable[..., str]) -> pd.DataF
         for variant in ordered(of_encoding["variant"]):
             part = of_encoding[of_encoding["variant"] == variant]
             for extension, line in part.groupby("extension", dropna=False):
-                cells = {int(getattr(r, at)): say(r) for r in line.itertuples()}
+                cells = {int(r[at]): interval_of(r, say) for r in line.to_dict("records")}
                 made = "" if pd.isna(extension) else f"{extension:g}×"
                 found.append([encoding, VARIANTS.get(variant, variant), made, *(cells.get(n, "") for n in lengths)])
     return pd.DataFrame(found, columns=[*ROW, *(f"{n} tokens" for n in lengths)])
 
 
-def _in_words(rows: pd.DataFrame, at: str, train_length: int | None, say: Callable[..., str], *, least: bool) -> str:
+def _in_words(
+    rows: pd.DataFrame, at: str, train_length: int | None, say: Callable[[float, float, float], str], *, least: bool
+) -> list[str]:
     """Each encoding at the trained length and at the longest, as it is, and there by its best matched variant."""
     lengths = sorted(set(rows[at].astype(int)))
     rows, near = rows.reset_index(drop=True), lengths[0]
@@ -228,13 +227,18 @@ def _in_words(rows: pd.DataFrame, at: str, train_length: int | None, say: Callab
     said = []
     for encoding, part in rows.groupby("encoding", sort=False):
         unchanged = part[part["variant"] == "none"].set_index(at)
-        words = [f"{say(unchanged.loc[n])} at {n}" for n in dict.fromkeys((near, lengths[-1])) if n in unchanged.index]
+        words = [
+            f"{interval_of(unchanged.loc[n], say)} at {n}"
+            for n in dict.fromkeys((near, lengths[-1]))
+            if n in unchanged.index
+        ]
         line = f"{encoding} " + (", ".join(words) + " tokens as it is" if words else "")
         others = part[(part["variant"] != "none") & (part[at] == lengths[-1])]
         if len(others):
             best = others.loc[others["value"].idxmin() if least else others["value"].idxmax()]
             made = "" if pd.isna(best["extension"]) else f", made for {best['extension']:g}×"
             name = VARIANTS.get(best["variant"], best["variant"])
-            line += f"{', ' if words else ''}{say(best)} at {lengths[-1]} with the best of {len(others)} ({name}{made})"
+            with_it = f"{interval_of(best, say)} at {lengths[-1]} with the best of {len(others)} ({name}{made})"
+            line += f"{', ' if words else ''}{with_it}"
         said.append(line.strip())
-    return ("" if train_length is None else f"trained length {train_length}; ") + "; ".join(said) + "."
+    return said

@@ -2,9 +2,9 @@
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from probe.report.figures import CONTROL_LABELS, LAYOUT, colour, interval, plain, some
+from probe.report.drawing import counted, interval, plain, some
+from probe.report.style import CONTROL_LABELS, GREY, PALE, finish, look, panels, title_lowest
 
 LABELS = {
     "on_keys": "attention on the key",
@@ -21,26 +21,27 @@ def attention_by_kind(rows: pd.DataFrame, metric: str) -> go.Figure:
     """
     rows = some(rows[rows["metric"] == metric], f"attention by head ({metric})")
     names = list(dict.fromkeys(rows["encoding"]))
-    figure = make_subplots(cols=len(names), subplot_titles=[plain(n) for n in names], shared_yaxes=True)
+    figure, places = panels([[plain(n) for n in names]], height=270, most=4, beside=0.02)
     shown = set()
-    for column, name in enumerate(names, start=1):
+    for place, name in zip(places, names, strict=True):
         for (control, kind), part in rows[rows["encoding"] == name].groupby(["control", "layer_encoding"], sort=False):
             fresh = control != "none"
             sees = "layers without positions" if kind == "none" else f"layers with {kind} positions"
-            label = CONTROL_LABELS.get(control, control) if fresh else sees
+            label = plain(CONTROL_LABELS.get(control, control) if fresh else sees)
             figure.add_scatter(
                 x=(part["layer"].astype(float) + (0.25 if fresh else 0)).tolist(), y=part["value"].tolist(),
-                mode="markers", name=plain(label), legendgroup=label, showlegend=label not in shown, row=1, col=column,
+                mode="markers", name=label, legendgroup=label, showlegend=label not in shown, **place,
                 marker={
-                    "color": "#BBBBBB" if fresh else colour(kind), "size": 5 if fresh else 8, "opacity": 0.7,
-                    "symbol": "line-ew-open" if fresh else "circle" if kind == "none" else "square",
+                    "color": PALE if fresh else look(kind).colour, "size": 5 if fresh else 8, "opacity": 0.7,
+                    "symbol": "line-ew-open" if fresh else look(kind).symbol,
                 },
                 text=[f"layer {r.layer}, head {r.head}: {interval(r.value, r.low, r.high)}" for r in part.itertuples()],
-                hovertemplate="%{text}<extra>" + plain(label) + "</extra>",
+                hovertemplate="%{text}<extra>" + label + "</extra>",
             )  # fmt: skip
             shown.add(label)
     if metric == "reach":
-        figure.add_hline(y=1, line_width=1, line_dash="dot", line_color="#999999")
-    figure.update_xaxes(title="layer", dtick=1 if rows["layer"].max() < 16 else None)
-    figure.update_yaxes(title=LABELS.get(metric, metric), rangemode="tozero", col=1)
-    return figure.update_layout(**LAYOUT, height=400, legend={"orientation": "h", "y": -0.22})
+        figure.add_hline(y=1, line_width=1, line_dash="dot", line_color=GREY)
+    figure.update_xaxes(dtick=1 if rows["layer"].max() < 16 else None)
+    title_lowest(figure, places, "layer")
+    figure.update_yaxes(title=plain(LABELS.get(metric, metric)) + counted(rows), rangemode="tozero", col=1)
+    return finish(figure)

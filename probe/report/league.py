@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from probe.report.figures import LAYOUT, colour, interval, interval_bars, plain, some
-from probe.report.page import Section, render_page
+from probe.report.drawing import add_band, counted, interval, interval_bars, plain, signed_zero, some
+from probe.report.page import Line, Made, Section, render_page
+from probe.report.style import DIVERGING, GREY, colour, colour_bar, finish, look, panel, panels, title_lowest
+from probe.report.tables import interval_of
 
 MARKS = ("circle", "diamond-open", "square-open", "cross-open")
 METRICS = {"mean_reciprocal_rank": "mean reciprocal rank", "mean_accuracy": "mean accuracy"}
@@ -22,10 +23,10 @@ def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
     rows = some(pd.concat([r.assign(source=s) for s, r in leagues.items()], ignore_index=True), "ranks")
     first = rows[(rows["metric"] == "mean_reciprocal_rank")].drop_duplicates("encoding")
     encodings = first.sort_values("value", ascending=True, kind="stable")["encoding"].tolist()
-    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=list(METRICS.values()))
+    figure, places = panels([["", ""]], height=40 + 40 * len(encodings), beside=0.04)
     height = {e: i for i, e in enumerate(encodings)}
     for i, source in enumerate(leagues):
-        for column, metric in enumerate(METRICS, start=1):
+        for place, metric in zip(places, METRICS, strict=True):
             line = rows[(rows["source"] == source) & (rows["metric"] == metric)]
             figure.add_scatter(
                 x=line["value"].tolist(),
@@ -33,16 +34,15 @@ def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
                 mode="markers",
                 name=plain(source),
                 legendgroup=source,
-                showlegend=column == 1,
-                row=1,
-                col=column,
+                showlegend=place == places[0],
+                **place,
                 marker={
                     "symbol": MARKS[i % len(MARKS)],
                     "size": 11,
                     "color": [colour(e) for e in line["encoding"]],
                     "line": {"width": 2, "color": [colour(e) for e in line["encoding"]]},
                 },
-                error_x=interval_bars(line) | {"color": "#888888"},
+                error_x=interval_bars(line) | {"color": GREY},
                 customdata=[
                     f"{plain(r.encoding)}: {interval(r.value, r.low, r.high)}, {r.n} runs of {r.n_tasks} tasks"
                     for r in line.itertuples()
@@ -51,7 +51,9 @@ def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
             )
     figure.update_yaxes(tickvals=list(height.values()), ticktext=[plain(e) for e in encodings])
     figure.update_xaxes(range=[-0.03, 1.03])
-    return figure.update_layout(**LAYOUT, height=150 + 48 * len(encodings), legend={"orientation": "h", "y": -0.2})
+    for place, title in zip(places, METRICS.values(), strict=True):
+        figure.update_xaxes(title=title + counted(first, "runs"), **place)
+    return finish(figure, showlegend=True)
 
 
 def league_differences(rows: pd.DataFrame) -> go.Figure:
@@ -68,18 +70,16 @@ def league_differences(rows: pd.DataFrame) -> go.Figure:
     for r in rows.itertuples():
         star = "*" if r.real else ""
         for a, b, sign in ((r.a, r.b, 1), (r.b, r.a, -1)):
-            values[at[a], at[b]], text[at[a], at[b]] = sign * r.value, f"{sign * r.value:+.2f}{star}"
+            values[at[a], at[b]], text[at[a], at[b]] = sign * r.value, signed_zero(sign * r.value, "+.2f") + star
     most = float(np.nanmax(np.abs(values))) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            z=values, x=[plain(n) for n in names], y=[plain(n) for n in names], text=text, texttemplate="%{text}",
-            colorscale="RdBu", reversescale=True, zmin=-most, zmax=most, colorbar={"title": "difference"},
-            hovertemplate="%{y} less %{x}: %{text}<extra></extra>", hoverongaps=False,
-        )
+    figure = panel(45 * len(names))
+    figure.add_heatmap(
+        z=values, x=[plain(n) for n in names], y=[plain(n) for n in names], text=text, texttemplate="%{text}",
+        zmin=-most, zmax=most, colorbar=colour_bar("difference<br>of accuracy", figure), hoverongaps=False,
+        hovertemplate="%{y} less %{x}: %{text}<extra></extra>", **DIVERGING,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
-    layout = LAYOUT | {"margin": LAYOUT["margin"] | {"l": 110}}
-    return figure.update_layout(**layout, width=260 + 75 * len(names), height=150 + 45 * len(names))
+    return finish(figure)
 
 
 def league_by_length(rows: pd.DataFrame, width: int = 4) -> go.Figure:
@@ -89,34 +89,26 @@ def league_by_length(rows: pd.DataFrame, width: int = 4) -> go.Figure:
     """
     rows = some(rows, "accuracy by length")
     tasks = list(dict.fromkeys(rows["task"]))
-    n_rows = -(-len(tasks) // width)
-    figure = make_subplots(
-        rows=n_rows, cols=min(width, len(tasks)), shared_yaxes="all", horizontal_spacing=0.03,
-        vertical_spacing=0.28 / n_rows, subplot_titles=[plain(t) for t in tasks],
-    )  # fmt: skip
+    figure, places = panels([[plain(t) for t in tasks]], height=170, most=width, gap=50)
     shown: set[str] = set()
-    for panel, task in enumerate(tasks):
-        at = {"row": panel // width + 1, "col": panel % width + 1}
+    for place, task in zip(places, tasks, strict=True):
         for encoding, line in rows[rows["task"] == task].groupby("encoding", sort=True):
             line = line.sort_values("length")
-            x, stroke = line["length"].astype(int).tolist(), colour(encoding)
-            if line["low"].notna().all():
-                figure.add_scatter(
-                    x=x + x[::-1], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="none", opacity=0.12,
-                    fillcolor=stroke, hoverinfo="skip", showlegend=False, legendgroup=encoding, **at,
-                )  # fmt: skip
+            x, seen = line["length"].astype(int).tolist(), look(encoding)
+            add_band(figure, x, line, seen.colour, encoding, **place)
             figure.add_scatter(
-                x=x, y=line["value"].tolist(), mode="lines", line={"color": stroke}, name=plain(encoding),
-                legendgroup=encoding, showlegend=encoding not in shown, customdata=line["n"].tolist(),
-                hovertemplate="length %{x}: %{y:.3f} (%{customdata} seeds)<extra>" + plain(encoding) + "</extra>", **at,
+                x=x, y=line["value"].tolist(), mode="lines+markers", line={"color": seen.colour, "width": 1.5},
+                marker={"symbol": seen.symbol, "size": 5}, name=plain(encoding), legendgroup=encoding,
+                showlegend=encoding not in shown, customdata=line["n"].tolist(),
+                hovertemplate="length %{x}: %{y:.3f} (%{customdata} seeds)<extra>" + plain(encoding) + "</extra>",
+                **place,
             )  # fmt: skip
             shown.add(encoding)
     figure.update_yaxes(range=[-0.03, 1.05])
     figure.update_yaxes(title="exact match", col=1)
-    figure.update_xaxes(title="length", row=n_rows)
+    title_lowest(figure, places, f"length, tokens{counted(rows, 'seeds')}")
     figure.update_annotations(font_size=12)
-    height = 130 + 220 * n_rows
-    return figure.update_layout(**LAYOUT, height=height, legend={"orientation": "h", "y": -75 / (height - 105)})
+    return finish(figure)
 
 
 def league_page(
@@ -124,12 +116,20 @@ def league_page(
     differences: Mapping[str, pd.DataFrame],
     by_length: Mapping[str, pd.DataFrame],
     said: Sequence[str] = (),
+    *,
+    rows: pd.DataFrame | None = None,
+    made: Made | None = None,
 ) -> str:
-    """The league as one HTML file, by source of results; ``said`` stands below the summary."""
+    """The league as one HTML file, by source of results; ``said`` stands below the summary, and ``rows`` can be
+    downloaded."""
     summary = [
-        f"{source}: {', '.join(f'{r.encoding} {interval(r.value, r.low, r.high)}' for r in _ranks(rows).itertuples())} "
-        f"({rows['n'].iloc[0]} (task, seed) of {rows['n_tasks'].iloc[0]} tasks)."
-        for source, rows in leagues.items()
+        Line(
+            source.capitalize(),
+            f"Mean reciprocal rank (95 % bootstrap over tasks and seeds) of {found['n'].iloc[0]} (task, seed) of "
+            f"{found['n_tasks'].iloc[0]} tasks:",
+            [f"{r.encoding} {interval(r.value, r.low, r.high)}" for r in _ranks(found).itertuples()],
+        )
+        for source, found in leagues.items()
     ]
     sections = [
         Section(
@@ -140,23 +140,24 @@ def league_page(
                 "Bars: 95 % bootstrap over tasks, and over seeds within each."
             ],
             figures=[("Ranks, and the accuracies behind them.", league_ranks(leagues))],
-            tables=[(f"{source}.", _league_table(rows)) for source, rows in leagues.items()],
+            tables=[(f"{source}.", _league_table(found)) for source, found in leagues.items()],
         )
     ]
-    for source, rows in differences.items():
+    for source, found in differences.items():
         text = [
             "Accuracy of the row's encoding less that of the column's, paired over tasks and seeds; a star where signs "
             "flipped at random over (task, seed) give as much in fewer than 5 % of cases, corrected for all pairs "
             "(Holm). p over tasks asks whether other tasks would show it; few tasks cannot say."
         ]
-        table = rows.assign(real=rows["real"].map({True: "yes", False: "no"}))
-        figures = [("Differences of accuracy.", league_differences(rows))]
+        table = found.assign(real=found["real"].map({True: "yes", False: "no"}))
+        figures = [("Differences of accuracy.", league_differences(found))]
         sections.append(Section(f"Which differences are real? {source}", text, figures, [("Every pair.", table)]))
-    for source, rows in by_length.items():
+    for source, found in by_length.items():
         text = ["Mean over seeds; bands are Student's t intervals over seeds, wide where these are few."]
-        figures = [("Exact match by length.", league_by_length(rows))]
+        figures = [("Exact match by length.", league_by_length(found))]
         sections.append(Section(f"Accuracy by length. {source}", text, figures))
-    return render_page("Which encoding generalises to longer inputs?", [*summary, *said], sections)
+    title, lines = "Which encoding generalises to longer inputs?", [*summary, *said]
+    return render_page(title, lines, sections, rows=rows, rows_file="results", made=made)
 
 
 def _ranks(rows: pd.DataFrame) -> pd.DataFrame:
@@ -164,6 +165,6 @@ def _ranks(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _league_table(rows: pd.DataFrame) -> pd.DataFrame:
-    told = rows.assign(told=[interval(r.value, r.low, r.high) for r in rows.itertuples()])
+    told = rows.assign(told=[interval_of(row) for row in rows.to_dict("records")])
     table = told.pivot(index="encoding", columns="metric", values="told").reindex(_ranks(rows)["encoding"])
-    return table[list(METRICS)].rename(columns=METRICS).reset_index()
+    return table[list(METRICS)].rename(columns=METRICS).rename_axis(columns=None).reset_index()

@@ -1,17 +1,19 @@
 """What a report says about position in hidden states: probes, use, geometry, mechanism."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.figures import probe_by_site, short_site
+from probe.report.drawing import short_site
 from probe.report.geometry import mechanism_readouts, variance_against_position, variance_shares
-from probe.report.page import Section
-from probe.report.position import erasure_losses, extrapolation_curve, probe_heatmap
-from probe.report.tables import beside_untrained, of
+from probe.report.page import Line, Section
+from probe.report.position import erasure_losses, extrapolation_curve, probe_by_site, probe_heatmap
+from probe.report.style import named
+from probe.report.tables import beside, beside_untrained, by_encoding, interval_of, of
 
 SHARES = ("share_position", "share_context", "share_token", "share_residual", "participation_ratio")
+STREAM = "hook_resid_post"
 VARIANCES = ("variance", "exponent", "exponent_r2")
 
 
@@ -31,7 +33,7 @@ def position_figures(rows: pd.DataFrame) -> dict[str, go.Figure]:
     mechanism = of(rows, "mechanism", encoding=drawn, control="none")
     if len(mechanism):
         found["mechanism"] = mechanism_readouts(mechanism)
-    return found
+    return named(found)
 
 
 def portrayed(rows: pd.DataFrame) -> str:
@@ -63,9 +65,7 @@ def position_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> lis
                     drawn["extrapolation"],
                 ),
             ],
-            tables=[
-                ("Behind the last layer: R² and, in parentheses, that less the untrained model's.", fit_table(rows))
-            ],
+            tables=fit_tables(rows),
         ),
         Section(
             "Is position used?",
@@ -133,20 +133,57 @@ def _mechanism(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
     )
 
 
+def position_read(rows: pd.DataFrame, encodings: Sequence[str]) -> Line:
+    """How well the position is read behind the last layer of each model, in words."""
+    ridge = of(rows, "probe", probe="ridge", metric="r2")
+    layer = ridge["site"].map(depth)
+    last = ridge[layer == layer.groupby(ridge["encoding"]).transform("max")].set_index(["encoding", "control"])
+    said = [
+        f"{e} {interval_of(last.loc[(e, 'none')])} ({last.loc[(e, 'untrained'), 'value']:.3f}, "
+        f"{last.loc[(e, 'embedding'), 'value']:.3f})"
+        for e in encodings
+    ]
+    text = (
+        "Position is read from hidden states behind the last layer with this R² (95 % bootstrap over sequences; in "
+        "parentheses untrained, and from the token embedding alone):"
+    )
+    return Line("Position", text, said)
+
+
+def fit_summary(rows: pd.DataFrame) -> list[Line]:
+    """How well the position is read behind the last layer that was looked at, in words; nothing where it was not."""
+    r2 = of(rows, "fit", scope="all", target="position", control="none", metric="r2")
+    r2 = r2[r2["site"].str.endswith(STREAM)]
+    last = r2[r2["site"].map(depth) == r2["site"].map(depth).max()]
+    text = "Position is read behind the last layer with this R² (95 % bootstrap over sequences and seeds):"
+    return (
+        [Line("Position", text, [f"{r['encoding']} {interval_of(r)}" for r in last.to_dict("records")])]
+        if len(last)
+        else []
+    )
+
+
+def fit_tables(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """``fit_table`` with its caption, where the stream behind a layer was looked at."""
+    if not of(rows, "fit", scope="all")["site"].str.endswith(STREAM).any():
+        return []
+    return [("Behind the last layer: R² and, in parentheses, that less the untrained model's.", fit_table(rows))]
+
+
 def fit_table(rows: pd.DataFrame) -> pd.DataFrame:
     """R² of every target behind the last layer, beside its selectivity, a column an encoding."""
     fit = of(rows, "fit", scope="all")
-    fit = fit[fit["site"].str.endswith("hook_resid_post")]
+    fit = fit[fit["site"].str.endswith(STREAM)]
     fit = fit[fit["site"].map(depth) == fit["site"].map(depth).max()].set_index(["target", "encoding"])
     r2 = fit[(fit["control"] == "none") & (fit["metric"] == "r2")]["value"]
     gained = fit[(fit["control"] == "untrained") & (fit["metric"] == "selectivity")]["value"]
     encodings = list(dict.fromkeys(r2.index.get_level_values("encoding")))
-    return pd.DataFrame(
-        [
-            {"target": target} | {e: f"{r2[target, e]:.3f} ({gained[target, e]:+.3f})" for e in encodings}
-            for target in dict.fromkeys(r2.index.get_level_values("target"))
-        ]
-    )
+    found = [
+        {"target": target}
+        | {e: beside(r2[target, e], gained[target, e], "less untrained", other_form="{:+.3f}") for e in encodings}
+        for target in dict.fromkeys(r2.index.get_level_values("target"))
+    ]
+    return by_encoding(found, ["target", *encodings])
 
 
 def use_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -154,14 +191,12 @@ def use_table(rows: pd.DataFrame) -> pd.DataFrame:
     use = of(rows, "use", metric="loss")
     values = use.pivot_table(index=["site", "concept"], columns=["encoding", "control"], values="value", sort=False)
     encodings = list(dict.fromkeys(use["encoding"]))
-    return pd.DataFrame(
-        [
-            {"site": short_site(site), "concept": concept}
-            | {e: f"{row[e, 'none']:.3f} ({row[e, 'random']:.3f})" for e in encodings if pd.notna(row.get((e, "none")))}
-            for (site, concept), row in values.iterrows()
-        ],
-        columns=["site", "concept", *encodings],
-    )
+    found = [
+        {"site": short_site(site), "concept": concept}
+        | {e: beside(row[e, "none"], row[e, "random"], "random") for e in encodings if pd.notna(row.get((e, "none")))}
+        for (site, concept), row in values.iterrows()
+    ]
+    return by_encoding(found, ["site", "concept", *encodings])
 
 
 def verdict_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,13 +204,12 @@ def verdict_table(rows: pd.DataFrame) -> pd.DataFrame:
     verdicts = of(rows, "mechanism").drop_duplicates(["mechanism", "encoding", "control"])
     told = verdicts.set_index(["mechanism", "encoding", "control"])["verdict"]
     encodings = list(dict.fromkeys(verdicts["encoding"]))
-    return pd.DataFrame(
-        [
-            {"mechanism": name.replace("_", " ")}
-            | {e: f"{told[name, e, 'none']} ({told[name, e, 'untrained']})" for e in encodings}
-            for name in dict.fromkeys(verdicts["mechanism"])
-        ]
-    )
+    found = [
+        {"mechanism": name.replace("_", " ")}
+        | {e: f"{told[name, e, 'none']} ({told[name, e, 'untrained']})" for e in encodings}
+        for name in dict.fromkeys(verdicts["mechanism"])
+    ]
+    return by_encoding(found, ["mechanism", *encodings])
 
 
 def _by_site(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -2,12 +2,11 @@
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from probe.report.figures import CONTROL_LABELS, LAYOUT, plain, some
+from probe.report.drawing import add_band, plain, some
+from probe.report.style import BLUE, CONTROL_LABELS, DIVERGING, GREY, OTHER_COLOURS, colour_bar, finish, panels
 
-SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-GREY = "#999999"
+CONTROL_COLOURS = {"none": "#000000", "untrained": GREY, "shuffled": BLUE}
 
 
 def table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
@@ -18,23 +17,23 @@ def table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
     similarity = some(similarity, "a map of positions")
     square = similarity.pivot(index="position", columns="other", values="value")
     titles = ["principal components", "cosine of two positions"]
-    figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.12)
+    figure, (left, right) = panels([titles], height=310, shared_y=False, beside=0.12)
     figure.add_heatmap(
-        z=square.to_numpy(), x=square.columns.tolist(), y=square.index.tolist(), row=1, col=2, zmin=-1, zmax=1,
-        colorscale="RdBu", reversescale=True, colorbar={"title": "cosine", "thickness": 14},
-        hovertemplate="positions %{y} and %{x}: %{z:.3f}<extra></extra>",
+        z=square.to_numpy(), x=square.columns.tolist(), y=square.index.tolist(), zmin=-1, zmax=1,
+        colorbar=colour_bar("cosine", figure), hovertemplate="positions %{y} and %{x}: %{z:.3f}<extra></extra>",
+        **DIVERGING, **right,
     )  # fmt: skip
-    figure.update_yaxes(title="position", autorange="reversed", row=1, col=2)
+    figure.update_yaxes(title="position", autorange="reversed", **right)
     for component, line in basis[basis["control"] == "none"].groupby("component"):
         name = f"{int(component) + 1}: {line['share'].iloc[0]:.0%} of the variance"
         figure.add_scatter(
-            x=line["position"].tolist(), y=line["value"].tolist(), mode="lines", name=name, row=1, col=1,
-            line={"color": SHADES[int(component) % len(SHADES)]},
-            hovertemplate="position %{x}: %{y:.3f}<extra>" + name + "</extra>",
+            x=line["position"].tolist(), y=line["value"].tolist(), mode="lines", name=name,
+            line={"color": OTHER_COLOURS[int(component) % len(OTHER_COLOURS)]},
+            hovertemplate="position %{x}: %{y:.3f}<extra>" + name + "</extra>", **left,
         )  # fmt: skip
     figure.update_xaxes(title="position")
-    figure.update_yaxes(title="coordinate", row=1, col=1)
-    return figure.update_layout(**LAYOUT, height=430, legend={"orientation": "h", "y": -0.2})
+    figure.update_yaxes(title="coordinate", **left)
+    return finish(figure)
 
 
 def table_curves(rows: pd.DataFrame) -> go.Figure:
@@ -44,25 +43,21 @@ def table_curves(rows: pd.DataFrame) -> go.Figure:
     """
     rows = some(rows, "a table of positions")
     titles = ["norm of a position's vector", "mean cosine of positions k apart"]
-    figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.12)
-    strokes = {"none": "#000000", "untrained": GREY, "shuffled": "#0072B2"}
-    for column, (metric, along) in enumerate((("norm", "position"), ("similarity", "lag")), start=1):
+    figure, places = panels([titles], height=250, shared_y=False, beside=0.12)
+    along = (("norm", "position"), ("similarity", "lag"))
+    for place, (metric, at) in zip(places, along, strict=True):
         for control, line in rows[rows["metric"] == metric].groupby("control", sort=False):
-            name = plain(CONTROL_LABELS.get(control, control))
-            if line["low"].notna().all():
-                x = line[along].astype(int).tolist()
-                figure.add_scatter(
-                    x=x + x[::-1], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="none", opacity=0.2,
-                    fillcolor=strokes.get(control, GREY), hoverinfo="skip", showlegend=False, legendgroup=control,
-                    row=1, col=column,
-                )  # fmt: skip
+            name, stroke = plain(CONTROL_LABELS.get(control, control)), CONTROL_COLOURS.get(control, GREY)
+            x = line[at].astype(int).tolist()
+            add_band(figure, x, line, stroke, control, **place)
             figure.add_scatter(
-                x=line[along].astype(int).tolist(), y=line["value"].tolist(), mode="lines", name=name, row=1,
-                col=column, legendgroup=control, showlegend=column == 2, line={"color": strokes.get(control, GREY)},
-                hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>",
+                x=x, y=line["value"].tolist(), mode="lines", name=name, legendgroup=control,
+                showlegend=metric == "similarity", line={"color": stroke},
+                hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>", **place,
             )  # fmt: skip
-    figure.update_xaxes(title="position", row=1, col=1)
-    figure.update_xaxes(title="k, tokens", row=1, col=2)
-    figure.update_yaxes(title="norm", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title="cosine", row=1, col=2)
-    return figure.update_layout(**LAYOUT, height=360, legend={"orientation": "h", "y": -0.25})
+    left, right = places
+    figure.update_xaxes(title="position", **left)
+    figure.update_xaxes(title="k, tokens", **right)
+    figure.update_yaxes(title="norm", rangemode="tozero", **left)
+    figure.update_yaxes(title="cosine", **right)
+    return finish(figure)

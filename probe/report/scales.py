@@ -7,25 +7,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from probe.report.figures import colour, interval, interval_bars, plain, some
+from probe.report.drawing import counted, interval, interval_bars, plain, signed_zero, some
+from probe.report.style import BENEATH_TEXT, GREY, colour_bar, finish, look, panels, title_lowest
 from probe.report.tables import of
 from probe.report.variants import (
-    GREY,
     MARKS,
-    SHADES,
-    colour_bar,
     first_of,
     label,
     legend_line,
     made_for,
-    make_panels,
     mark_of,
     mark_trained,
     ordered,
     position_ticks,
     stroke_of,
-    title_lowest,
-    titled,
 )
 
 SPLITS = {"trained": "trained lengths", "longer": "longer sequences"}
@@ -40,23 +35,16 @@ def scale_map(rows: pd.DataFrame) -> go.Figure:
     Rows: measurement "head_scale", metric "scale", variant "head", encoding, layer, head, extension, value.
     """
     rows = some(of(rows, "head_scale", metric="scale", variant="head"), "the scales of heads")
-    panels = list(rows.groupby(["encoding", "extension"], sort=False))
+    parts = list(rows.groupby(["encoding", "extension"], sort=False))
     n_heads, n_layers = rows["head"].nunique(), rows["layer"].nunique()
     groups = [
-        [f"{plain(e)}, made for {extension:g}×" for (e, extension), _ in panels if e == encoding]
+        [f"{plain(e)}, made for {extension:g}×" for (e, extension), _ in parts if e == encoding]
         for encoding in dict.fromkeys(rows["encoding"])
     ]
     # A cell has to hold its number.
-    figure, places = make_panels(
-        groups,
-        most=min(4, max(1, 26 // n_heads)),
-        height=30 + 30 * n_layers,
-        gap=75,
-        right=70,
-        shared_yaxes=False,
-        beside=0.05,
-    )
-    for place, (_, part) in zip(places, panels, strict=True):
+    most = min(4, max(1, 26 // n_heads))
+    figure, places = panels(groups, most=most, height=30 + 30 * n_layers, gap=75, beside=0.05, shared_y=False)
+    for place, (_, part) in zip(places, parts, strict=True):
         grid = part.pivot(index="layer", columns="head", values="value")
         figure.add_heatmap(
             z=grid.to_numpy(dtype=float),
@@ -74,9 +62,9 @@ def scale_map(rows: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(dtick=1, autorange="reversed")
     figure.update_yaxes(title="layer", col=1)
     title_lowest(figure, places, "head")
-    most = max(float(rows["value"].max()), 1.01)
-    scale = {"colorscale": SHADES, "cmin": 1, "cmax": most, "colorbar": colour_bar("λ", figure)}
-    return figure.update_layout(coloraxis=scale)
+    largest = max(float(rows["value"].max()), 1.01)
+    scale = {"colorscale": BENEATH_TEXT, "cmin": 1, "cmax": largest, "colorbar": colour_bar("λ", figure)}
+    return finish(figure, coloraxis=scale)
 
 
 def scale_law(rows: pd.DataFrame) -> go.Figure:
@@ -93,9 +81,7 @@ def scale_law(rows: pd.DataFrame) -> go.Figure:
     extensions = sorted(set(points["extension"].astype(float)))
     s = np.geomspace(1, max(*extensions, 2), 60)
     variants = ordered(points["variant"])
-    figure, places = make_panels(
-        [[plain(e) for e in encodings]], most=3, height=300, legend=len(encodings) * len(variants)
-    )
+    figure, places = panels([[plain(e) for e in encodings]], most=3, height=300)
     for place, encoding in zip(places, encodings, strict=True):
         first = place == places[0]
         figure.add_scatter(
@@ -143,7 +129,8 @@ def scale_law(rows: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}×" for t in ticks])
     figure.update_xaxes(range=[-0.02, 1.04 * math.log10(s[-1])])
     title_lowest(figure, places, "extension s")
-    return titled(figure, "λ")
+    figure.update_yaxes(title="λ, mean and range over heads", col=1)
+    return finish(figure)
 
 
 def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
@@ -160,10 +147,9 @@ def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     encodings = list(dict.fromkeys(rows["encoding"]))
     layers = sorted(set(rows["layer"].astype(int)))
     variants = ordered(rows["variant"])
-    figure, places = make_panels(
-        [[f"{plain(e)}, layer {layer}" for layer in layers] for e in encodings],
-        most=4, height=210, gap=75, legend=len(variants) + 3,
-    )  # fmt: skip
+    figure, places = panels(
+        [[f"{plain(e)}, layer {layer}" for layer in layers] for e in encodings], most=4, height=210, gap=92
+    )
     shown: set[str] = set()
     heads, bound = "its single heads", "uniform attention, ln(query + 1)"
     for place, (encoding, layer) in zip(places, [(e, n) for e in encodings for n in layers], strict=True):
@@ -198,7 +184,8 @@ def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     ticks = position_ticks(train_length, float(rows["keys"].max()), float(rows["keys"].min()), fewer=True)
     figure.update_xaxes(type="log", **ticks, tickangle=0, tickfont_size=11)
     title_lowest(figure, places, "keys, query + 1")
-    return titled(figure, "entropy, nats")
+    figure.update_yaxes(title=f"entropy, nats{counted(rows, '')}", col=1)
+    return finish(figure)
 
 
 def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
@@ -212,13 +199,16 @@ def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
     joined = some(beside_entropy(rows), "scales of heads beside the rise of their entropy")
     found = of(rows, "scale_entropy", metric="spearman", variant="head")
     found = {(r.encoding, r.extension): f"Spearman {_signed(r)}" for r in found.itertuples()}
-    panels = list(joined.groupby(["encoding", "extension"], sort=False))
-    titles = [f"{plain(e)}, {extension:g}×<br>{found.get((e, extension), '')}" for (e, extension), _ in panels]
+    parts = list(joined.groupby(["encoding", "extension"], sort=False))
+    titles = [
+        f"{plain(e)}, {extension:g}×, n = {len(part)} heads<br>{found.get((e, extension), '')}"
+        for (e, extension), part in parts
+    ]
     layers = sorted(set(joined["layer"].astype(int)))
-    figure, places = make_panels([titles], most=3, height=280, gap=95, legend=len(layers), top=70)
+    figure, places = panels([titles], most=3, height=280, gap=100)
     shades = sample_colorscale("Viridis", np.linspace(0, 0.9, len(layers)).tolist())
     shown: set[str] = set()
-    for place, (_, part) in zip(places, panels, strict=True):
+    for place, (_, part) in zip(places, parts, strict=True):
         for i, layer in enumerate(layers):
             of_layer = part[part["layer"] == layer]
             figure.add_scatter(
@@ -229,7 +219,8 @@ def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{customdata}: λ %{y:.3f}, rise %{x:.3f} nats<extra></extra>", **place,
             )  # fmt: skip
     title_lowest(figure, places, "rise of the head's entropy, nats")
-    return titled(figure, "λ")
+    figure.update_yaxes(title="λ of a head", col=1)
+    return finish(figure)
 
 
 def loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
@@ -244,9 +235,7 @@ def loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
     splits += [s for s in dict.fromkeys(rows["split"]) if s not in SPLITS]
     encodings = list(dict.fromkeys(rows["encoding"]))
     titles = [[f"{plain(SPLITS.get(split, split))}: {what}" for what in TEMPERATURES.values()] for split in splits]
-    figure, places = make_panels(
-        titles, most=2, height=250, gap=65, legend=len(encodings) + 1, shared_yaxes=False, beside=0.09
-    )
+    figure, places = panels(titles, most=2, height=250, gap=65, shared_y=False, beside=0.09)
     shown: set[str] = set()
     step = float(np.diff(sorted(set(rows["scale"]))).min()) if rows["scale"].nunique() > 1 else 0.0
     for place, (split, metric) in zip(places, [(s, m) for s in splits for m in TEMPERATURES], strict=True):
@@ -262,20 +251,20 @@ def loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
                 name=plain(encoding),
                 legendgroup=encoding,
                 showlegend=first_of(encoding, shown),
-                line={"color": colour(encoding)},
-                marker={"symbol": MARKS[i % len(MARKS)]},
+                line={"color": look(encoding).colour},
+                marker={"symbol": look(encoding).symbol, "size": 7},
                 error_y=interval_bars(line),
                 customdata=[f"λ {r.scale:g}: {interval(r.value, r.low, r.high)}" for r in line.itertuples()],
                 hovertemplate="%{customdata}<extra>" + plain(encoding) + "</extra>",
                 **place,
             )
-        figure.update_yaxes(title=TEMPERATURES[metric], **place)
+        figure.update_yaxes(title=TEMPERATURES[metric] + counted(rows[rows["split"] == split]), **place)
         if metric == "exact_match":
             figure.update_yaxes(range=[-0.03, 1.05], **place)
         figure.add_vline(x=1, line_width=1.5, line_dash="dot", line_color=GREY, opacity=1, **place)
     legend_line(figure, "λ = 1, no change", {"color": GREY, "width": 1.5, "dash": "dot"})
     title_lowest(figure, places, "λ")
-    return figure
+    return finish(figure)
 
 
 def beside_entropy(rows: pd.DataFrame) -> pd.DataFrame:
@@ -289,7 +278,8 @@ def beside_entropy(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _signed(row) -> str:
-    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+    value, low, high = (signed_zero(n, ".2f") for n in (row.value, row.low, row.high))
+    return f"{value} [{low}, {high}]".replace("-", "−")
 
 
 def _spread(line: pd.DataFrame, at: str, most: int = 128) -> pd.DataFrame:

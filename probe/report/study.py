@@ -6,12 +6,13 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report import figures
-from probe.report.attention_sections import DISTANCE, attention_figures, attention_sections, null_table
+from probe.report.accuracy import accuracy_by_length, under_shift
+from probe.report.attention_sections import DISTANCE, attention_explained, attention_figures, attention_sections
 from probe.report.constructions import construction_errors
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
-from probe.report.page import Section, render_page
-from probe.report.position_sections import depth, position_figures, position_sections
+from probe.report.page import Line, Made, Section, render_page
+from probe.report.position_sections import position_figures, position_read, position_sections
+from probe.report.style import named
 from probe.report.tables import interval_of, of
 
 IN_DISTRIBUTION, LONGER = "validation", "test"
@@ -31,33 +32,33 @@ def study_figures(
     # Where a length stands in both splits, as it may in tasks whose examples are drawn, the test's is shown.
     accuracy = of(rows, "accuracy").sort_values("split").drop_duplicates(["encoding", "length"])
     shifted = of(rows, "shifted")  # of models under a bridge there are none
-    return {
-        "accuracy": figures.accuracy_by_length(accuracy, train_length),
-        **({"shifted": figures.under_shift(shifted)} if len(shifted) else {}),
+    found = {
+        "accuracy": accuracy_by_length(accuracy, train_length),
+        **({"shifted": under_shift(shifted)} if len(shifted) else {}),
         **position_figures(rows),
         **attention_figures(rows, maps, curves),
         **extrapolation_figures(rows, train_length),
         "constructions": construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
     }
+    return named(found)
 
 
 def study_page(
     rows: pd.DataFrame,
     drawn: Mapping[str, go.Figure],
-    settings: Mapping[str, Any],
-    environment: Mapping[str, str],
-    command: str,
+    made: Made,
     train_length: int,
+    *,
+    all_rows: pd.DataFrame | None = None,
 ) -> str:
     """The report as one HTML file.
 
     Args:
-        rows: those of ``rows.parquet``.
+        rows: those of ``rows.parquet`` of each encoding's first seed.
         drawn: the figures of ``study_figures``.
-        settings: what was studied, as in ``study.json``.
-        environment: versions and device.
-        command: what makes this report anew.
+        made: how it was made; its settings are those of ``study.json``.
         train_length: the longest length that was trained.
+        all_rows: all of ``rows.parquet``, to be downloaded; by default ``rows``.
     """
     sections = [
         Section(
@@ -98,78 +99,79 @@ def study_page(
             figures=[("Every check, its error as a share of its tolerance.", drawn["constructions"])],
             tables=[("Claims.", construction_table(rows))],
         ),
-        Section(
-            "Settings and versions",
-            [f"Made by: {command}"],
-            tables=[("Settings.", _table_of(_flat(settings))), ("Versions.", _table_of(environment))],
-        ),
     ]
-    said = [*summary(rows, settings), *extrapolation_summary(rows, train_length)]
-    return render_page(f"Position study: {settings['task']}", said, sections)
+    said = [*summary(rows, made.settings), *extrapolation_summary(rows, train_length)]
+    title = f"Position study: {made.settings['task']}"
+    return render_page(title, said, sections, rows=rows if all_rows is None else all_rows, made=made)
 
 
-def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
+def summary(rows: pd.DataFrame, settings: Mapping[str, Any]) -> list[Line]:
     """What was done and found, in words."""
     encodings = list(settings["encodings"])
-    accuracy = of(rows, "accuracy")
-    overall = accuracy[accuracy["length"].isna()].set_index(["encoding", "split"])
-    lines = [
-        f"{len(encodings)} decoders ({', '.join(encodings)}) on {settings['task']}, seed {settings['seed']}: "
-        f"{_size(settings)}."
-    ]
-    for split, what in ((IN_DISTRIBUTION, "In distribution"), (LONGER, "On the test set")):
-        said = [f"{e} {interval_of(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
-        if said:
-            lines.append(f"{what}, exact match is {', '.join(said)}.")
-    ridge = of(rows, "probe", probe="ridge", metric="r2")
-    last = ridge[ridge["site"].map(depth) == ridge["site"].map(depth).max()].set_index(["encoding", "control"])
-    said = [
-        f"{e} {interval_of(last.loc[(e, 'none')])} (untrained {last.loc[(e, 'untrained'), 'value']:.3f}, embedding "
-        f"{last.loc[(e, 'embedding'), 'value']:.3f})"
-        for e in encodings
-    ]
-    lines.append(f"Position is read from the last layer with R² {'; '.join(said)}.")
+    lines = [_trained(settings), *_accuracies(rows, encodings), position_read(rows, encodings)]
+    lines.append(attention_explained(rows, encodings))
     if "none" in encodings and len(encodings) > 1:
-        lines.append(
-            f"In its attention patterns NoPE is nearest to: {_nearest_to_nope(rows)} (nats).{_between_seeds(rows)}"
-        )
-    lines.append(_position_in_attention(rows, encodings))
+        lines.append(_nearest_to_nope(rows))
     claims = of(rows, "construction")
     holds = int(claims["holds"].astype(bool).sum())
-    lines.append(f"Of the hand-built constructions' {len(claims)} checks, {holds} hold.")
+    lines.append(Line("Constructions", f"Of {len(claims)} checks of hand-built weights, {holds} hold."))
     return lines
 
 
-def _between_seeds(rows: pd.DataFrame) -> str:
-    """How far two seeds of NoPE are apart, which every distance between models has to be read beside."""
-    pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum", control="none")
-    own = pairs[(pairs["model_a"] == "none") & (pairs["model_b"] == "none")]
-    return "" if own.empty else f" Two seeds of NoPE are {interval_of(own.iloc[0])} apart."
-
-
-def _position_in_attention(rows: pd.DataFrame, encodings: Sequence[str]) -> str:
-    """How much of attention position explains at all, which is what a nearness to a template has to be read beside."""
-    explained = null_table(rows).set_index("encoding")["explained"]
-    split = of(rows, "split", control="none", scope="seen", part="distance", metric="toeplitz_r2")
-    toeplitz = split.groupby("encoding")["value"].mean()
-    said = [f"{e} {explained[e]:.0%} and {toeplitz[e]:.0%}" for e in encodings]
-    return (
-        "How much of attention position explains (of the divergence from uniform, by each head's best template; of the "
-        f"scores' variance within rows, by f_rel; means over heads): {', '.join(said)}. The rest is content."
+def _trained(settings: Mapping[str, Any]) -> Line:
+    """What was trained, on what, for how long; what was loaded instead."""
+    encodings, training = settings["encodings"], settings["training"]
+    options, shape = (
+        ", ".join(f"{name} {value}" for name, value in settings[of].items()) for of in ("task_options", "model")
+    )
+    task = f"{settings['task']} ({options})" if options else settings["task"]
+    seeds = ", ".join(
+        f"{n} of {encoding}" for encoding, n in settings["seeds"].items() if encoding in encodings and n > 1
+    )
+    loaded = ", ".join(settings["load"])
+    return Line(
+        "Trained",
+        f"{len(encodings)} decoders ({', '.join(encodings)}) on {task}: "
+        f"{shape}; {training['steps']} steps of {training['batch_size']} sequences, learning rate "
+        f"{training['learning_rate']:g}; seed {settings['seed']}{f', seeds: {seeds}' if seeds else ''}."
+        + (f" Loaded, not trained here: {loaded}." if loaded else ""),
     )
 
 
-def _nearest_to_nope(rows: pd.DataFrame) -> str:
+def _accuracies(rows: pd.DataFrame, encodings: Sequence[str]) -> list[Line]:
+    accuracy = of(rows, "accuracy")
+    overall = accuracy[accuracy["length"].isna()].set_index(["encoding", "split"])
+    found = []
+    for split, lead, what in (
+        (IN_DISTRIBUTION, "In distribution", "held-out sequences of trained lengths"),
+        (LONGER, "Test set", "the test set, whose lengths go beyond"),
+    ):
+        said = [f"{e} {interval_of(overall.loc[(e, split)])}" for e in encodings if (e, split) in overall.index]
+        if said:
+            found.append(Line(lead, f"Exact match on {what} (95 % Wilson over sequences; one training seed):", said))
+    return found
+
+
+def _nearest_to_nope(rows: pd.DataFrame) -> Line:
+    """The models in order of their distance from NoPE, and how far two seeds of NoPE are apart, which every distance
+    between models has to be read beside."""
     pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum")
+    own = pairs[(pairs["model_a"] == "none") & (pairs["model_b"] == "none") & (pairs["control"] == "none")]
     pairs = pairs[(pairs["model_a"] == "none") ^ (pairs["model_b"] == "none")].sort_values("value")
     other = pairs["model_a"].where(pairs["model_a"] != "none", pairs["model_b"])
     untrained = pairs[pairs["control"] == "untrained"].set_index(other[pairs["control"] == "untrained"])["value"]
     said = [
-        f"{name} {interval_of(pair)} (untrained {untrained[name]:.3f})"
+        f"{name} {interval_of(pair)} ({untrained[name]:.3f})"
         for name, pair in zip(other, pairs.to_dict("records"), strict=True)
         if pair["control"] == "none"
     ]
-    return ", ".join(said)
+    text = (
+        "By its attention patterns NoPE is nearest to these, the nearest first (Jensen–Shannon divergence, nats, 95 % "
+        "bootstrap; in parentheses before training)."
+    )
+    if len(own):
+        text += f" Two seeds of NoPE are {interval_of(own.iloc[0])} apart."
+    return Line("Nearest to NoPE", text, said)
 
 
 def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -207,28 +209,3 @@ def construction_table(rows: pd.DataFrame) -> pd.DataFrame:
             for name, part in claims.groupby("construction", sort=False)
         ]
     )
-
-
-def _size(settings: Mapping[str, Any]) -> str:
-    model, training = settings["model"], settings["training"]
-    shape = ", ".join(f"{name} {value}" for name, value in model.items())
-    return (
-        f"{shape}; {training['steps']} steps of {training['batch_size']} sequences, learning rate "
-        f"{training['learning_rate']:g}"
-    )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = (
-                ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
-            )
-    return flat
-
-
-def _table_of(pairs: Mapping[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame({"name": list(pairs), "value": [str(v) for v in pairs.values()]})

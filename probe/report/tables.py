@@ -1,11 +1,12 @@
 """Rows chosen, and put into tables and words."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from probe.report.figures import interval
+from probe.report.cells import Told
+from probe.report.drawing import interval
 
 
 def of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
@@ -16,9 +17,23 @@ def of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
     return kept
 
 
-def interval_of(row: Mapping[str, Any] | pd.Series) -> str:
-    """A row's value and interval in words."""
-    return interval(row["value"], row["low"], row["high"])
+def interval_of(row: Mapping[str, Any] | pd.Series, say: Callable[..., str] = interval) -> Told:
+    """A row's value and interval in words, with the numbers themselves."""
+    value, low, high = (row[name] for name in ("value", "low", "high"))
+    return Told(say(value, low, high), known({"": value, "low": low, "high": high}))
+
+
+def beside(value: float, other: float, what: str, form: str = "{:.3f}", other_form: str | None = None) -> Told:
+    """A value and, in parentheses, another one that is called so; what is missing is not said."""
+    text = "" if pd.isna(value) else form.format(value)
+    if pd.notna(other):
+        text = f"{text} ({(other_form or form).format(other)})"
+    return Told(text, known({"": value, what: other}))
+
+
+def known(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those that are not missing, as Python's own numbers."""
+    return {name: float(number) for name, number in numbers.items() if pd.notna(number)}
 
 
 def beside_untrained(rows: pd.DataFrame, index: str, form: str = "{:.3f}") -> pd.DataFrame:
@@ -26,14 +41,16 @@ def beside_untrained(rows: pd.DataFrame, index: str, form: str = "{:.3f}") -> pd
     mean = rows.pivot_table(index=index, columns=["encoding", "control"], values="value", sort=False)
     encodings = list(dict.fromkeys(rows["encoding"]))
 
-    def cell(row: pd.Series, encoding: str) -> str:
+    def cell(row: pd.Series, encoding: str) -> Told | str:
         trained, untrained = (row.get((encoding, control), float("nan")) for control in ("none", "untrained"))
         if pd.isna(trained) and pd.isna(untrained):
             return ""
-        text = form.format(0 if pd.isna(trained) else trained)
-        return text if pd.isna(untrained) else f"{text} ({form.format(untrained)})"
+        return beside(0 if pd.isna(trained) else trained, untrained, "untrained", form)
 
-    return pd.DataFrame(
-        [{index: name} | {e: cell(row, e) for e in encodings} for name, row in mean.iterrows()],
-        columns=[index, *encodings],
-    )
+    found = [{index: name} | {e: cell(row, e) for e in encodings} for name, row in mean.iterrows()]
+    return by_encoding(found, [index, *encodings])
+
+
+def by_encoding(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table whose columns, but the first ones, are encodings."""
+    return pd.DataFrame(rows, columns=list(columns)).rename_axis(columns="encoding")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from probe.report.figures import LAYOUT, colour, plain
+from probe.report.drawing import plain
+from probe.report.style import STRONG, colour
 
 VARIANTS = {
     "none": "no change",
@@ -45,9 +45,7 @@ MARKS = (
     *("circle", "square", "diamond", "cross", "hourglass", "bowtie", "star-square", "triangle-up", "x", "star"),
     *("triangle-down", "pentagon", "hexagon"),
 )
-SHADES = ["#ffffff", "#6baed6"]  # light enough for the numbers upon them
 TRAINED = "trained length"
-GREY = "#777777"
 
 
 def matched(rows: pd.DataFrame, train_length: int, at: str, *other: str) -> pd.DataFrame:
@@ -106,62 +104,11 @@ def position_ticks(train_length: int, last: float, first: float = 1.0, *, fewer:
     }
 
 
-def make_panels(
-    groups: Sequence[Sequence[str]], *, most: int, height: int, gap: int = 70, legend: int = 0, right: int = 20,
-    top: int = 50, shared_yaxes: str | bool = "all", beside: float = 0.03,
-) -> tuple[go.Figure, list[dict[str, int]]]:  # fmt: skip
-    """Panels with titles, and the place of each. Every group begins a row, and a row holds at most so many.
-
-    ``height`` of a panel, ``gap`` between rows, ``right`` and ``top`` are pixels; ``legend`` is the number of entries,
-    ``beside``, between columns, a share of the width.
-    """
-    n_columns = min(most, max(map(len, groups)))
-    lines = [group[i : i + n_columns] for group in groups for i in range(0, len(group), n_columns)]
-    drawn = len(lines) * height + (len(lines) - 1) * gap
-    figure = make_subplots(
-        rows=len(lines),
-        cols=n_columns,
-        specs=[[{} if column < len(line) else None for column in range(n_columns)] for line in lines],
-        subplot_titles=[title for line in lines for title in line],
-        shared_yaxes=shared_yaxes,
-        horizontal_spacing=beside,
-        vertical_spacing=gap / drawn if len(lines) > 1 else 0,
-    )
-    figure.update_annotations(font_size=13)
-    below = 68  # ticks of two lines, and the title
-    margin = {"l": 75, "r": right, "t": top, "b": below + 24 * -(-legend // 4)}
-    figure.update_layout(
-        **LAYOUT | {"margin": margin},
-        height=drawn + margin["t"] + margin["b"],
-        legend={"orientation": "h", "y": -below / drawn, "yanchor": "top"},
-    )
-    return figure, [{"row": r, "col": c} for r, line in enumerate(lines, 1) for c, _ in enumerate(line, 1)]
-
-
-def colour_bar(title: str, figure: go.Figure) -> dict:
-    """A colour bar of at most 300 pixels beside the top panels."""
-    drawn = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    return {"title": title, "lenmode": "pixels", "len": min(300, drawn), "y": 1, "yanchor": "top"}
-
-
-def titled(figure: go.Figure, title: str) -> go.Figure:
-    """The same title on the vertical axes of the first column."""
-    figure.update_yaxes(title=title, col=1)
-    return figure
-
-
-def title_lowest(figure: go.Figure, places: Sequence[dict[str, int]], title: str) -> None:
-    """A title below each panel that has none below it."""
-    for place in places:
-        if {"row": place["row"] + 1, "col": place["col"]} not in places:
-            figure.update_xaxes(title=title, title_standoff=8, **place)
-
-
 def mark_trained(figure: go.Figure, places: Sequence[dict[str, int]], train_length: int) -> None:
     """A dotted line at the trained length in every panel, named in the legend."""
     for place in places:
-        figure.add_vline(x=train_length, line_width=1.5, line_dash="dot", line_color="#D55E00", opacity=0.8, **place)
-    legend_line(figure, TRAINED, {"color": "#D55E00", "width": 1.5, "dash": "dot"})
+        figure.add_vline(x=train_length, line_width=1.5, line_dash="dot", line_color=STRONG, opacity=0.8, **place)
+    legend_line(figure, TRAINED, {"color": STRONG, "width": 1.5, "dash": "dot"})
 
 
 def legend_line(figure: go.Figure, name: str, line: dict) -> None:

@@ -16,8 +16,9 @@ from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder
 from probe.progress import OnProgress, Steps, untold
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
-from probe.report.page import render_page
+from probe.report.page import Made, render_page
 from probe.study.beyond import Beyond, beyond_stages, scale_of
+from probe.study.command import made_with
 from probe.study.stages import read_stage, write_stage
 from probe.tasks.passkey import DEPTHS, Passkey
 
@@ -44,11 +45,12 @@ def perplexity_checkpoints(
     folder: str | Path,
     *,
     contexts: Sequence[int] | None = None,
+    command: str | None = None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Perplexity by context, and loss by position, of held-out texts as long as the longest context; rows and a report
     go into the folder. The second half of each text counts. ``on_progress`` is called with how many measurements of a
-    model are done, and how many there are."""
+    model are done, and how many there are; ``command``, what was typed, is told on the page."""
     contexts = tuple(contexts or beyond.within(*models.values()).contexts)
     prefix = beyond.task.plain_prefix
     longest = max(contexts)
@@ -65,7 +67,7 @@ def perplexity_checkpoints(
         found = loss_by_position(model, texts, prefix=prefix, seed=beyond.seed)
         parts.append(found.assign(measurement="loss_by_position", encoding=name))
         steps.step()
-    return _finish(parts, beyond, folder, "Perplexity by length")
+    return _finish(parts, beyond, folder, "Perplexity by length", made_with(next(iter(models.values())), command))
 
 
 def passkey_checkpoints(
@@ -75,10 +77,11 @@ def passkey_checkpoints(
     *,
     lengths: Sequence[int] | None = None,
     depths: Sequence[float] = DEPTHS,
+    command: str | None = None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Passkeys over lengths and depths; rows and a report go into the folder. ``on_progress`` is called with how many
-    models are done, and how many there are."""
+    models are done, and how many there are; ``command``, what was typed, is told on the page."""
     lengths, parts = tuple(lengths or beyond.within(*models.values()).contexts), []
     steps = Steps(len(models), on_progress)
     for name, model in models.items():
@@ -87,7 +90,7 @@ def passkey_checkpoints(
         )
         steps.step()
         parts.append(found.assign(measurement="passkey", encoding=name))
-    return _finish(parts, beyond, folder, "Passkey retrieval")
+    return _finish(parts, beyond, folder, "Passkey retrieval", made_with(next(iter(models.values())), command))
 
 
 def scale_checkpoints(
@@ -95,6 +98,7 @@ def scale_checkpoints(
     beyond: Beyond,
     folder: str | Path,
     *,
+    command: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
@@ -102,7 +106,8 @@ def scale_checkpoints(
 
     The folder gets the rows, a report, and under ``models`` an ordinary checkpoint for each scale of heads, with the
     scale in its weights, but for models under a bridge. A finished stage is not done again.
-    ``on_progress`` is called with how many stages are done, and how many there are.
+    ``on_progress`` is called with how many stages are done, and how many there are; ``command``, what was typed, is
+    told on the page.
     """
     folder, parts = Path(folder), []
 
@@ -131,15 +136,16 @@ def scale_checkpoints(
         scales = read_stage(folder, f"head_scale-{name}")
         for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
             checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
-    return _finish(parts, beyond, folder, "Attention temperature")
+    return _finish(parts, beyond, folder, "Attention temperature", made_with(next(iter(models.values())), command))
 
 
-def _finish(parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, title: str) -> pd.DataFrame:
+def _finish(parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, title: str, made: Made) -> pd.DataFrame:
     rows, length = pd.concat(parts, ignore_index=True), beyond.task.train_length
     for column, missing in (("variant", "none"), ("extension", float("nan"))):
         rows[column] = rows[column].fillna(missing) if column in rows else missing
     drawn = extrapolation_figures(rows, length)
-    page = render_page(title, extrapolation_summary(rows, length), extrapolation_sections(rows, drawn))
+    summary, sections = extrapolation_summary(rows, length), extrapolation_sections(rows, drawn)
+    page = render_page(title, summary, sections, rows=rows, made=made)
     write_file(Path(folder) / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
     write_text(Path(folder) / "report.html", page)
     return rows

@@ -13,10 +13,12 @@ from probe.files import write_file, write_text
 from probe.models.anatomy import untrained_like
 from probe.position import probe_over_training
 from probe.progress import OnProgress, Steps, untold
-from probe.report.attention_sections import attention_figures, attention_sections
+from probe.report.attention_sections import attention_figures, attention_sections, attention_summary
 from probe.report.geometry import position_against_loss
-from probe.report.page import Section, render_page
+from probe.report.page import Line, Section, render_page
 from probe.report.position import extrapolation_curve, probe_heatmap
+from probe.report.position_sections import fit_summary, fit_tables
+from probe.study.command import made_with
 from probe.study.config import TracedSequences
 from probe.study.stages import (
     FIGURE_STAGES,
@@ -37,6 +39,7 @@ def compare_checkpoints(
     folder: str | Path,
     *,
     seed: int = 0,
+    command: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
@@ -45,7 +48,7 @@ def compare_checkpoints(
     Every model has an untrained one of its shape as control; the stages are a study's (``attention_stages``,
     ``pair_stages``). Where the patterns are too large to be held, attention is streamed: then there is no census, and
     models are not compared with each other. ``on_progress`` is called with how many stages are done, and how many there
-    are.
+    are; ``command``, what was typed, is told on the page.
 
     Returns:
         The rows, with the columns measurement and encoding (the model's name).
@@ -85,10 +88,12 @@ def compare_checkpoints(
     drawn = attention_figures(collected, drawings["maps"], drawings["curves"])
     n, length = traced.tokens.shape
     summary = [
-        f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens. Untrained models of the same "
-        "shape are the control."
-    ]
-    page = render_page("Attention compared", summary, attention_sections(collected, drawn))
+        Line("Compared", f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens. Untrained "
+             "models of the same shape are the control."),
+        *attention_summary(collected, list(models)),
+    ]  # fmt: skip
+    made = made_with(next(iter(models.values()))[0], command)
+    page = render_page("Attention compared", summary, attention_sections(collected, drawn), rows=collected, made=made)
     write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
     write_text(folder / "report.html", page)
     return collected
@@ -104,6 +109,7 @@ def fit_checkpoints(
     fitted_length: int | None = None,
     over_training: Mapping[str, Path] = types.MappingProxyType({}),
     seed: int = 0,
+    command: str | None = None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Fit probes of position to decoders, those of one name being its seeds; write rows and a report into a folder.
@@ -111,7 +117,7 @@ def fit_checkpoints(
     With ``fitted_length`` there are probes besides that are fitted to so many tokens and scored on up to four times as
     many. ``over_training`` names runs that kept their checkpoints: the position is then probed at each of these, beside
     the loss. Controls as ``probe_positions`` has them. ``on_progress`` is called with how many fits of a model, and
-    runs, are done, and how many there are.
+    runs, are done, and how many there are; ``command``, what was typed, is told on the page.
     """
     folder, rows = Path(folder), []
     if fitted_length is not None:
@@ -148,8 +154,13 @@ def fit_checkpoints(
         "and a random projection of the token; the colour is the R² less the untrained model's."
     ]
     n, length = traced.tokens.shape
-    summary = [f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens."]
-    page = render_page("Position in hidden states", summary, [Section("Probes of position", text, figures=figures)])
+    summary = [
+        Line("Probed", f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens."),
+        *fit_summary(collected),
+    ]
+    sections = [Section("Probes of position", text, figures=figures, tables=fit_tables(fit))]
+    made = made_with(next(iter(models.values()))[0], command)
+    page = render_page("Position in hidden states", summary, sections, rows=collected, made=made)
     write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
     write_text(folder / "report.html", page)
     return collected

@@ -24,28 +24,30 @@ FORMAT = 1  # of study.json
 class StudyConfig:
     """What is studied. The default takes minutes on two CPU cores; ``PRESETS["paper"]`` is the paper's size."""
 
-    task: str = "scan"
+    task: str = "scan"  #: a name in ``TASKS``
+    #: The task's own options.
     task_options: dict[str, Any] = field(default_factory=lambda: {"train_length": 16, "test_length": 32})
-    encodings: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "sinusoidal")
-    load: dict[str, str] = field(default_factory=dict)  # encoding -> checkpoint or released model, not trained here
-    # encoding -> how many times it is trained (once where it is not named). The further ones, of other seeds, are there
-    # for the distance between two models that differ in nothing else.
+    encodings: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "sinusoidal")  #: names in ``ENCODINGS``
+    load: dict[str, str] = field(default_factory=dict)  #: encoding -> checkpoint or released model, not trained here
+    #: encoding -> how many times it is trained (once where it is not named). The further ones, of other seeds, are
+    #: there for the distance between two models that differ in nothing else.
     seeds: dict[str, int] = field(default_factory=lambda: {"none": 2})
-    n_train: int = 20_000
-    n_validation: int = 1_000
-    n_test: int = 1_500
+    n_train: int = 20_000  #: examples to train on, at most
+    n_validation: int = 1_000  #: held-out examples of trained lengths
+    n_test: int = 1_500  #: test examples, longer ones among them
+    #: Fields of ``DecoderConfig``; the study sets d_vocab and encoding.
     model: dict[str, Any] = field(default_factory=lambda: {"n_layers": 3, "d_model": 128, "n_heads": 4})
+    #: How each is trained; the study sets the seed.
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(steps=1000, batch_size=96, learning_rate=1e-3, checkpoint_every=250)
     )
-    trace_sequences: int = 160
-    trace_length: int = 20
-    verify_lengths: tuple[int, ...] = (64, 256, 1024)
-    # Of models of text (the task "passkey"): how many times the trained length is looked at, and for how many steps the
-    # scales of heads are trained.
+    trace_sequences: int = 160  #: held-out sequences that models are looked at on
+    trace_length: int = 20  #: tokens of each of them
+    verify_lengths: tuple[int, ...] = (64, 256, 1024)  #: at which constructions are verified
+    #: How many times the trained length models of text (the task "passkey") are looked at.
     extensions: tuple[int, ...] = (2, 4, 8)
-    scale_steps: int = 200
-    seed: int = 0
+    scale_steps: int = 200  #: for which the scales of heads of such models are trained
+    seed: int = 0  #: of everything that is drawn
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_validation", "n_test", "trace_sequences"):
@@ -103,6 +105,7 @@ class StudyConfig:
         return from_mapping(cls, values, "a study")
 
 
+#: Settings by name; "default" is what a study has without any.
 PRESETS: dict[str, StudyConfig] = {
     "default": StudyConfig(),
     # Kazemnejad et al. 2023, table 2; SCAN by output length at 25 actions.
@@ -140,10 +143,10 @@ def run_name(encoding: str, replica: int) -> str:
 class StudyData:
     """The examples of a study."""
 
-    task: Task
-    splits: Splits
-    train: EncodedExamples
-    held_out: EncodedExamples
+    task: Task  #: with its options
+    splits: Splits  #: as examples
+    train: EncodedExamples  #: the training split as ids
+    held_out: EncodedExamples  #: validation and test, one after the other
 
     @classmethod
     def of(cls, config: StudyConfig) -> "StudyData":
@@ -185,5 +188,5 @@ class StudyData:
 class TracedSequences(NamedTuple):
     """Sequences on which models are looked at, and which of their tokens a model learns to predict (None: all)."""
 
-    tokens: Int[Tensor, "sequence pos"]
-    scored: Bool[Tensor, "sequence pos"] | None = None
+    tokens: Int[Tensor, "sequence pos"]  #: ids, none of them padding
+    scored: Bool[Tensor, "sequence pos"] | None = None  #: True for those that a model learns to predict

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from probe.attention import attention_on, by_layer_encoding
 from probe.config import check_size
+from probe.device import find_device
 from probe.errors import ProbeError
 from probe.extrapolation.perplexity import loss_by_position
-from probe.files import claim_folder, write_file, write_text
+from probe.files import alone, claim_folder, write_file, write_text
 from probe.models.anatomy import (
     d_model_of,
     d_vocab_of,
@@ -36,7 +37,10 @@ from probe.models.anatomy import (
 from probe.models.decoder import Decoder
 from probe.position import has_position_table, position_table
 from probe.progress import OnProgress, Steps, untold
+from probe.provenance import environment
 from probe.report.examine import examine_page
+from probe.report.page import Made
+from probe.study.command import examine_command
 from probe.study.config import TracedSequences
 from probe.study.places import locate, read_tokens
 from probe.study.stages import (
@@ -117,7 +121,8 @@ def examine(
         The rows, with the columns measurement and encoding (the model's name).
 
     Raises:
-        ProbeError: for what a model cannot be loaded or looked at for, and a folder that holds other work.
+        ProbeError: for what a model cannot be loaded or looked at for, and a folder that holds other work, or at which
+            another process is at work.
     """
     folder, config = Path(folder), config or ExamineConfig()
     for name in places:
@@ -128,7 +133,6 @@ def examine(
     where = {name: place.folder for name, place in located.items()}
     seen = {name: looked_at(model, where[name], config) for name, model in models.items()}
     identity = {"models": {name: str(place) for name, place in places.items()}, **asdict(config)}
-    claim_folder(folder, "examine.json", identity)  # once nothing more is to be refused
     seeds = {name: config.seed + 1000 * i for i, name in enumerate(models)}  # equal starts would resemble each other
 
     def stages_of(name: str, control: nn.Module) -> dict[str, Measure]:
@@ -141,27 +145,31 @@ def examine(
     compared = len(models) > 1 and not (differ := _incomparable(models, seen))
     # Counted with no more models in memory than there are: nothing is measured before a stage is called.
     total = sum(len(stages_of(name, model)) for name, model in models.items()) + (len(pairs_of({})) if compared else 0)
-    steps = Steps(total, on_progress)
-    for name, model in models.items():
-        for stage, measure in stages_of(name, untrained_like(model, seeds[name])).items():
-            if write_stage(folder, f"{stage}-{name}", measure):
-                say(f"{name}: {stage}")
-            steps.step()
-    if compared:
-        untrained = {name: [untrained_like(model, seeds[name])] for name, model in models.items()}
-        for stage, measure in pairs_of(untrained).items():
-            if write_stage(folder, stage, measure):
-                say(stage)
-            steps.step()
-    elif len(models) > 1:
-        say(f"models not compared with each other: {differ}")
-    rows = _collect(folder, list(models))
-    write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
-    drawn = {stage: {n: read_stage(folder, f"{stage}-{n}") for n in models} for stage in FIGURE_STAGES}
-    about = [_anatomy(name, places[name], where[name], model) for name, model in models.items()]
-    page = examine_page(rows, drawn["maps"], drawn["curves"], pd.DataFrame(about), identity)
-    write_text(folder / "report.html", page)
-    return rows
+    with alone(folder):
+        claim_folder(folder, "examine.json", identity)  # once nothing more is to be refused
+        steps = Steps(total, on_progress)
+        for name, model in models.items():
+            for stage, measure in stages_of(name, untrained_like(model, seeds[name])).items():
+                if write_stage(folder, f"{stage}-{name}", measure):
+                    say(f"{name}: {stage}")
+                steps.step()
+        if compared:
+            untrained = {name: [untrained_like(model, seeds[name])] for name, model in models.items()}
+            for stage, measure in pairs_of(untrained).items():
+                if write_stage(folder, stage, measure):
+                    say(stage)
+                steps.step()
+        elif len(models) > 1:
+            say(f"models not compared with each other: {differ}")
+        rows = _collect(folder, list(models))
+        write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
+        drawn = {stage: {n: read_stage(folder, f"{stage}-{n}") for n in models} for stage in FIGURE_STAGES}
+        about = [_anatomy(name, places[name], where[name], model) for name, model in models.items()]
+        on = find_device(device)
+        made = Made(examine_command(places, config, on.type), settings=asdict(config), environment=environment(on))
+        page = examine_page(rows, drawn["maps"], drawn["curves"], pd.DataFrame(about), made)
+        write_text(folder / "report.html", page)
+        return rows
 
 
 def examine_stages(

@@ -10,11 +10,11 @@ name, and is not done again when the study is run again; what was half done is d
     figures/*.html, report.html what it looks like
 """
 
+import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import multiprocessing
-import platform
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -22,20 +22,23 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from plotly.offline import get_plotlyjs
 from torch import nn
 
 from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
-from probe.files import claim_folder, write_file, write_text
+from probe.files import alone, claim_folder, write_file, write_text
 from probe.models.anatomy import d_vocab_of, layer_encodings, untrained_like
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
-from probe.processes import deaf_to_interrupts, end
+from probe.processes import deaf_to_interrupts, end, end_with_parent
 from probe.progress import OnProgress, untold
+from probe.provenance import environment
+from probe.report.export import standalone
+from probe.report.page import Made
 from probe.report.study import study_figures, study_page
 from probe.study.beyond import BEYOND_STAGES, DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
+from probe.study.command import study_command
 from probe.study.config import FORMAT, StudyConfig, StudyData, TracedSequences, run_name
 from probe.study.places import locate
 from probe.study.stages import (
@@ -75,7 +78,7 @@ def run_study(
             there are.
 
     Raises:
-        ProbeError: where the folder holds a study of other settings.
+        ProbeError: where the folder holds a study of other settings, or another process is at work in it.
         KeyboardInterrupt: on Ctrl-C. Processes have ended by then, and whatever was finished is in the folder, whole.
     """
     folder = Path(folder)
@@ -83,7 +86,13 @@ def run_study(
     jobs, threads = share_cores(torch_device, jobs, len(config.encodings))
     data = StudyData.of(config)
     traced = data.traced(config)  # refuses what cannot work before the folder is touched
-    claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
+    with alone(folder):
+        claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
+        return _run(config, folder, data, traced, torch_device, jobs, threads, say, on_log, on_progress)
+
+
+def _run(config, folder, data, traced, device, jobs, threads, say, on_log, on_progress) -> pd.DataFrame:
+    """What is left of a study in a folder that is its own."""
     planned = _planned(config, folder, data, traced)
     total = sum(map(len, planned.values())) + 1  # the report
     finished: set[str] = set()
@@ -98,17 +107,17 @@ def run_study(
     tell()
     if jobs == 1:
         for encoding in config.encodings:
-            say(f"{encoding}: {_study_model(config, folder, encoding, str(torch_device), on_log, tell)}")
+            say(f"{encoding}: {_study_model(config, folder, encoding, str(device), on_log, tell)}")
             tell(encoding)
         say(f"constructions: {_study_constructions(config, folder)}")
         tell("constructions")
     else:
-        _study_models_side_by_side(config, folder, str(torch_device), jobs, threads, say, on_log, tell)
+        _study_models_side_by_side(config, folder, str(device), jobs, threads, say, on_log, tell)
     started = time.perf_counter()
     _study_pairs(config, folder, data, tell)
     rows = collect_rows(config, folder)
     write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
-    _write_report(config, folder, rows, torch_device)
+    _write_report(config, folder, rows, device)
     on_progress(total, total)
     say(f"model distances, figures and report: {time.perf_counter() - started:.0f} s")
     return rows
@@ -136,7 +145,7 @@ def _planned(config: StudyConfig, folder: Path, data: StudyData, traced: TracedS
 def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_log, on_stage) -> None:
     """The models and the constructions in processes of their own, one core or a few each."""
     with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=use_threads, initargs=(threads,)
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
     ) as pool:
         others = set(multiprocessing.active_children())
         with deaf_to_interrupts():
@@ -160,6 +169,11 @@ def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_lo
             if isinstance(error, KeyboardInterrupt):
                 end(workers, folder)
             raise  # an error of one model lets the others that are worked on come to their end
+
+
+def _begin(threads: int) -> None:
+    end_with_parent()
+    use_threads(threads)
 
 
 def _study_model(
@@ -312,32 +326,14 @@ def _write_report(config: StudyConfig, folder: Path, rows: pd.DataFrame, device:
         for stage in ("maps", "curves")
     )
     task = make_task(config.task, config.task_options)
-    rows = rows[rows["seed"] == config.seed]  # further seeds are in the rows, and in the distances between models
-    drawn = study_figures(rows, maps, curves, task.train_length)
-    for name, figure in drawn.items():
-        write_text(folder / "figures" / f"{name}.html", figure.to_html(include_plotlyjs="directory", full_html=True))
-    write_text(folder / "figures" / "plotly.min.js", get_plotlyjs())
-    page = study_page(
-        rows,
-        drawn,
-        dataclasses.asdict(config),
-        environment(device),
-        "probe study --config study.json (beside this page)",
-        task.train_length,
-    )
-    write_text(folder / "report.html", page)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Versions of everything that a number may depend on, and the device."""
-    packages = ("position-probe", "torch", "transformer-lens", "numpy", "scipy", "scikit-learn", "pandas", "plotly")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        **{package: importlib.metadata.version(package) for package in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{device} ({name})",
-    }
+    # Further seeds are in the rows, and in the distances between models.
+    first = rows[rows["seed"] == config.seed]
+    drawn = study_figures(first, maps, curves, task.train_length)
+    for name, text in standalone(drawn).items():
+        write_text(folder / "figures" / name, text)
+    command, files = study_command(config, device.type)
+    made = Made(command, files, dataclasses.asdict(config), environment(device))
+    write_text(folder / "report.html", study_page(first, drawn, made, task.train_length, all_rows=rows))
 
 
 def train_one(
@@ -355,4 +351,8 @@ def train_one(
     data = StudyData.of(config)
     model = config.decoder(data.task, encoding, data.n_ctx)
     training = config.training_of(encoding)
-    return train(model, data.train, training, folder, device=device, keep_checkpoints=keep_checkpoints, on_log=on_log)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that train one model on several GPUs
+    with alone(folder) if first else contextlib.nullcontext():
+        return train(
+            model, data.train, training, folder, device=device, keep_checkpoints=keep_checkpoints, on_log=on_log
+        )

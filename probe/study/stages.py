@@ -24,6 +24,7 @@ from probe.attention import (
     split_scores,
     stream,
 )
+from probe.attention.pooling import BINS
 from probe.errors import ProbeError
 from probe.extrapolation import can_scale, sweep_scale
 from probe.files import read_rows, write_file
@@ -175,7 +176,7 @@ def attention_stages(
         "split": lambda: of_both(lambda control, _: split(control).shares),
         "curves": lambda: of_both(lambda control, _: split(control).curves),
         "entropy": lambda: of_both(lambda _, of: attention_summary(trace(of[0], tokens, [PATTERN]), seed=seed)),
-        "maps": lambda: attention_maps(trace(decoders[0], tokens, [PATTERN]), **own_t5(decoders[0])),
+        "maps": lambda: attention_maps(trace(decoders[0], tokens, [PATTERN]), **own_t5(decoders[0]), bins=BINS),
     }
 
 

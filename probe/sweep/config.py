@@ -34,15 +34,17 @@ class SweepConfig:
     tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})
     encodings: Grid = field(default_factory=lambda: {name: {} for name in FIVE})
     scratchpads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"none": ()})
-    seeds: tuple[int, ...] = (0, 1, 2)
-    n_train: int = 20_000
-    n_validation: int = 500
-    n_test: int = 2_000
+    seeds: tuple[int, ...] = (0, 1, 2)  #: of weights and data
+    n_train: int = 20_000  #: examples to train on, at most
+    n_validation: int = 500  #: held-out examples of trained lengths
+    n_test: int = 2_000  #: test examples
+    #: Fields of ``DecoderConfig``; the sweep sets d_vocab, n_ctx and encoding.
     model: dict[str, Any] = field(default_factory=lambda: {"n_layers": 3, "d_model": 128, "n_heads": 4})
+    #: How each is trained; the sweep sets the seed.
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(steps=2000, batch_size=64, learning_rate=1e-3, checkpoint_every=250)
     )
-    keep_models: bool = False
+    keep_models: bool = False  #: whether the trained models are kept, and not their results alone
 
     def __post_init__(self) -> None:
         for name in ("tasks", "encodings", "scratchpads"):
@@ -135,11 +137,11 @@ def _scratchpads(given: Any) -> dict[str, tuple[str, ...]]:
 class Run:
     """One training and its evaluation."""
 
-    task: str
-    encoding: str
-    scratchpad: str
-    seed: int
-    task_options: dict[str, Any]
+    task: str  #: its label
+    encoding: str  #: its label
+    scratchpad: str  #: its label, "none" without one
+    seed: int  #: of weights and data
+    task_options: dict[str, Any]  #: the task's own, the scratchpad among them
 
     @property
     def name(self) -> str:
@@ -148,6 +150,7 @@ class Run:
         return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts)
 
     def make_task(self, sweep: SweepConfig) -> Task:
+        """The task with its options."""
         return make_task(sweep.task_name(self.task), self.task_options)
 
     def model(self, sweep: SweepConfig, task: Task, n_ctx: int) -> ModelConfig:
@@ -178,7 +181,7 @@ class Run:
         return hashlib.blake2b(json.dumps(everything, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-# Settings as a JSON file would have them.
+#: Settings by name, as a JSON file would have them.
 PRESETS: dict[str, dict[str, Any]] = {
     # A laptop's corner of the grid: four tasks, trained to half of what they are tested on.
     "default": {

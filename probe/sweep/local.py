@@ -9,7 +9,7 @@ import pandas as pd
 
 from probe.device import use_threads
 from probe.errors import ProbeError
-from probe.processes import deaf_to_interrupts, end
+from probe.processes import deaf_to_interrupts, end, end_with_parent
 from probe.sweep.config import Run, SweepConfig
 
 Outcome = tuple[Run, pd.DataFrame | str]  # rows, or why there are none
@@ -64,6 +64,7 @@ def run_locally(
 def _child(
     sweep: SweepConfig, run: Run, folder: Path, device: str | None, threads: int, connection: Connection
 ) -> None:
+    end_with_parent()
     use_threads(threads)
     connection.send(attempt(sweep, run, folder, device))
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from probe.config import check_number, check_size
 from probe.device import find_device, share_cores
 from probe.errors import ProbeError
-from probe.files import read_rows, write_text
+from probe.files import alone, read_rows, write_text
 from probe.progress import OnProgress, untold
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import run_locally
@@ -52,14 +52,14 @@ def run_sweep(
         on_progress: called with how many runs are finished, those of an earlier sweep included, and how many there are.
 
     Raises:
-        ProbeError: where the folder holds a result of the same name but other settings, or another sweep is at work.
+        ProbeError: where the folder holds a result of the same name but other settings, or another process is at work.
         KeyboardInterrupt: on Ctrl-C. Processes have ended by then, and whatever was finished is in the folder, whole.
     """
     folder = Path(folder)
     check_size("retries", retries, least=0)
     check_number("cpus_per_run", cpus_per_run)
     runs = sweep.runs()
-    with _alone(folder):
+    with alone(folder):
         todo = _left(sweep, runs, folder, retry_failed)
         write_text(folder / "sweep.json", json.dumps({"format": FORMAT, **dataclasses.asdict(sweep)}, indent=2) + "\n")
         if ray is None:
@@ -119,20 +119,3 @@ def _keep(sweep: SweepConfig, run: Run, outcome: pd.DataFrame | str, folder: Pat
 def _in_words(rows: pd.DataFrame) -> str:
     overall = rows[rows["length"].isna() & (rows["metric"] == "exact_match")]
     return ", ".join(f"{row.split} {row.value:.3f}" for row in overall.itertuples())
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One sweep at a time in a folder. The lock goes with its process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # elsewhere than on POSIX there is no such lock
-        yield
-        return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ProbeError(f"{folder}: another sweep is at work in this folder") from None
-        yield

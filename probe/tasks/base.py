@@ -25,10 +25,10 @@ SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of all sources, by th
 class Example:
     """A source, its target, and the length that the task counts (symbols, digits, clauses, SCAN's actions …)."""
 
-    source: tuple[str, ...]
-    target: tuple[str, ...]
-    length: int
-    ends: bool = True  # whether the target is all there is to say; a piece of a longer text goes on
+    source: tuple[str, ...]  #: what is given
+    target: tuple[str, ...]  #: what is to be said
+    length: int  #: as the task counts
+    ends: bool = True  #: whether the target is all there is to say; a piece of a longer text goes on
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,18 @@ class Vocabulary:
         return d_vocab == len(self)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of tokens.
+
+        Raises:
+            ProbeError: for a token that is not in the vocabulary.
+        """
         try:
             return [self.ids[token] for token in tokens]
         except KeyError as error:
             raise ProbeError(f"token {error.args[0]!r} is not in the vocabulary of {len(self)} tokens") from None
 
     def decode(self, ids: Iterable[int]) -> list[str]:
+        """The tokens of ids."""
         return [self.tokens[i] for i in ids]
 
     def prompt(self, example: Example) -> list[int]:
@@ -96,7 +102,8 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def vocabulary(self) -> Vocabulary: ...
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of sources and targets."""
 
     @abstractmethod
     def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
@@ -125,7 +132,7 @@ class GeneratedTask(Task):
     longer_only: ClassVar[bool] = False
 
     train_length: int = 20
-    test_length: int = 40
+    test_length: int = 40  #: the longest that is tested
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +205,8 @@ class PromptedTask(GeneratedTask):
 
     @property
     @abstractmethod
-    def asked(self) -> tuple[str, ...]: ...
+    def asked(self) -> tuple[str, ...]:
+        """The texts around the question."""
 
     @property
     @abstractmethod
@@ -220,6 +228,7 @@ class PromptedTask(GeneratedTask):
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
+        """``words``, those around question and answer, and ``more_words``."""
         constant = " ".join((*self.asked, *self.told)).split() if self.prompt else ()
         return Vocabulary(dict.fromkeys((*self.words, *constant, *self.more_words)))
 

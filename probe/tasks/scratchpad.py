@@ -28,11 +28,11 @@ OPEN, STEP, CLOSE = "<scratch>", "#", "</scratch>"
 class Step:
     """What is looked at, how it is worked out, what comes of it, what is kept in mind, and what is left to do."""
 
-    input: Words = ()
-    computation: Words = ()
-    output: Words = ()
-    variables: Words = ()
-    remaining: Words = ()
+    input: Words = ()  #: what is looked at
+    computation: Words = ()  #: how it is worked out
+    output: Words = ()  #: what comes of it
+    variables: Words = ()  #: what is kept in mind
+    remaining: Words = ()  #: what is left to do
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,12 @@ class Check:
 
     @property
     def steps_right(self) -> bool:
+        """Whether every step follows, and none is missing."""
         return not self.wrong_steps
 
     @property
     def first_wrong_step(self) -> int | None:
+        """The first step, from 0, that does not follow; None where all do."""
         return self.wrong_steps[0] if self.wrong_steps else None
 
 
@@ -133,7 +135,7 @@ class SteppedTask(PromptedTask):
     longer_only = True
 
     train_length: int = 8
-    test_length: int = 16
+    test_length: int = 16  #: the longest that is tested
     scratchpad: tuple[Part, ...] = ()
 
     @property

@@ -100,6 +100,7 @@ class TextVocabulary(Vocabulary):
         return d_vocab >= len(self)
 
     def decode(self, ids: Iterable[int]) -> list[str]:
+        """The tokens of ids, those beyond the vocabulary as ``<id N>``."""
         return [self.tokens[i] if i < len(self.tokens) else _unspelled(i) for i in ids]
 
     def prompt(self, example: Example) -> list[int]:

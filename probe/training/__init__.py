@@ -3,6 +3,23 @@
 from probe.training.data import EncodedExamples, encode
 from probe.training.decoding import greedy
 from probe.training.evaluation import exact_match, predict
+from probe.training.league import accuracy_by_length, league, paired_differences, read_published
+from probe.training.shifted import shifted_positions, shifted_texts
 from probe.training.train import TrainingConfig, checkpoints_of, train
 
-__all__ = ["EncodedExamples", "TrainingConfig", "checkpoints_of", "encode", "exact_match", "greedy", "predict", "train"]
+__all__ = [
+    "EncodedExamples",
+    "TrainingConfig",
+    "accuracy_by_length",
+    "checkpoints_of",
+    "encode",
+    "exact_match",
+    "greedy",
+    "league",
+    "paired_differences",
+    "predict",
+    "read_published",
+    "shifted_positions",
+    "shifted_texts",
+    "train",
+]

@@ -33,9 +33,9 @@ class Batch:
 class EncodedExamples:
     """Whole sequences ``<bos> source <sep> target <eos>`` as ids, right-padded with 0."""
 
-    tokens: Int[Tensor, "example pos"]
-    prompt_lengths: Int[Tensor, "example"]
-    lengths: Int[Tensor, "example"]
+    tokens: Int[Tensor, "example pos"]  #: ids
+    prompt_lengths: Int[Tensor, "example"]  #: tokens up to and with ``<sep>``, which are not scored
+    lengths: Int[Tensor, "example"]  #: tokens without the padding
 
     def __len__(self) -> int:
         return len(self.tokens)

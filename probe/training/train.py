@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from probe.config import check_flag, check_number, check_size
 from probe.device import find_device
 from probe.errors import ProbeError
-from probe.files import claim_folder, read_json_object, write_folder, write_text
+from probe.files import claim_folder, read_json_object, write_folder, write_tensors, write_text
 from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
 from probe.training.data import BatchOrder, EncodedExamples, Feed
@@ -41,18 +40,18 @@ class TrainingConfig:
     torch.compile make kernels of the layers, for up to a minute at the start; a CPU gains 0 to 9 % from it.
     """
 
-    steps: int = 40_000
-    batch_size: int = 64
+    steps: int = 40_000  #: of the optimizer, AdamW
+    batch_size: int = 64  #: sequences of a step, over all processes
     accumulation: int = 1
-    learning_rate: float = 3e-5
-    weight_decay: float = 0.05
-    warmup: float = 0.06  # share of the steps
-    clip_norm: float = 1.0
-    mixed_precision: str = "no"
+    learning_rate: float = 3e-5  #: the highest, at the end of the warm-up
+    weight_decay: float = 0.05  #: of matrices; vectors have none
+    warmup: float = 0.06  #: share of the steps
+    clip_norm: float = 1.0  #: the longest gradient that a step takes
+    mixed_precision: str = "no"  #: "no" or "bf16"
     compile: bool = False
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 1000
+    seed: int = 0  #: of the first weights, the order of the data and dropout
+    log_every: int = 50  #: steps between two lines of the log
+    checkpoint_every: int = 1000  #: steps between two checkpoints
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
@@ -300,7 +299,7 @@ class _RunFolder:
         def write(folder: Path) -> None:
             checkpoint.write_into(decoder, folder)
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
-            save_file(moments, folder / MOMENTS)
+            write_tensors(folder / MOMENTS, moments)
 
         newest = self.folder / "checkpoints" / f"step-{step:09d}"
         write_folder(newest, write)

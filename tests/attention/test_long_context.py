@@ -63,9 +63,12 @@ def test_pooled_masses_are_sums_over_keys_and_means_over_queries(n, bins):
 
 def test_long_maps_are_pooled_before_they_are_drawn(make_decoder, random_tokens):
     decoder = make_decoder(n_ctx=300, n_layers=1, encoding="alibi")
-    maps = attention_maps(trace(decoder, random_tokens(2, 300), [PATTERN]), ["alibi"])
+    traced = trace(decoder, random_tokens(2, 300), [PATTERN])
+    assert len(attention_maps(traced, ["alibi"])) == 4 * 300 * 301 // 2
+    maps = attention_maps(traced, ["alibi"], bins=128)
     assert len(maps) == 4 * 128 * 129 // 2
     assert maps["query"].max() == maps["key"].max() == bin_starts(300, 128)[-1]
+    assert draw(maps).layout.xaxis10.title.text == "key (sums of 3 a cell)"
     # Eight long heads, three maps each.
     page = render_page("t", [], [Section("s", figures=[("c", draw(maps)), ("d", draw(maps))])])
     assert len(page) < 5_000_000

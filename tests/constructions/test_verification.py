@@ -88,3 +88,9 @@ def test_a_construction_that_fails_is_said_to_fail_and_where():
     # The hinge at 1/5 is open at x > 1/5: at all t < 5, the first of which is <bos>.
     assert rows.first_failure["position"] == 1 and rows.first_failure.isna()["content"]
     assert (rows.positions_checked == 8).all() and (rows.width == 8).all()
+
+
+def test_claims_hold_on_other_sequences_too():
+    zero, one = (verify(level="quick", lengths=(32,), seed=seed) for seed in (0, 1))
+    assert one["holds"].all() and len(one) == len(zero)
+    assert (one["largest_error"] != zero["largest_error"]).any()  # other tokens were drawn

@@ -42,7 +42,7 @@ def test_losses_have_a_point_a_head_and_ablation(census_rows):
 def test_f_rel_is_drawn_over_alibi_and_t5(split):
     figure = attention.f_rel_curves(split.curves, split.shares)
     first = [t for t in figure.data if t.xaxis in (None, "x")]
-    assert [t.name for t in first if t.name] == ["f_rel, trained", "ALiBi's nearest line", "T5's nearest bias"]
+    assert [t.name for t in first if t.name] == ["f_rel", "ALiBi's nearest line", "T5's nearest bias"]
     f_rel = split.curves.query("curve == 'f_rel' and layer == 0 and head == 0").sort_values("index")
     assert list(first[1].y) == f_rel["value"].tolist()[:9]  # of 10 distances the furthest is left out
     line = np.array(first[2].y)
@@ -52,7 +52,7 @@ def test_f_rel_is_drawn_over_alibi_and_t5(split):
 
 def test_entropy_stands_below_its_bound(entropy_rows, decoders, tokens):
     figure = attention.entropy_by_query(entropy_rows)
-    lines = [t for t in figure.data if t.name.startswith("layer")]
+    lines = [t for t in figure.data if t.name.startswith("heads of layer")]
     assert len(lines) == 3 * 4
     bound = next(t for t in figure.data if t.name.startswith("uniform"))
     assert list(bound.y) == [math.log(t + 1) for t in range(10)]

@@ -223,7 +223,10 @@ def test_long_entropy_curves_are_thinned():
 
 def test_scales_stand_beside_the_rise_of_entropy(rows):
     figure = drawing.scale_against_entropy(rows)
-    assert [a.text for a in figure.layout.annotations] == ["none, 2×<br>", "none, 4×<br>Spearman −0.41 [−0.80, 0.10]"]
+    assert [a.text for a in figure.layout.annotations] == [
+        "none, 2×, n = 4 heads<br>",
+        "none, 4×, n = 4 heads<br>Spearman −0.41 [−0.80, 0.10]",
+    ]
     first, second = named(figure, "layer 1")
     assert list(first.x) == [0.25, -0.25] and list(first.y) == pytest.approx([1.5, 1.6])
     assert first.marker.symbol != figure.data[0].marker.symbol and first.showlegend and not second.showlegend
@@ -297,12 +300,14 @@ def test_tables_have_a_row_a_setting(rows):
     table = perplexity_table(rows)
     assert list(table.columns[:4]) == ["encoding", "variant", "made for", "128 tokens"] and len(table) == 2 * 5
     assert table.iloc[1].tolist()[:3] == ["none", "uniform scale", "2×"]
-    assert table["2048 tokens"].tolist()[:2] == ["1000 [999.2, 1002]", "1002 [1001, 1004]"]
+    assert table["2048 tokens"].map(str).tolist()[:2] == ["1000 [999.2, 1002]", "1002 [1001, 1004]"]
     keys = passkey_table(rows)
     of = rows.query("measurement == 'passkey' and metric == 'exact_match' and length == 512")
     first = of[of["depth"].isna()].iloc[0]
-    assert keys["512 tokens"][0] == f"{first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
-    assert temperature_table(rows).iloc[0].tolist() == ["none", "trained lengths", "1", "-0.500 [-0.600, -0.400]", ""]
+    assert str(keys["512 tokens"][0]) == f"{first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
+    told = temperature_table(rows).iloc[0].map(str).tolist()
+    assert told == ["none", "trained lengths", "1", "-0.500 [-0.600, -0.400]", ""]
+    assert keys["512 tokens"][0].numbers == {"": first["value"], "low": first["low"], "high": first["high"]}
 
 
 def test_the_summary_has_the_model_as_it_is_and_the_best_that_reaches_so_far():
@@ -310,14 +315,17 @@ def test_the_summary_has_the_model_as_it_is_and_the_best_that_reaches_so_far():
     rows.loc[(rows["variant"] == "head") & (rows["extension"] == 2), "value"] = 1.0  # best, but not made for 1024
     rows.loc[(rows["variant"] == "uniform") & (rows["extension"] == 4), "value"] = 900.0
     (line,) = extrapolation_summary(rows, L)
-    assert "trained length 256; none 1000 [999.0, 1002] at 256, 1000 [999.1, 1002] at 1024 tokens as it is" in line
-    assert "900.0 [1003, 1006] at 1024 with the best of 2 (uniform scale, made for 4×)." in line
-    (line,) = extrapolation_summary(rows)
-    assert "none 1000 [999.0, 1002] at 128" in line and "best of 4 (head scale, made for 2×)" in line
+    assert line.lead == "Perplexity" and line.text.endswith("trained length 256.")
+    assert line.items == [
+        "none 1000 [999.0, 1002] at 256, 1000 [999.1, 1002] at 1024 tokens as it is, 900.0 [1003, 1006] at 1024 with "
+        "the best of 2 (uniform scale, made for 4×)"
+    ]
+    ((said,),) = [line.items for line in extrapolation_summary(rows)]
+    assert "none 1000 [999.0, 1002] at 128" in said and "best of 4 (head scale, made for 2×)" in said
     (keys,) = extrapolation_summary(passkeys(), L)
-    assert keys.startswith("Passkeys said right") and "with the best of 2 (head scale, made for 4×)" in keys
+    assert keys.lead == "Passkeys" and "with the best of 2 (head scale, made for 4×)" in keys.items[0]
     (alone,) = extrapolation_summary(rows[rows["variant"] == "none"], L)
-    assert alone.endswith("at 1024 tokens as it is.")
+    assert alone.items[0].endswith("at 1024 tokens as it is")
 
 
 def test_the_page_holds_the_numbers(rows):

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 
 from probe.errors import ProbeError
-from probe.report import attention, construction_errors, figures, learned_heads
+from probe.report import accuracy, attention, construction_errors, learned_heads, position, style
 
 
 def test_accuracy_is_drawn_as_it_is(accuracy_rows):
-    figure = figures.accuracy_by_length(accuracy_rows, train_length=5)
+    figure = accuracy.accuracy_by_length(accuracy_rows, train_length=5)
     line = next(t for t in figure.data if t.name == "none")
     assert list(line.x) == list(range(1, 9))
     assert list(line.y) == accuracy_rows["value"][:8].tolist()
@@ -18,14 +18,14 @@ def test_accuracy_is_drawn_as_it_is(accuracy_rows):
 
 def test_an_encoding_has_one_colour_everywhere(accuracy_rows, probe_rows):
     for encoding in ("none", "t5", "my own"):
-        assert figures.colour(encoding) == figures.colour(encoding)
-    a = next(t for t in figures.accuracy_by_length(accuracy_rows).data if t.name == "none")
-    b = figures.probe_by_site(probe_rows, "r2").data[0]
-    assert a.line.color == b.line.color == figures.colour("none")
+        assert style.colour(encoding) == style.colour(encoding)
+    a = next(t for t in accuracy.accuracy_by_length(accuracy_rows).data if t.name == "none")
+    b = position.probe_by_site(probe_rows, "r2").data[0]
+    assert a.line.color == b.line.color == style.colour("none")
 
 
 def test_probe_scores_stand_beside_their_controls(probe_rows):
-    figure = figures.probe_by_site(probe_rows, "r2")
+    figure = position.probe_by_site(probe_rows, "r2")
     assert len(figure.data) == 8
     assert [t.name for t in figure.data if t.showlegend] == [
         "trained model",
@@ -79,8 +79,8 @@ def test_errors_are_drawn_as_a_share_of_their_tolerance(construction_rows):
 
 def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, template_rows, pair_rows, construction_rows):
     drawn = [
-        figures.accuracy_by_length(accuracy_rows),
-        figures.probe_by_site(probe_rows, "r2"),
+        accuracy.accuracy_by_length(accuracy_rows),
+        position.probe_by_site(probe_rows, "r2"),
         attention.template_distances(template_rows),
         attention.distance_matrix(pair_rows),
         construction_errors(construction_rows),
@@ -91,7 +91,7 @@ def test_names_from_outside_are_text_not_markup(accuracy_rows, probe_rows, templ
 
 def test_no_rows_are_one_clear_line(accuracy_rows):
     for draw in (
-        figures.accuracy_by_length,
+        accuracy.accuracy_by_length,
         attention.distance_matrix,
         construction_errors,
         attention.template_distances,

@@ -70,7 +70,7 @@ def test_the_power_law_goes_through_the_variance(pair):
     assert f"{slope:.2f}".replace("-", "−") in figure.layout.annotations[0].text
     heads = variance_by_position(pair[0], ["blocks.1.attn.hook_z"], **QUICK)
     titles = [a.text for a in geometry.variance_against_position(heads).layout.annotations]
-    assert [t.split(":")[0] for t in titles] == ["1.attn.z[0]", "1.attn.z[1]"]
+    assert [t.split("<br>")[0] for t in titles] == ["1.attn.z[0]", "1.attn.z[1]"]
 
 
 def test_what_has_no_variance_is_an_empty_panel(pair):

@@ -196,7 +196,7 @@ def test_a_sweep_killed_and_started_again_is_complete(tiny, undisturbed, tmp_pat
 def test_two_sweeps_in_one_folder_are_refused(tiny, swept):
     with (
         open(swept[0] / ".lock", "w") as lock,
-        pytest.raises(ProbeError, match="another sweep is at work in this folder"),
+        pytest.raises(ProbeError, match="another process is at work in this folder"),
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         run_sweep(tiny, swept[0], device="cpu")

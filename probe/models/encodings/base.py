@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
 
-# Of as many dimensions as are turned: all of d_head, or the first of them.
+#: (cos, sin) of the angles by which queries and keys are turned, each "1 pos d_turned": of as many dimensions as are
+#: turned, all of d_head or the first of them.
 Rotation = tuple[Float[Tensor, "1 pos d_turned"], Float[Tensor, "1 pos d_turned"]]
 
 M = TypeVar("M", bound=nn.Module)
@@ -27,7 +28,7 @@ class PositionEncoding(nn.Module):
 
     embeds = False  # whether it acts on the embeddings, and so on the whole model rather than on single layers
     reads_content = False  # whether it has a ``content_bias``
-    last_position: int | None = None  # the largest position that it knows; None: it knows any
+    last_position: int | None = None  #: the largest position that it knows; None: it knows any
 
     def __init__(self, *, d_model: int, n_heads: int, d_head: int, n_ctx: int, n_layers: int = 1):
         super().__init__()

@@ -16,6 +16,7 @@ from probe.models.families.smollm3 import SmolLM3
 __all__ = ["FAMILIES", "Family", "Fields", "Weight"]
 
 
+#: Families whose models become our decoder, by ``model_type``; the last by a name that only a caller gives.
 FAMILIES: dict[str, type[Family]] = {
     "llama": Llama,
     "smollm3": SmolLM3,

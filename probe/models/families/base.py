@@ -38,14 +38,14 @@ def by_head(n_heads: int) -> Split:
 class Weight:
     """One tensor of a file: its key, and those of ours that are in it."""
 
-    key: str
-    names: tuple[str, ...]
-    split: Split = stacked
-    transposed: bool = False  # whether inputs are its rows, as in GPT-2
-    # The key of a tensor with a number for each of so many heads, which multiplies their rows where it is there.
+    key: str  #: in the file
+    names: tuple[str, ...]  #: those of ours that are in it
+    split: Split = stacked  #: how theirs falls into ours
+    transposed: bool = False  #: whether inputs are its rows, as in GPT-2
+    #: The key of a tensor with a number for each of so many heads, which multiplies their rows where it is there.
     factor: tuple[str, int] | None = None
-    shared: bool = False  # whether each of ours is the whole of it, where theirs does the work of several
-    unused: int = 0  # rows before the first of ours that are never read
+    shared: bool = False  #: whether each of ours is the whole of it, where theirs does the work of several
+    unused: int = 0  #: rows before the first of ours that are never read
 
     def shape(self, ours: Mapping[str, Shape]) -> Shape:
         """Its shape, given those of ours."""
@@ -75,14 +75,14 @@ class Family:
     each. A tuple of ours is fused in theirs, in the way that ``split`` says.
     """
 
-    positions: str  # where such models have their positions from, in words
+    positions: str  #: where such models have their positions from, in words
     oracle = "transformers' class"  # what logits, patterns and z are compared with in the tests
     prefix = ""  # before all keys but the head's; some files leave it away
     head = "lm_head.weight"
-    synonyms: Mapping[str, str] = {}  # from other names of a key that files have to the one of the key map
-    outer: Mapping[str, str]
-    layers: str  # before the number of a layer
-    layer: Mapping[str, str | tuple[str, ...]]
+    synonyms: Mapping[str, str] = {}  #: from other names of a key that files have to the one of the key map
+    outer: Mapping[str, str]  #: from their modules outside layers to ours
+    layers: str  #: before the number of a layer
+    layer: Mapping[str, str | tuple[str, ...]]  #: from the modules of their layers to ours
     transposed = False  # whether the matrices of layers have inputs as rows
     ignored = r"(?!)"  # keys, without the prefix, of buffers that follow from the config and of what is never used
     own_code = False  # whether the config may name code of its own: it is never run, and the code is known to be this

@@ -1,0 +1,71 @@
+"""What figures are drawn with: intervals as bars and bands, numbers and names as text."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from probe.errors import ProbeError
+
+
+def interval_bars(line: pd.DataFrame, width: int = 2, thickness: float = 1) -> dict:
+    """Error bars from value, low and high."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": thickness,
+        "width": width,
+        "array": (line["high"] - line["value"]).tolist(),
+        "arrayminus": (line["value"] - line["low"]).tolist(),
+    }
+
+
+def add_band(figure: go.Figure, x: list, line: pd.DataFrame, colour: str, group: str, **place: int) -> None:
+    """The interval of a line, from low to high, as a band; nothing where there is no interval."""
+    if len(line) and line[["low", "high"]].notna().all(axis=None):
+        figure.add_scatter(
+            x=x + x[::-1], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="none", opacity=0.18,
+            fillcolor=colour, hoverinfo="skip", showlegend=False, legendgroup=group, **place,
+        )  # fmt: skip
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """``0.117 [0.114, 0.120]``"""
+    return f"{signed_zero(value)} [{signed_zero(low)}, {signed_zero(high)}]"
+
+
+def signed_zero(value: float, form: str = ".3f") -> str:
+    """A number as text, of which what rounds to nothing has no sign."""
+    text = format(value, form)
+    return text.replace("-", "") if text.startswith("-") and not text.strip("-0.") else text
+
+
+def counted(rows: pd.DataFrame, what: str = "sequences", column: str = "n") -> str:
+    """ " (n = 128 sequences)", " (n = 12–80 sequences)" for the title of an axis; nothing where rows do not say."""
+    if column not in rows or rows[column].isna().all():
+        return ""
+    least, most = int(rows[column].min()), int(rows[column].max())
+    return f" (n = {least:,}{'' if least == most else f'–{most:,}'}{f' {what}' if what else ''})"
+
+
+def short_site(site: str) -> str:
+    """``blocks.0.hook_resid_post`` -> ``0.resid_post``."""
+    return site.removeprefix("blocks.").replace("hook_", "")
+
+
+def matrix(part: pd.DataFrame, value: str) -> np.ndarray:
+    """Query × key, the future left blank."""
+    # All that an eye can see.
+    matrix = part.pivot(index="query", columns="key", values=value).to_numpy(dtype=np.float32)
+    return np.where(np.tri(*matrix.shape, dtype=bool), matrix, np.nan)
+
+
+def plain(text: object) -> str:
+    """Text as plotly should show it: it reads some HTML in titles and labels, and names come from outside."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def some(rows: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The rows, of which there has to be one."""
+    if rows.empty:
+        raise ProbeError(f"a figure of {what} wants at least one row, got none")
+    return rows
