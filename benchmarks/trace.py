@@ -9,7 +9,7 @@ with nobody looking. TransformerLens' ``run_with_cache`` is that of its native m
 import torch
 
 from benchmarks.timing import seconds
-from benchmarks.training import config, row, transformer_lens
+from benchmarks.training import SMALL, config, row, transformer_lens
 from probe.models.decoder import Decoder
 from probe.tracing import PATTERN, RESID_POST, trace
 
@@ -20,7 +20,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads\n\n| | target | measured |\n|---|---|---|")
     tokens = torch.randint(D_VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     decoder = Decoder(config(n_ctx=LENGTH, encoding="learned")).eval()
-    lens = transformer_lens("standard", n_ctx=LENGTH).eval()
+    lens = transformer_lens("standard", SMALL._replace(n_ctx=LENGTH)).eval()
 
     def in_lens(*ends: str) -> None:
         lens.run_with_cache(tokens, names_filter=lambda name: name.endswith(ends))

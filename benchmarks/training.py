@@ -3,16 +3,18 @@
     OMP_NUM_THREADS=1 python -m benchmarks.training
     OMP_NUM_THREADS=2 python -m benchmarks.training
 
-On the CPU in float32: 4 layers, d_model 256, 8 heads, a vocabulary of 128, 32 sequences of 64 tokens. A step is the
-forward pass, the loss over all tokens, the backward pass and fused AdamW, the same for all. Peers are made from their
-configs with their own defaults (GPT-2's and T5's dropout of 0.1 included; where a size must be said, it is ours, and
-SwiGLU's hidden layer has the width at which Llama has as many parameters). ``TransformerLens`` is its native model. The
-floor is the products that a step cannot do without, forward and backward, as bare ``torch.mm`` and ``torch.bmm`` on
-matrices that lie ready.
+On the CPU, in float32 and under bfloat16 autocast, a vocabulary of 128: 4 layers, d_model 256, 8 heads, 32 sequences of
+64 tokens; and 12 layers, d_model 768, 12 heads, 8 sequences of 64. A step is the forward pass, the loss over all
+tokens, the backward pass and fused AdamW, the same for all. Peers are made from their configs with their own defaults
+(GPT-2's and T5's dropout of 0.1 included; where a size must be said, it is ours, and SwiGLU's hidden layer has the
+width at which Llama has as many parameters). ``TransformerLens`` is its native model. The floor is the products that a
+step cannot do without, forward and backward, as bare ``torch.mm`` and ``torch.bmm`` on matrices that lie ready.
 
 Then: what ``train`` spends on its batches, how many slots of these are padding, and greedy decoding of 256 tokens with
 a cache and without.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,42 +26,56 @@ from probe.tasks import make_task
 from probe.training import EncodedExamples, TrainingConfig, encode, greedy, train
 from probe.training.data import BatchOrder
 
-BATCH, LENGTH, D_VOCAB, D_MODEL, N_LAYERS, N_HEADS = 32, 64, 128, 256, 4, 8
+LENGTH, D_VOCAB = 64, 128
+
+
+class Size(NamedTuple):
+    """Of a model, and of a batch of it."""
+
+    n_layers: int = 4
+    d_model: int = 256
+    n_heads: int = 8
+    batch: int = 32
+    n_ctx: int = LENGTH
+
+
+SMALL, LARGE = Size(), Size(12, 768, 12, 8)
 ENCODINGS = ("none", "learned", "sinusoidal", "t5", "alibi", "rotary")
 TASKS = ("copy", "addition", "scan", "lego", "pcfg")
 
 
-def config(**options) -> DecoderConfig:
-    size = {"d_vocab": D_VOCAB, "n_ctx": LENGTH, "n_layers": N_LAYERS, "d_model": D_MODEL, "n_heads": N_HEADS}
-    return DecoderConfig(**(size | options))
+def config(size: Size = SMALL, **options) -> DecoderConfig:
+    shape = {"n_ctx": size.n_ctx, "n_layers": size.n_layers, "d_model": size.d_model, "n_heads": size.n_heads}
+    return DecoderConfig(d_vocab=D_VOCAB, **(shape | options))
 
 
-def step_of(model: nn.Module, logits_of=lambda output: output):
+def step_of(model: nn.Module, size: Size, dtype: torch.dtype, logits_of=lambda output: output):
     """One training step, to be called again and again."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(D_VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(D_VOCAB, (size.batch, LENGTH + 1), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        logits = logits_of(model(tokens[:, :-1]))
-        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits = logits_of(model(tokens[:, :-1]))
+        F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def transformer_lens(positions: str, n_ctx: int = LENGTH) -> nn.Module:
+def transformer_lens(positions: str, size: Size = SMALL) -> nn.Module:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_native(
         TransformerBridgeConfig(
-            d_model=D_MODEL,
-            d_head=D_MODEL // N_HEADS,
-            n_layers=N_LAYERS,
-            n_ctx=n_ctx,
-            n_heads=N_HEADS,
+            d_model=size.d_model,
+            d_head=size.d_model // size.n_heads,
+            n_layers=size.n_layers,
+            n_ctx=size.n_ctx,
+            n_heads=size.n_heads,
             d_vocab=D_VOCAB,
             act_fn="gelu",
             positional_embedding_type=positions,
@@ -67,50 +83,53 @@ def transformer_lens(positions: str, n_ctx: int = LENGTH) -> nn.Module:
     )
 
 
-def gpt2() -> nn.Module:
+def gpt2(size: Size) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    size = {"n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": LENGTH, "vocab_size": D_VOCAB}
-    return GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0))
+    shape = {"n_embd": size.d_model, "n_layer": size.n_layers, "n_head": size.n_heads, "n_positions": LENGTH}
+    return GPT2LMHeadModel(GPT2Config(**shape, vocab_size=D_VOCAB, bos_token_id=0, eos_token_id=0))
 
 
-def llama() -> nn.Module:
+def llama(size: Size) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = {"hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS}
-    return LlamaForCausalLM(LlamaConfig(**size, intermediate_size=683, vocab_size=D_VOCAB))
+    shape = {"hidden_size": size.d_model, "num_hidden_layers": size.n_layers, "num_attention_heads": size.n_heads}
+    return LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=8 * size.d_model // 3, vocab_size=D_VOCAB))
 
 
 class T5Decoder(nn.Module):
     """T5's decoder without its encoder, which leaves cross-attention idle, and a head."""
 
-    def __init__(self):
+    def __init__(self, size: Size):
         super().__init__()
         from transformers import T5Config
         from transformers.models.t5.modeling_t5 import T5Stack
 
-        size = {"d_model": D_MODEL, "d_kv": D_MODEL // N_HEADS, "d_ff": 4 * D_MODEL, "num_heads": N_HEADS}
-        made = T5Config(**size, num_layers=N_LAYERS, vocab_size=D_VOCAB, is_decoder=True, is_encoder_decoder=False)
-        self.stack, self.head = T5Stack(made), nn.Linear(D_MODEL, D_VOCAB, bias=False)
+        shape = {"d_model": size.d_model, "d_kv": size.d_model // size.n_heads, "d_ff": 4 * size.d_model}
+        shape |= {"num_heads": size.n_heads, "num_layers": size.n_layers}
+        made = T5Config(**shape, vocab_size=D_VOCAB, is_decoder=True, is_encoder_decoder=False)
+        self.stack, self.head = T5Stack(made), nn.Linear(size.d_model, D_VOCAB, bias=False)
 
     def forward(self, tokens):
         return self.head(self.stack(tokens).last_hidden_state)
 
 
-def bare_products():
+def bare_products(size: Size, dtype: torch.dtype):
     """The products of a step: of each forward one x w also the two of its backward, g wᵀ and xᵀ g."""
-    n, d, d_head = BATCH * LENGTH, D_MODEL, D_MODEL // N_HEADS
+    n, d, d_head = size.batch * LENGTH, size.d_model, size.d_model // size.n_heads
     layer = [(n, d, d)] * 4 + [(n, d, 4 * d), (n, 4 * d, d)]
-    plain = [
-        (torch.randn(a, b), torch.randn(b, c), torch.randn(a, c)) for a, b, c in layer * N_LAYERS + [(n, d, D_VOCAB)]
-    ]
-    q = torch.randn(BATCH * N_HEADS, LENGTH, d_head)
-    pattern = torch.randn(BATCH * N_HEADS, LENGTH, LENGTH)
+
+    def drawn(*shape):
+        return torch.randn(*shape).to(dtype)
+
+    plain = [(drawn(a, b), drawn(b, c), drawn(a, c)) for a, b, c in layer * size.n_layers + [(n, d, D_VOCAB)]]
+    q = drawn(size.batch * size.n_heads, LENGTH, d_head)
+    pattern = drawn(size.batch * size.n_heads, LENGTH, LENGTH)
 
     def products() -> None:
         for x, w, g in plain:
             torch.mm(x, w), torch.mm(g, w.T), torch.mm(x.T, g)
-        for _ in range(N_LAYERS):
+        for _ in range(size.n_layers):
             for x, w, g in ((q, q.mT, pattern), (pattern, q, q)):
                 torch.bmm(x, w), torch.bmm(g, w.mT), torch.bmm(x.mT, g)
 
@@ -121,41 +140,46 @@ def row(name: str, target: str, measured: str) -> None:
     print(f"| {name} | {target} | {measured} |", flush=True)
 
 
-def steps(repeats: int = 9) -> None:
+def steps(size: Size, dtype: torch.dtype, repeats: int) -> None:
     def of_output(output):
         return output.logits
 
-    ours = {encoding: step_of(Decoder(config(encoding=encoding))) for encoding in ENCODINGS}
+    def step(model: nn.Module, **options):
+        return step_of(model, size, dtype, **options)
+
+    ours = {encoding: step(Decoder(config(size, encoding=encoding))) for encoding in ENCODINGS}
     lens = {
-        "TransformerLens, learned": step_of(transformer_lens("standard")),
-        "TransformerLens, rotary": step_of(transformer_lens("rotary")),
+        "TransformerLens, learned": step(transformer_lens("standard", size)),
+        "TransformerLens, rotary": step(transformer_lens("rotary", size)),
     }
     others = {
-        "GPT2LMHeadModel": step_of(gpt2(), of_output),
-        "LlamaForCausalLM": step_of(llama(), of_output),
-        "T5's decoder": step_of(T5Decoder()),
+        "GPT2LMHeadModel": step(gpt2(size), logits_of=of_output),
+        "LlamaForCausalLM": step(llama(size), logits_of=of_output),
+        "T5's decoder": step(T5Decoder(size)),
     }
-    taken = seconds(ours | lens | others | {"products": bare_products()}, repeats=repeats)
+    taken = seconds(ours | lens | others | {"products": bare_products(size, dtype)}, repeats=repeats)
+    half, what = dtype != torch.float32, f"{size.n_layers} layers, {str(dtype).removeprefix('torch.')}: "
     for encoding in ENCODINGS:
-        row(f"ours, {encoding}: tokens a second", "", f"{BATCH * LENGTH / taken[encoding]:,.0f}")
+        row(f"{what}ours, {encoding}: tokens a second", "", f"{size.batch * LENGTH / taken[encoding]:,.0f}")
     like = {"TransformerLens, rotary": "rotary", "LlamaForCausalLM": "rotary", "T5's decoder": "t5"}
     for name in (*lens, *others):
         encoding = like.get(name, "learned")
-        target = "2" if name in lens else "1.7"
-        row(f"than {name}, ours ({encoding}) is times faster", target, f"{taken[name] / taken[encoding]:.2f}")
-    row("of the speed of the bare products (none)", "≥ 75 %", f"{100 * taken['products'] / taken['none']:.0f} %")
+        target = ("1.4" if half else "2") if name in lens else ("" if half else "1.7")
+        row(f"{what}than {name}, ours ({encoding}) is times faster", target, f"{taken[name] / taken[encoding]:.2f}")
+    share = f"{100 * taken['products'] / taken['none']:.0f} %"
+    row(f"{what}of the speed of the bare products (none)", "" if half else "≥ 75 %", share)
     for encoding in ENCODINGS[1:]:
         slower = 100 * (taken[encoding] / taken["none"] - 1)
-        row(f"{encoding} slower than none", "≤ 8 %" if encoding == "rotary" else "≤ 5 %", f"{slower:.1f} %")
+        row(f"{what}{encoding} slower than none", "≤ 8 %" if encoding == "rotary" else "≤ 5 %", f"{slower:.1f} %")
 
 
 def data_of_a_step() -> None:
-    tokens = torch.randint(D_VOCAB, (40 * BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(D_VOCAB, (40 * SMALL.batch, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     n = torch.full((len(tokens),), LENGTH + 1)
     data = EncodedExamples(tokens, torch.ones_like(n), n)
     for name, size, n_steps in (("", {}, 12), (", 2 layers, d_model 32", {"n_layers": 2, "d_model": 32}, 60)):
         entries: list[dict] = []
-        training = TrainingConfig(steps=n_steps, batch_size=BATCH, log_every=n_steps // 4)
+        training = TrainingConfig(steps=n_steps, batch_size=SMALL.batch, log_every=n_steps // 4)
         train(config(**size), data, training, device="cpu", on_log=entries.append)
         shares = [entry["data_share"] for entry in entries[1:]]
         row(f"share of a step spent on its batch{name}", "< 5 %", f"{100 * sum(shares) / len(shares):.2f} %")
@@ -196,7 +220,9 @@ def decoding(n_new: int = 256) -> None:
 
 def main() -> None:
     print(f"{torch.get_num_threads()} threads\n\n| | target | measured |\n|---|---|---|")
-    steps()
+    for size, repeats in ((SMALL, 9), (LARGE, 5)):
+        for dtype in (torch.float32, torch.bfloat16):
+            steps(size, dtype, repeats)
     data_of_a_step()
     padding()
     decoding()

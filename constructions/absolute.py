@@ -3,10 +3,10 @@
 Here the theorem as it is written, and with the closed form of its MLP: both want as many MLP units as positions.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from constructions.construction import Construction, StreamConstruction
@@ -105,7 +105,13 @@ class PositionInARow(StreamConstruction):
     claim = "after the last layer row 2 of the stream holds the position t (1 at <bos>); the content is as embedded"
     layers, attention_layers, mlp_layers = 1, 1, 1
 
-    def stream_errors(self, embedded, stream, t, length):
+    def stream_errors(
+        self,
+        embedded: Float[Tensor, "pos d_model"],
+        stream: Float[Tensor, "pos d_model"],
+        t: Int[Tensor, "pos"],
+        length: int,
+    ) -> dict[str, Float[Tensor, "pos"]]:
         return {"position": (stream[:, POSITION] - t).abs(), "content": self.layout(length).change(embedded, stream)}
 
 
@@ -115,19 +121,19 @@ class AbsolutePosition(PositionInARow):
     name = "absolute_position"
     source = "Kazemnejad et al. 2023, Theorem 1"
     # Measured: position 7e-10 in float64 at 4096; in float32 4e-5, 7e-4, 1e-2 and 4e-2 at 64, 256, 1024 and 2048.
-    max_length: ClassVar = {torch.float64: 4096, torch.float32: 2048}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 4096, torch.float32: 2048}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"position": 1e-8, "content": 0.0},
         torch.float32: {"position": 0.25, "content": 0.0},
     }
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout()
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return length
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         write_embeddings(decoder)
         write_absolute_position(decoder, layer=0, length=length)
 
@@ -142,20 +148,20 @@ class ClosedForm(PositionInARow):
     name = "closed_form"
     source = "closed form of Kazemnejad et al. 2023, Theorem 1"
     # Measured: position 5e-11 in float64 at 16,384, 2e-2 in float32 there, 1/2 in bfloat16 at 95.
-    max_length: ClassVar = {torch.float64: 16384, torch.float32: 16384, torch.bfloat16: 64}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 16384, torch.float32: 16384, torch.bfloat16: 64}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"position": 1e-8, "content": 0.0},
         torch.float32: {"position": 0.05, "content": 0.0},
         torch.bfloat16: {"position": 0.49, "content": 0.0},
     }
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(reciprocal=1)
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return max(1, length - 1)
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
         write_reciprocal(decoder, 0, layout.row("reciprocal"))

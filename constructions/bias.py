@@ -2,10 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from constructions.absolute import write_reciprocal
@@ -70,7 +70,7 @@ class BiasHeads(Construction, ABC):
         first = self.position_dimensions(length)
         return slice(first, first + CONTENT_DIMENSIONS)
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
         x = layout.row("reciprocal")
@@ -85,7 +85,9 @@ class BiasHeads(Construction, ABC):
         """Weights of the layers from the third on, which find the bits of t in ``layout["bits"]``, or, where the layout
         has no rows for them, t in row POSITION."""
 
-    def errors(self, decoder, tokens, attention):
+    def errors(
+        self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
+    ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
         content = decoder.token_embedding.weight.detach().double()[tokens[0]]
         content = content[:, self.layout(decoder.config.n_ctx).content]
         rows, dimensions = self.layout(decoder.config.n_ctx).content, self._content(decoder.config.n_ctx)
@@ -94,7 +96,8 @@ class BiasHeads(Construction, ABC):
         k = torch.stack([content @ W.W_K[rows, dimensions].double() for W in heads])
         biases = self.biases(decoder.config.n_ctx)
         sites = [f"blocks.{self.layers - 1}.attn.hook_{what}" for what in ("attn_scores", "pattern")]
-        positions, found = [], {"scores": [], **{name: [] for name in biases}}
+        positions: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {"scores": [], **{name: [] for name in biases}}
         for query, seen in query_windows(decoder, tokens, sites, attention):
             scores, pattern = (seen[site][0] for site in sites)
             key = torch.arange(scores.shape[-1])
@@ -118,8 +121,8 @@ class ExactAlibi(BiasHeads):
     claim = "the pattern of each head of layer 2 is softmax(content - m (t - i)), m its slope: ALiBi, from NoPE"
     source = "Kazemnejad et al. 2023, Theorem 2, on exact positions"
     layers, attention_layers, mlp_layers = 3, 2, 2
-    max_length: ClassVar = {torch.float64: 8192, torch.float32: 8192}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 8192, torch.float32: 8192}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"scores": 1e-10, "pattern": 1e-12},
         torch.float32: {"scores": 2e-3, "pattern": 1e-6},
     }
@@ -137,19 +140,19 @@ class ExactAlibi(BiasHeads):
         self.slopes = slopes
 
     @property
-    def n_heads(self):
+    def n_heads(self) -> int:
         return len(self.slopes)
 
-    def position_dimensions(self, length):
+    def position_dimensions(self, length: int) -> int:
         return 4  # d_head is then 16, so that score_scale = 1/4 is a power of two and multiplying by it rounds nothing
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(reciprocal=1, scratch=1, bits=0)
 
-    def biases(self, length):
+    def biases(self, length: int) -> dict[str, Float[Tensor, "head distance"]]:
         return {"pattern": -self.slopes[:, None] * torch.arange(length)}
 
-    def write_bias(self, decoder, layout, length):
+    def write_bias(self, decoder: Decoder, layout: Layout, length: int) -> None:
         # As in Theorem 2 (relative.py), a query (m, -m t) and a key (i, 1) give m i - m t = -m (t - i). The products
         # reach m T, where float32 has no digits left for the difference: an error of 2⁻¹² at 4096 is an error of the
         # pattern. So m = coarse + fine, with so few bits in coarse, 24 - n_bits(T), that coarse · t is exact for every

@@ -1,10 +1,10 @@
 """Absolute position in √T units, and from it the exact integer and all of its bits, by units that round."""
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from constructions.absolute import PositionInARow, write_chords, write_reciprocal
@@ -46,19 +46,19 @@ class Chords(PositionInARow):
     name = "chords"
     source = "square-root width for Kazemnejad et al. 2023, Theorem 1"
     # 1/4 is reached at every knot that is an integer. Rounding adds .09 in float32 at 131,072.
-    max_length: ClassVar = {torch.float64: 131072, torch.float32: 131072}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 131072, torch.float32: 131072}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"position": 0.25 + 1e-8, "content": 0.0},
         torch.float32: {"position": 0.4, "content": 0.0},
     }
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(reciprocal=1)
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return len(chord_knots(length)) - 1
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
         x = layout.row("reciprocal")
@@ -139,25 +139,31 @@ class ExactPosition(StreamConstruction):
     source = "rounding units on the square-root width"
     layers, attention_layers, mlp_layers = 2, 1, 2
     dtype_specific = True
-    max_length: ClassVar = {torch.float64: 131072, torch.float32: 131072}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 131072, torch.float32: 131072}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         dtype: {"position": 0.0, "bits": 0.0, "content": 0.0} for dtype in (torch.float64, torch.float32)
     }
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(reciprocal=1, scratch=n_bits(length), bits=n_bits(length))
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return max(len(chord_knots(length)) - 1, n_bits(length))
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
         x = layout.row("reciprocal")
         write_reciprocal(decoder, 0, x)
         write_integers(decoder, 0, length, dtype, x, layout["scratch"], {0: layout["bits"]}, position=POSITION)
 
-    def stream_errors(self, embedded, stream, t, length):
+    def stream_errors(
+        self,
+        embedded: Float[Tensor, "pos d_model"],
+        stream: Float[Tensor, "pos d_model"],
+        t: Int[Tensor, "pos"],
+        length: int,
+    ) -> dict[str, Float[Tensor, "pos"]]:
         layout = self.layout(length)
         bits = (t[:, None] >> torch.arange(n_bits(length))) & 1
         return {

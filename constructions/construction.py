@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -33,9 +33,9 @@ class Construction(ABC):
     mlp_layers: int  #: those of the layers whose MLP writes something
     max_length: Mapping[torch.dtype, int]  #: tokens of the longest sequence, by dtype, ``<bos>`` among them
     tolerance: Mapping[torch.dtype, Mapping[str, float]]  #: by dtype, then by the quantity that is measured
-    attention_paths: ClassVar[tuple[str, ...]] = ("explicit", "fused")  #: those on which the claim can be looked at
+    attention_paths: tuple[str, ...] = ("explicit", "fused")  #: those on which the claim can be looked at
     #: Whether a weight is chosen for the dtype (the constant of a rounding unit), and not only rounded to it.
-    dtype_specific: ClassVar[bool] = False
+    dtype_specific: bool = False
 
     @abstractmethod
     def config(self, length: int) -> DecoderConfig:
@@ -135,7 +135,7 @@ class Construction(ABC):
         attention: str,
         width: int,
         tolerances: Mapping[str, float] | None = None,
-    ) -> list[dict]:
+    ) -> list[dict[str, Any]]:
         """The rows of ``check``, out of the errors at the positions t; other tolerances than those claimed may be
         had."""
         rows = []
@@ -173,7 +173,23 @@ class Construction(ABC):
             )
 
 
-def plain_config(construction, length: int, *, n_heads: int = 1, activation: str = "relu") -> DecoderConfig:
+@runtime_checkable
+class Shaped(Protocol):
+    """What the shape of a plain decoder follows from."""
+
+    layers: int
+
+    def layout(self, length: int) -> Layout:
+        """The rows of the stream."""
+
+    def width(self, length: int) -> int:
+        """Units of the widest MLP."""
+
+    def d_head(self, length: int) -> int:
+        """Dimensions of a head."""
+
+
+def plain_config(construction: Shaped, length: int, *, n_heads: int = 1, activation: str = "relu") -> DecoderConfig:
     """The shape of a decoder without norms and encoding that holds a construction's ``layout``, ``width`` and
     ``d_head``."""
     return DecoderConfig(
@@ -222,7 +238,9 @@ class StreamConstruction(Construction):
         """The errors at positions t (1 at ``<bos>``) of the stream after the last layer, ``embedded`` before the
         first, in a decoder that was built for ``length``."""
 
-    def errors(self, decoder, tokens, attention):
+    def errors(
+        self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
+    ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
         last = f"blocks.{self.layers - 1}.hook_resid_post"
         seen = observe(decoder, tokens, ("hook_embed", last), attention=attention)
         t = torch.arange(1, tokens.shape[1] + 1)

@@ -1,7 +1,7 @@
 """A head that counts: absolute position out of attention alone, without any MLP."""
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 
@@ -9,6 +9,7 @@ from constructions.absolute import PositionInARow
 from constructions.construction import Construction
 from constructions.layout import IS_BOS, ONE, POSITION, Layout, write_embeddings
 from constructions.weights import write_head
+from probe.models.decoder import Decoder
 
 # The largest deviation of the counting head from a straight line, in positions, at the end of its length.
 CURVATURE = 0.05
@@ -43,19 +44,19 @@ class CountingHead(PositionInARow):
     # one (AVX-512 with AMX) .06 at 32,768, .29 at 65,536 and .70 at 131,072; on another (AVX-512 alone) .13 at 4,096,
     # .55 at 8,192, where rounding to the nearest integer no longer gives t, and 41 at 65,536. What holds on both is
     # claimed.
-    max_length: ClassVar = {torch.float64: 131_072, torch.float32: 4_096}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 131_072, torch.float32: 4_096}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"position": 1.1 * CURVATURE, "content": 0.0},
         torch.float32: {"position": 0.4, "content": 0.0},
     }
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(not_bos=1)
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return 1
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout, c = self.layout(length), counting_score(length)
         write_embeddings(decoder, layout)
         # z = p ε / (1 + p ε) (``counting_score``). The output takes it times e^c = 1/ε into row POSITION, and the

@@ -1,6 +1,7 @@
 """Purely positional heads out of no position encoding: self, previous token, k back, first token, sliding window."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from constructions.construction import Construction
 from constructions.layout import D_VOCAB, IS_BOS, ONE, Layout, write_embeddings
 from constructions.observing import observe
 from constructions.odometer import Odometer
-from constructions.weights import write_head, write_units
+from constructions.weights import Unit, write_head, write_units
 from probe.models.decoder import Decoder, DecoderConfig
 
 BACK = 5  # the distance of the k-back head
@@ -100,7 +101,7 @@ class PositionalHeads(Construction, ABC):
             bias=True,
         )
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
         self.write_bits(decoder, layout, length, dtype)
@@ -155,7 +156,9 @@ class PositionalHeads(Construction, ABC):
         # as position 0, in the same shifted block, does not exist.
         bits, moved = layout["bits 0"], layout[f"bits {WINDOW}"]
         late = bits[WINDOW_BITS]
-        query, key, value = {}, {}, {}
+        query: dict[tuple[int, int], float] = {}
+        key: dict[tuple[int, int], float] = {}
+        value: dict[tuple[int, int], float] = {}
         for r, row in enumerate(layout["residue"]):
             query |= {(layout["residue"][(r + back) % (2 * WINDOW)], r): 2 * scale for back in range(WINDOW)}
             key[row, r] = value[row, r] = 1.0
@@ -170,7 +173,9 @@ class PositionalHeads(Construction, ABC):
         value |= _bits_and_complements(moved[WINDOW_BITS + 1 :], first=2 * WINDOW + 2 * high)
         write_head(decoder, layer, LOCAL, query=query, key=key, value=value)
 
-    def errors(self, decoder, tokens, attention):
+    def errors(
+        self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
+    ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
         site = f"blocks.{self.layers - 1}.attn.hook_z"
         z = observe(decoder, tokens, (site,), attention=attention)[site][0]
         t = torch.arange(1, tokens.shape[1] + 1)
@@ -227,28 +232,28 @@ class HeadsFromChords(PositionalHeads):
     name = "positional_heads"
     layers, attention_layers, mlp_layers = 4, 2, 3
     dtype_specific = True
-    max_length: ClassVar = {torch.float64: 65535, torch.float32: 65535}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 65535, torch.float32: 65535}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         dtype: {**dict.fromkeys(PositionalHeads.quantities, most), "evenness": most, "values": most}
         for dtype, most in ((torch.float64, 1e-7), (torch.float32, 1e-5))
     }
 
-    def sizes(self, length):
+    def sizes(self, length: int) -> dict[str, int]:
         return {"reciprocal": 1, "scratch": len(SHIFTS) * self.count(length)}
 
-    def count(self, length):
+    def count(self, length: int) -> int:
         return n_bits(length + WINDOW)
 
-    def write_bits(self, decoder, layout, length, dtype):
+    def write_bits(self, decoder: Decoder, layout: Layout, length: int, dtype: torch.dtype) -> None:
         x = layout.row("reciprocal")
         write_reciprocal(decoder, 0, x)
         bits = {k: layout[f"bits {k}"] for k in SHIFTS}
         write_integers(decoder, 0, length + WINDOW, dtype, x, layout["scratch"], bits)
 
-    def least_width(self, length):
+    def least_width(self, length: int) -> int:
         return max(len(chord_knots(length + WINDOW)) - 1, len(SHIFTS) * self.count(length))
 
-    def least_d_head(self, length):
+    def least_d_head(self, length: int) -> int:
         return 1
 
 
@@ -259,27 +264,28 @@ class HeadsFromOdometer(PositionalHeads):
     layers, attention_layers, mlp_layers = 7, 3, 6
     dtype_specific = True
     odometer = Odometer("digits", levels=[(64, 127)])
-    max_length: ClassVar = {dtype: 8193 for dtype in (torch.float64, torch.float32, torch.bfloat16)}
+    max_length: Mapping[torch.dtype, int] = {dtype: 8193 for dtype in (torch.float64, torch.float32, torch.bfloat16)}
     # 1/3 is not a bfloat16: evenness is as fine as the dtype.
-    tolerance: ClassVar = {
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         dtype: {**dict.fromkeys(PositionalHeads.quantities, 1e-6), "evenness": most, "values": most}
         for dtype, most in ((torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 1e-2))
     }
 
-    def sizes(self, length):
+    def sizes(self, length: int) -> dict[str, int]:
         return self.odometer.sizes() | {"upper": len(SHIFTS), "lower": len(SHIFTS)}
 
-    def count(self, length):
+    def count(self, length: int) -> int:
         return n_bits(self.odometer.span + WINDOW)
 
-    def write_bits(self, decoder, layout, length, dtype):
+    def write_bits(self, decoder: Decoder, layout: Layout, length: int, dtype: torch.dtype) -> None:
         self.odometer.write(decoder, layout, dtype)
         layer, block = self.odometer.layers, self.odometer.levels[0][0]
         digit, low = layout.row("digits"), layout.row("low")
         # The odometer leaves t = 64 digit + low, 1 <= low <= 65. So t + k = 64 (digit + m) + (low + k - 64 m), and
         # m = ⌊(low + k)/64⌋ makes the second term 0…63. As -64 <= low + k < 128, m = [low + k >= 0] + [low + k >= 64]
         # - 1, and a step at an integer is a difference of two ReLUs: [s >= c] = ReLU(s - c + 1) - ReLU(s - c).
-        units, output_bias = [({digit: 1.0}, 0.0, {upper: 1.0 for upper in layout["upper"]})], {}
+        units: list[Unit] = [({digit: 1.0}, 0.0, {upper: 1.0 for upper in layout["upper"]})]
+        output_bias: dict[int, float] = {}
         for k, upper, lower in zip(SHIFTS, layout["upper"], layout["lower"], strict=True):
             units.append(({low: 1.0}, 0.0, {lower: 1.0}))
             for c in (0, block):
@@ -307,12 +313,12 @@ class HeadsFromOdometer(PositionalHeads):
                     units.append(({source: 1.0}, -float(c), turns))
         write_units(decoder, layer + 1, units, output_bias)
 
-    def least_width(self, length):
+    def least_width(self, length: int) -> int:
         block = self.odometer.levels[0][0]
         per_shift = block - 1 + (self.odometer.span + WINDOW) // block
         return max(self.odometer.width(length), len(SHIFTS) * per_shift)
 
-    def least_d_head(self, length):
+    def least_d_head(self, length: int) -> int:
         return self.odometer.d_head(length)
 
 

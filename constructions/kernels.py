@@ -12,7 +12,7 @@ from constructions.bias import BiasHeads
 from constructions.chords import n_bits
 from constructions.construction import Construction
 from constructions.layout import Layout
-from constructions.weights import write_head, write_units
+from constructions.weights import Unit, write_head, write_units
 from probe.attention.distance_family import pattern_from_bias
 from probe.models.decoder import Decoder
 from probe.models.encodings import t5_bucket
@@ -27,7 +27,7 @@ def write_table(decoder: Decoder, layer: int, bits: range, table: Float[Tensor, 
     # takes 1 off, so it is 0 elsewhere. One unit is not 0, and what is added is the table's entry, without rounding.
     T = table.shape[1]
     ones = [t.bit_count() for t in range(1, T + 1)]
-    units = [
+    units: list[Unit] = [
         ({row: 1.0 if t >> j & 1 else -1.0 for j, row in enumerate(bits)}, 1.0 - ones[t - 1], {})
         for t in range(1, T + 1)
     ]
@@ -75,17 +75,17 @@ class FourierBias(BiasHeads):
         }
 
     @property
-    def n_heads(self):
+    def n_heads(self) -> int:
         return len(self.bias(torch.arange(1)))
 
-    def position_dimensions(self, length):
+    def position_dimensions(self, length: int) -> int:
         return 2 * self.n_frequencies
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         K = self.n_frequencies
         return Layout(reciprocal=1, scratch=n_bits(length), bits=n_bits(length), cos=K, sin=K)
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return max(super().width(length), length)
 
     def coefficients(self, length: int) -> tuple[Float[Tensor, "head frequency"], Float[Tensor, "head frequency"]]:
@@ -99,11 +99,11 @@ class FourierBias(BiasHeads):
         angle = torch.arange(length, dtype=torch.float64)[:, None] * self.frequencies(length)
         return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
-    def biases(self, length):
+    def biases(self, length: int) -> dict[str, Float[Tensor, "head distance"]]:
         fitted = torch.cat(self.coefficients(length), dim=-1) @ self._basis(length).T
         return {"pattern": fitted, "wanted": self.bias(torch.arange(length))}
 
-    def write_bias(self, decoder, layout, length):
+    def write_bias(self, decoder: Decoder, layout: Layout, length: int) -> None:
         # cos ω_k t and sin ω_k t are looked up. With c = cos ω t, s = sin ω t of the query and c', s' of the key
         #     cos ω (t - i) = c c' + s s',   sin ω (t - i) = s c' - c s',
         # so the query (a c + b s, a s - b c) and the key (c', s') give a cos ω (t - i) + b sin ω (t - i).
@@ -175,7 +175,7 @@ class RotaryKernel(FourierBias):
             frequencies=lambda T: omega,
         )
 
-    def coefficients(self, length):
+    def coefficients(self, length: int) -> tuple[Float[Tensor, "head frequency"], Float[Tensor, "head frequency"]]:
         ones = torch.ones(1, self.n_frequencies, dtype=torch.float64)
         return ones, torch.zeros_like(ones)
 

@@ -152,7 +152,7 @@ def site_measures(decoder: Decoder, tokens: Int[Tensor, "batch pos"], alpha: flo
     """
     if len(tokens) < 2 or tokens.shape[1] < 3:
         raise ProbeError(f"site measures want at least 2 sequences of 3 tokens, got shape {tuple(tokens.shape)}")
-    sites = [(EMBED, None)]
+    sites: list[tuple[str, int | None]] = [(EMBED, None)]
     sites += [(site, layer) for layer in range(decoder.config.n_layers) for site in (RESID_MID, RESID_POST)]
     traced = trace(decoder, tokens, (EMBED, RESID_MID, RESID_POST))
     half = len(tokens) // 2

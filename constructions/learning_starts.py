@@ -65,7 +65,7 @@ class Start:
 
     @torch.no_grad()
     def build(self, shape: DecoderConfig, target: str, seed: int) -> Decoder:
-        if self.perturb is None:
+        if self.perturb is None or self.construction is None:
             return Decoder(shape, seed=seed).eval()
         decoder, generator = hand_built(shape, target, self.construction), torch.Generator().manual_seed(seed)
         for parameter in decoder.parameters():

@@ -11,7 +11,7 @@ that did. Where ``positions_checked`` is smaller than ``length`` the positions w
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -59,7 +59,7 @@ def first_failure(
 
 
 def first_failure_sampled(
-    construction: StreamConstruction,
+    construction: Construction,
     dtype: torch.dtype,
     length: int,
     window: int = 32,
@@ -73,14 +73,17 @@ def first_failure_sampled(
     and its queries attend to all keys before them.
 
     Raises:
-        ProbeError: for a construction that attends in more than one layer.
+        ProbeError: for a construction that attends in more than one layer, or claims nothing of the stream.
     """
+    if not isinstance(construction, StreamConstruction):
+        raise ProbeError(f"sampling wants what a construction leaves in the stream, got {construction.name}")
     if construction.attention_layers != 1:
         raise ProbeError(f"sampling wants one attention layer, got {construction.attention_layers}")
     decoder = construction.build_unclaimed(length, dtype)
     tokens = construction.tokens(length)
     sites = ("hook_embed", f"blocks.{construction.layers - 1}.hook_resid_post")
-    positions, found = [], {}
+    positions: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {}
     for start in _starts(length, window, per_octave):
         part = tokens[:, start : start + window]
         seen = observe(decoder, part, sites, cache=_prefix(decoder, tokens[:, :start]), attention="explicit")
@@ -93,7 +96,15 @@ def first_failure_sampled(
     return _rows(construction, t, errors, length, dtype, "explicit", decoder)
 
 
-def _rows(construction, t, errors, length, dtype, attention, decoder) -> pd.DataFrame:
+def _rows(
+    construction: Construction,
+    t: Tensor,
+    errors: Mapping[str, Tensor],
+    length: int,
+    dtype: torch.dtype,
+    attention: str,
+    decoder: Decoder,
+) -> pd.DataFrame:
     known = construction.tolerance
     tolerance = dict(known[dtype if dtype in known else min(known, key=lambda each: each.itemsize)])
     if tolerance.get("position", 0) > 0:

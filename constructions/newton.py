@@ -1,7 +1,7 @@
 """Absolute position by Newton's division: swiglu units multiply, so log T of them and a few layers compute 1/x."""
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 
@@ -10,6 +10,7 @@ from constructions.construction import Construction
 from constructions.layout import ONE, POSITION, Layout, write_embeddings
 from constructions.weights import write_mlp_units
 from probe.errors import ProbeError
+from probe.models.decoder import Decoder
 
 # An octave's chord of 1/x lies between 1 and 9/8 of it; 16/17 of the chord is within 1/17 of it on either side.
 CENTRE = 16 / 17
@@ -27,10 +28,10 @@ class Newton(PositionInARow):
     source = "Newton's division by swiglu products, for Kazemnejad et al. 2023, Theorem 1"
     activation = "swiglu"
     attention_layers = 1
-    max_length: ClassVar = {torch.float64: 131072, torch.float32: 131072}
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 131072, torch.float32: 131072}
     # Three steps leave t · 17^-8 of t, 2e-5 at 131,072; the rest is rounding, which no step takes back:
     # measured .03 in float32 at 131,072.
-    tolerance: ClassVar = {
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"position": 1e-4, "content": 0.0},
         torch.float32: {"position": 0.25, "content": 0.0},
     }
@@ -44,16 +45,16 @@ class Newton(PositionInARow):
         self.steps = steps
         self.layers = self.mlp_layers = 1 + steps
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(reciprocal=1, error=1)
 
     def _octaves(self, length: int) -> int:
         return max(1, math.ceil(math.log2(length)))
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return max(4, 2 * self._octaves(length) + 1)
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         layout = self.layout(length)
         write_embeddings(decoder, layout)
         x, e, y = layout.row("reciprocal"), layout.row("error"), POSITION

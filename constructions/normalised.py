@@ -3,20 +3,24 @@ it."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from constructions import odometer
 from constructions.chords import ROUNDING, ExactPosition, n_bits
 from constructions.construction import Construction, StreamConstruction
-from constructions.heads import HeadsFromChords, HeadsFromOdometer
+from constructions.heads import HeadsFromChords, HeadsFromOdometer, PositionalHeads
 from constructions.layout import POSITION
 from constructions.observing import observe
 from constructions.weights import head_weights
 from probe.errors import unknown_name
-from probe.models.decoder import DecoderConfig
+from probe.models.decoder import Decoder, DecoderConfig
+
+#: The power of two by which rows are divided; "length" is that of the bits of the length.
+Scale = int | Literal["length"]
 
 OTHER_HEADS, OTHER_UNITS = 2, 32
 # The constant coordinate. The norm is a power of two to the last bit if the sum of all other squares is below
@@ -34,9 +38,9 @@ class ThroughNorm(Construction):
 
     def __init__(
         self,
-        inner: Construction,
+        inner: StreamConstruction | PositionalHeads,
         normalization: str,
-        scales: Mapping[str, int | str],
+        scales: Mapping[str, Scale],
         dtypes: Sequence[torch.dtype],
     ):
         """Args:
@@ -93,7 +97,7 @@ class ThroughNorm(Construction):
             scales[rows] = 2.0 ** -(n_bits(length) if exponent == "length" else exponent)
         return scales
 
-    def write_weights(self, decoder, length, dtype):
+    def write_weights(self, decoder: Decoder, length: int, dtype: torch.dtype) -> None:
         # The norm. With D = d_model coordinates the stream is mirrored, x and -x, so its mean is 0 and LayerNorm is
         # RMSNorm. Its mean square is (2 q C² + 2 Σ (λx)²)/D, where q constants C stand in each half, q = 1 or 2 such
         # that D/2q is a power of 4, as C is. With C so large that the second term is below half an epsilon of the first
@@ -173,7 +177,9 @@ class ThroughNorm(Construction):
         q = 1 if round(math.log2(value.shape[-1])) % 2 else 2
         return value[:, q : q + len(scales)] / scales
 
-    def errors(self, decoder, tokens, attention):
+    def errors(
+        self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
+    ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
         if not isinstance(self.inner, StreamConstruction):
             return self.inner.errors(decoder, tokens, attention)
         last, length = f"blocks.{self.layers - 1}.hook_resid_post", decoder.config.n_ctx
@@ -183,8 +189,9 @@ class ThroughNorm(Construction):
         return t, self.inner.stream_errors(embedded, stream, t, length)
 
 
-_CHORDS = {"position": "length", "scratch": "length"}
-_ODOMETER = {"crossing 0": 16, "until 0": 32, "after 0": 32, "digits": 8, "near low": 8, "low": 8}
+_CHORDS: dict[str, Scale] = {"position": "length", "scratch": "length"}
+_SCRATCH: dict[str, Scale] = {"scratch": "length"}
+_ODOMETER: dict[str, Scale] = {"crossing 0": 16, "until 0": 32, "after 0": 32, "digits": 8, "near low": 8, "low": 8}
 _FLOATS = (torch.float64, torch.float32)
 
 CONSTRUCTIONS: dict[str, Construction] = {
@@ -193,7 +200,7 @@ CONSTRUCTIONS: dict[str, Construction] = {
     for each in (
         ThroughNorm(ExactPosition(), normalization, _CHORDS, _FLOATS),
         ThroughNorm(odometer.CONSTRUCTIONS["odometer_two"], normalization, _ODOMETER, (torch.bfloat16,)),
-        ThroughNorm(HeadsFromChords(), normalization, {"scratch": "length"}, _FLOATS),
+        ThroughNorm(HeadsFromChords(), normalization, _SCRATCH, _FLOATS),
         ThroughNorm(HeadsFromOdometer(), normalization, {**_ODOMETER, "upper": 8, "lower": 8}, (torch.bfloat16,)),
     )
 }

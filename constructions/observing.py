@@ -36,7 +36,14 @@ def observe(
     return {site: torch.cat([each[site] for each in pieces], dim=1) for site in sites}
 
 
-def _forward(decoder, tokens, sites, attention, edits, cache):
+def _forward(
+    decoder: Decoder,
+    tokens: Tensor,
+    sites: Sequence[str],
+    attention: str,
+    edits: Mapping[str, Hook] | None,
+    cache: KVCache | None,
+) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def keep(site: str) -> Hook:

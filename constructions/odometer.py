@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from constructions.chords import ROUNDING
-from constructions.construction import Construction, StreamConstruction
+from constructions.construction import StreamConstruction
 from constructions.layout import IS_BOS, ONE, Layout, write_embeddings
 from constructions.weights import write_head, write_units
 from probe.models.decoder import Decoder
@@ -54,13 +56,13 @@ class Odometer(StreamConstruction):
             sizes |= {f"crossing {level}": J, f"reciprocal {level}": 1, f"until {level}": J, f"after {level}": J}
         return sizes | {"reciprocal low": 1, "digits": len(self.levels), "near low": 1, "low": 1}
 
-    def layout(self, length):
+    def layout(self, length: int) -> Layout:
         return Layout(**self.sizes())
 
-    def width(self, length):
+    def width(self, length: int) -> int:
         return max(2 * max(J for _, J in self.levels), sum(J for _, J in self.levels) + self.levels[-1][0] + 1)
 
-    def d_head(self, length):
+    def d_head(self, length: int) -> int:
         """A channel for each threshold of a level and one more, and a dimension for each threshold that is matched."""
         return max(*(J + 1 for _, J in self.levels), sum(J for _, J in self.levels))
 
@@ -146,7 +148,13 @@ class Odometer(StreamConstruction):
         M = ROUNDING[dtype]
         write_units(decoder, layer + 1, [({near: 1.0}, M, {low: 1.0})], {low: -M})
 
-    def stream_errors(self, embedded, stream, t, length):
+    def stream_errors(
+        self,
+        embedded: Float[Tensor, "pos d_model"],
+        stream: Float[Tensor, "pos d_model"],
+        t: Int[Tensor, "pos"],
+        length: int,
+    ) -> dict[str, Float[Tensor, "pos"]]:
         layout = self.layout(length)
         n = t - 1
         rest = n - 1  # from the first token of the block, counted from 0; n = 0, <bos>, is in block 0
@@ -165,7 +173,7 @@ class Odometer(StreamConstruction):
         }
 
 
-CONSTRUCTIONS: dict[str, Construction] = {
+CONSTRUCTIONS: dict[str, Odometer] = {
     "odometer_two": Odometer("odometer_two", levels=[(64, 127)]),
     "odometer_three": Odometer("odometer_three", levels=[(2048, 63), (64, 31)]),
 }

@@ -95,8 +95,9 @@ def _centre(decoder: Decoder, d_old: int) -> None:
     """Take out of all that is written into the stream its mean over the first ``d_old`` rows. LayerNorm takes it out
     anyway, over those rows; over more rows it would take out less."""
     written = [decoder.token_embedding.weight.T]
-    if isinstance(getattr(decoder.encoding, "weight", None), nn.Parameter) and decoder.encoding.embeds:
-        written.append(decoder.encoding.weight.T)
+    table = getattr(decoder.encoding, "weight", None)
+    if isinstance(table, nn.Parameter) and decoder.encoding.embeds:
+        written.append(table.T)
     for block in decoder.layers:
         for projection in (block.attention.o_proj, block.mlp.down_proj):
             written += [projection.weight, projection.bias[:, None]]

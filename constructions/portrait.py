@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from constructions.construction import Construction
 from constructions.layout import POSITION
@@ -75,7 +76,7 @@ def portrait(construction: Construction, length: int = 64, dtype: torch.dtype = 
 def _matrices(decoder: Decoder) -> pd.DataFrame:
     parts = []
     for layer, block in enumerate(decoder.layers):
-        named = {}
+        named: dict[str, Tensor] = {}
         for head in range(decoder.config.n_heads):
             weights = head_weights(decoder, layer, head)
             named |= {f"head {head}, {name}": matrix for name, matrix in weights._asdict().items()}

@@ -8,11 +8,12 @@ add it to ``PROPOSITIONS``.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from constructions.construction import short
 from constructions.observing import observe
@@ -23,7 +24,7 @@ from probe.models.encodings import alibi_slopes, t5_bucket
 EXACT = 1e-12
 D_VOCAB = 11
 LAYERS = 3
-OPTIONS = (
+OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"normalization": "rms", "activation": "swiglu", "bias": False},
     {"normalization": "none", "activation": "relu"},
@@ -75,7 +76,7 @@ def random_decoders(seed: int) -> Iterator[Decoder]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in decoder.parameters():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         yield decoder
 
 
@@ -136,8 +137,8 @@ def equal_tokens_in_layer_one(seed: int) -> Found:
     unequal, half = 0.0, 0
     for decoder in random_decoders(seed):
         for x in range(1, D_VOCAB):
-            last = observe(decoder, torch.tensor([[0, x, x]]), ["blocks.0.attn.hook_pattern"])
-            last = last["blocks.0.attn.hook_pattern"][0, :, -1]
+            seen = observe(decoder, torch.tensor([[0, x, x]]), ["blocks.0.attn.hook_pattern"])
+            last = seen["blocks.0.attn.hook_pattern"][0, :, -1]
             unequal = max(unequal, (last[:, 1] - last[:, 2]).abs().max().item())
             half += int((last[:, 1:] >= 0.5).sum())
     return {"difference of the two weights": (unequal, EXACT), "weights of half or more": (half, 0)}
@@ -227,8 +228,13 @@ def _gradient_share(decoder: Decoder, tokens: Tensor) -> float:
     with torch.enable_grad():
         decoder(tokens).pow(2).sum().backward()
     attention = [layer.attention for layer in decoder.layers]
-    largest = max(p.weight.grad.abs().max().item() for each in attention for p in (each.q_proj, each.k_proj))
-    return largest / max(each.v_proj.weight.grad.abs().max().item() for each in attention)
+    largest = max(_largest_gradient(p) for each in attention for p in (each.q_proj, each.k_proj))
+    return largest / max(_largest_gradient(each.v_proj) for each in attention)
+
+
+def _largest_gradient(projection: nn.Linear) -> float:
+    assert projection.weight.grad is not None  # a backward pass has gone by
+    return projection.weight.grad.abs().max().item()
 
 
 def weights_depend_on_length(seed: int) -> Found:
@@ -262,7 +268,7 @@ def weights_depend_on_length(seed: int) -> Found:
         with torch.no_grad():
             for layer in decoder.layers:
                 for parameter in layer.attention.q_proj.parameters():
-                    parameter /= 1000
+                    parameter.div_(1000)
         site = f"blocks.{LAYERS - 1}.hook_resid_post"
         step = observe(decoder, tokens, [site], attention="fused")[site][0].diff(dim=0).norm(dim=-1)
         slowest = max(slowest, math.log(step[2047] / step[255]) / math.log(2048 / 256))

@@ -1,10 +1,10 @@
 """Relative position out of absolute position: from the second layer on, heads with an ALiBi bias of any slope."""
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from constructions.absolute import write_absolute_position
@@ -74,12 +74,12 @@ class RelativePosition(Construction):
     layers, attention_layers, mlp_layers = 2, 2, 1
     # Measured with slopes up to 1: scores 4e-10 and pattern 8e-11 in float64 at 2048, 2e-2 and 2e-3 in float32 at 1024.
     # It is the position's own error, times the slope; those of small t in the keys are the largest.
-    max_length: ClassVar = {torch.float64: 2048, torch.float32: 1024}
-    tolerance: ClassVar = {
+    max_length: Mapping[torch.dtype, int] = {torch.float64: 2048, torch.float32: 1024}
+    tolerance: Mapping[torch.dtype, Mapping[str, float]] = {
         torch.float64: {"scores": 1e-8, "pattern": 1e-9},
         torch.float32: {"scores": 0.05, "pattern": 0.01},
     }
-    attention_paths: ClassVar = ("explicit",)  # the fused kernel holds no scores
+    attention_paths = ("explicit",)  # the fused kernel holds no scores
 
     def __init__(self, slopes: Float[Tensor, "head"] | None = None):
         """One head for each slope, in nats per token, within [-1, 1], for which the tolerances were measured; by
@@ -115,7 +115,9 @@ class RelativePosition(Construction):
         for head, slope in enumerate(self.slopes.tolist()):
             write_relative_bias(decoder, layer=1, head=head, slope=slope)
 
-    def errors(self, decoder, tokens, attention):
+    def errors(
+        self, decoder: Decoder, tokens: Int[Tensor, "1 pos"], attention: str
+    ) -> tuple[Int[Tensor, "looked_at"], dict[str, Float[Tensor, "looked_at"]]]:
         scores_site, pattern_site = "blocks.1.attn.hook_attn_scores", "blocks.1.attn.hook_pattern"
 
         def content_alone(resid: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ class RelativePosition(Construction):
         t = torch.arange(tokens.shape[1], dtype=torch.float64)
         distance = t[:, None] - t[None, :]
         future = distance < 0
-        largest = {"scores": [], "pattern": []}
+        largest: dict[str, list[Tensor]] = {"scores": [], "pattern": []}
         for head, slope in enumerate(self.slopes.tolist()):
             wanted = content[scores_site][:, head] - slope * distance
             error = (seen[scores_site][:, head] - wanted).masked_fill(future, 0)

@@ -55,7 +55,7 @@ def verify(
     usual_lengths, usual_dtypes, usual_paths = LEVELS[level]
     lengths, dtypes = lengths or usual_lengths, dtypes or usual_dtypes
     attention = attention or usual_paths
-    wanted = {**CONSTRUCTIONS, **PROPOSITIONS} if constructions is None else constructions
+    wanted = [*CONSTRUCTIONS, *PROPOSITIONS] if constructions is None else constructions
     named = [_named(each) if isinstance(each, str) else each for each in wanted]
     chosen = [each for each in named if isinstance(each, Construction)]
     propositions = [each for each in named if isinstance(each, Proposition)]
@@ -97,7 +97,7 @@ def verify(
 
 
 def _named(name: str) -> Construction | Proposition:
-    known = {**CONSTRUCTIONS, **PROPOSITIONS}
+    known: dict[str, Construction | Proposition] = {**CONSTRUCTIONS, **PROPOSITIONS}
     if name not in known:
         raise unknown_name("construction", name, known)
     return known[name]

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from probe.errors import ProbeError, unknown_name
 from probe.models.decoder import Decoder
 
+#: A hidden unit: {row read: weight}, bias, {row written: weight}.
+Unit = tuple[Mapping[int, float], float, Mapping[int, float]]
+
 
 class HeadWeights(NamedTuple):
     """The four matrices of one head: views, so that what is written into them is written into the decoder."""
@@ -127,7 +130,7 @@ def write_mlp_units(
 def write_units(
     decoder: Decoder,
     layer: int,
-    units: Sequence[tuple[Mapping[int, float], float, Mapping[int, float]]],
+    units: Sequence[Unit],
     output_bias: Mapping[int, float] | None = None,
     first: int = 0,
 ) -> int:

@@ -4,6 +4,45 @@ The names below are what a notebook uses; each is imported when it is first aske
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names, for whoever reads types and runs nothing
+    from probe.attention import DISTANCES as DISTANCES
+    from probe.attention import TEMPLATES as TEMPLATES
+    from probe.attention import census as census
+    from probe.attention import compare_models as compare_models
+    from probe.attention import compare_templates as compare_templates
+    from probe.attention import split_scores as split_scores
+    from probe.attention import stream as stream
+    from probe.errors import ProbeError as ProbeError
+    from probe.extrapolation import HeadScale as HeadScale
+    from probe.extrapolation import UniformScale as UniformScale
+    from probe.extrapolation import passkey as passkey
+    from probe.extrapolation import perplexity as perplexity
+    from probe.models.checkpoint import load as load
+    from probe.models.checkpoint import save as save
+    from probe.models.clockwork import ClockworkConfig as ClockworkConfig
+    from probe.models.clockwork import ClockworkRNN as ClockworkRNN
+    from probe.models.decoder import Decoder as Decoder
+    from probe.models.decoder import DecoderConfig as DecoderConfig
+    from probe.models.encodings import ENCODINGS as ENCODINGS
+    from probe.models.encodings import alibi_slopes as alibi_slopes
+    from probe.models.encodings import t5_bucket as t5_bucket
+    from probe.models.lens import to_bridge as to_bridge
+    from probe.models.pretrained import load_pretrained as load_pretrained
+    from probe.models.variant import variant as variant
+    from probe.position import fit_position_probe as fit_position_probe
+    from probe.study import StudyConfig as StudyConfig
+    from probe.study import run_study as run_study
+    from probe.tasks import TASKS as TASKS
+    from probe.tasks import make_task as make_task
+    from probe.tracing import Trace as Trace
+    from probe.tracing import trace as trace
+    from probe.training import TrainingConfig as TrainingConfig
+    from probe.training import encode as encode
+    from probe.training import exact_match as exact_match
+    from probe.training import predict as predict
+    from probe.training import train as train
 
 _HOMES = {
     "ProbeError": "probe.errors",
@@ -47,7 +86,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'probe' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

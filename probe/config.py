@@ -2,13 +2,39 @@
 
 import dataclasses
 import math
+import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar, overload
 
 from probe.errors import ProbeError, unknown_name
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class Filled(Generic[T]):
+        """A field that may be made None, which ``__post_init__`` fills: whoever reads it finds a value."""
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> None: ...
+        @overload
+        def __get__(self, instance: object, owner: type) -> T: ...
+        def __get__(self, instance: object, owner: type) -> T | None: ...
+        def __set__(self, instance: object, value: T | None) -> None: ...
+
+else:
+
+    class Filled:
+        def __class_getitem__(cls, kind: Any) -> Any:
+            return kind | None
+
+
+FILL: Any = None  #: the default of a field that is ``Filled``
+
+
+MOST_SIZE = 2**31 - 1  # of what nobody knows a smaller bound for
+MOST_SEED = 2**48  # a study makes a thousand of each, and generators take 64 bits
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], what: str) -> T:
@@ -29,6 +55,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], what: str) -> T:
 def _check_kind(name: str, value: Any, kind: Any) -> None:
     """Refuse what is no list or object where one is wanted, or one of other things; what else is wrong with a value is
     for the dataclass to say."""
+    if isinstance(kind, types.UnionType):
+        inner = [each for each in typing.get_args(kind) if each is not types.NoneType]
+        if value is None or len(inner) > 1:
+            return
+        (kind,) = inner
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)) or not _all(value, arguments[0]):
@@ -36,8 +67,10 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
     elif typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping) or not _all(value.values(), arguments[1]):
             raise ProbeError(f"{name} must be an object{_of(arguments[1])}, got {value!r}")
-    elif dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
         raise ProbeError(f"{name} must be an object, got {value!r}")
+    elif kind is str and not isinstance(value, str):
+        raise ProbeError(f"{name} must be a string, got {value!r}")
 
 
 _NAMES = {str: "strings", int: "integers"}  # what elements may be asked to be
@@ -51,20 +84,41 @@ def _of(kind: Any) -> str:
     return f" of {_NAMES[kind]}" if kind in _NAMES else ""
 
 
-def check_size(name: str, value: object, least: int = 1) -> None:
-    """Refuse anything but an integer of at least ``least``."""
+def check_size(name: str, value: object, least: int = 1, most: int = MOST_SIZE) -> None:
+    """Refuse anything but an integer in least…most."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ProbeError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise ProbeError(f"{name} must be an integer of at least {least}, got {_shown(value)}")
+    if value > most:
+        raise ProbeError(f"{name} must be an integer of at most {most}, got {_shown(value)}")
 
 
 def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *, closed: bool = False) -> None:
     """Refuse anything but a finite number in (low, high), or in [low, high) where ``closed``."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not (low <= value if closed else low < value) or not value < high:
-        wanted = f"at least {low:g}" if closed else f"above {low:g}"
-        raise ProbeError(
-            f"{name} must be a number {wanted}{f' and below {high:g}' if high < math.inf else ''}, got {value!r}"
-        )
+    if not _is_finite(value) or not (low <= value if closed else low < value) or not value < high:
+        bounds = [f"{'at least' if closed else 'above'} {low:g}"] if low > -math.inf else []
+        bounds += [f"below {high:g}"] if high < math.inf else []
+        raise ProbeError(f"{' '.join([name, 'must be a number', ' and '.join(bounds)]).strip()}, got {_shown(value)}")
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number, and one that a float can be."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def _shown(value: object) -> str:
+    # Python writes no integer of more than 4,300 digits.
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
+
+
+def check_name(kind: str, name: object, known: Collection[str]) -> None:
+    """Refuse anything but one of the known names."""
+    if not isinstance(name, str) or name not in known:
+        raise unknown_name(kind, name, known)
 
 
 def check_flag(name: str, value: object) -> None:

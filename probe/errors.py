@@ -11,6 +11,16 @@ class ProbeError(ValueError):
     """
 
 
+LONGEST = 2000  # characters of a message; what it quotes may be a whole file
+
+
+def one_line(message: object) -> str:
+    """A message as one line of a terminal: blanks run together, and what cannot be printed is spelt out."""
+    text = " ".join(str(message).split())
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ProbeError:
     """The error for a name that is not in a registry, with the one that is spelt most like it."""
     import difflib

@@ -6,14 +6,19 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probe.errors import ProbeError
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+MOST_JSON = 2**26  # bytes: the largest index of a released model has a tenth of that
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path, then put the result at ``path`` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -26,7 +31,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary folder, then put it at ``path``; a folder that stands there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _beside(path), _beside(path)
@@ -67,31 +72,72 @@ def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an error names the file."""
+    """The JSON object in a file; an error names the file.
+
+    Stricter than JSON, which allows a key twice and strings that no file name or page can hold.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(MOST_JSON + 1)
     except FileNotFoundError:
         raise ProbeError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    if len(content) > MOST_JSON:
+        raise ProbeError(f"{path}: at most {MOST_JSON} bytes of JSON were wanted, got more")
+    try:
+        values = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ProbeError(f"{path}: must be JSON: it is nested too deeply") from None
+    except ValueError as error:
         raise ProbeError(f"{path}: must be JSON: {error}") from None
     if not isinstance(values, dict):
         raise ProbeError(f"{path}: must be a JSON object, got {type(values).__name__}")
     return values
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None):
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    for text in _strings([*values, *values.values()]):
+        if not is_text(text):
+            raise ValueError(f"Unicode text without NUL was wanted, got {text!r:.60}")
+    return values
+
+
+def _strings(values: list[Any]) -> Iterator[str]:
+    """Those of a list and the lists in it; objects in it have been seen."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from _strings(value)
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written to a file and be the name of one: no half of a surrogate pair, no NUL."""
+    return (text.isascii() and "\0" not in text) or not re.search("[\0\ud800-\udfff]", text)
+
+
+def write_rows(path: Path, rows: "pd.DataFrame", made_with: Mapping[str, str] | None = None) -> None:
+    """Rows as parquet. ``made_with``, versions and the like, lies in the file and is the ``attrs`` of what is read."""
+    rows = rows.copy(deep=False)
+    rows.attrs = dict(made_with or {})
+    write_file(path, lambda temporary: rows.to_parquet(temporary, index=False))
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
     """The rows of a parquet file that this package wrote.
 
     Raises:
         ProbeError: where it is not whole: something else wrote there, or a disk lost it.
     """
     import pandas as pd
-    import pyarrow
 
     try:
         return pd.read_parquet(path, columns=None if columns is None else list(columns))
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        if getattr(error, "errno", None):  # the system's: no such file, no permission
+    except Exception as error:  # what is not whole is found by Arrow, by its JSON or by pandas, each in its own words
+        if getattr(error, "errno", None) or isinstance(error, MemoryError):  # the system's: no such file, no permission
             raise
         raise ProbeError(f"{path}: not a whole parquet file; remove it, and what it held is made anew") from None
 

@@ -35,7 +35,7 @@ def _pairs(text: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"NAME=VALUE was wanted, got {part!r}")
         try:
             pairs[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pairs[name] = value
     return pairs
 

@@ -51,4 +51,4 @@ def end(processes: Collection[BaseProcess], folder: Path) -> None:
             process.kill()
         for process in processes:
             process.join()
-        remove_unfinished(folder, {process.pid for process in processes})
+        remove_unfinished(folder, {process.pid for process in processes if process.pid is not None})

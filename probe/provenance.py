@@ -4,11 +4,16 @@ import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
 
 PACKAGES = ("position-probe", "torch", "transformer-lens", "numpy", "scipy", "scikit-learn", "pandas", "plotly")
 
 
-def environment(device=None) -> dict[str, str]:
+def environment(device: "torch.device | None" = None) -> dict[str, str]:
     """Versions of everything that a number may depend on, the revision where there is one, and the ``torch.device``."""
     found = {package: importlib.metadata.version(package) for package in PACKAGES}
     revision = git_revision()
@@ -33,7 +38,7 @@ def git_revision() -> str | None:
         return None
 
 
-def _device_name(device) -> str:
+def _device_name(device: "torch.device") -> str:
     if device.type != "cuda":
         return platform.machine()
     import torch

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 FIRST = 5  # rows of a table
@@ -10,6 +11,7 @@ LONGEST = 200  # characters of anything else
 SMALL = 24  # rows and columns of a matrix that is shown whole
 
 
+@dataclass(frozen=True)
 class Shown:
     """A frozen dataclass whose value Jupyter draws as HTML. Everything in it is escaped."""
 

@@ -142,13 +142,16 @@ def visit(
     _check_tokens(tokens)
     if batch_size < 1:
         raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
-    run = _run_model if isinstance(model, Model) else _run_bridge
     n_layers = n_layers_of(model)
     full = expand_sites(sites, model)
     with evaluating(model):
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, min(start + batch_size, len(tokens)))
-            run(model, tokens[rows], {site: _call(fn, site, rows) for site in full})
+            hooks = {site: _call(fn, site, rows) for site in full}
+            if isinstance(model, Model):
+                _run_model(model, tokens[rows], hooks)
+            else:
+                _run_bridge(model, tokens[rows], hooks)
     return n_layers
 
 
@@ -172,7 +175,8 @@ def logits_with_edits(
         else:
             sites = expand_sites([*edits], model)
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
-            logits = model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
+            bridge: Any = model  # as expand_sites knows
+            logits = bridge.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -161,7 +161,7 @@ def test_bad_input_is_one_clear_line(places, tmp_path, capsys):
             {"text": texts, "length": 260},
             "sequences of at most 256 tokens were wanted, got 260",
         ),
-        ({"a/b": folder / "gpt2"}, {}, "one without '/' was wanted, got 'a/b'"),
+        ({"a/b": folder / "gpt2"}, {}, "without '/' was wanted, got 'a/b'"),
     ]:
         with pytest.raises(ProbeError, match=message):
             examine(places_of, tmp_path / "out", ExamineConfig(**settings))

@@ -16,6 +16,7 @@ from probe.cli import build_parser
 from probe.cli.settings import study_config
 from probe.errors import ProbeError
 from probe.models import checkpoint
+from probe.provenance import environment
 from probe.study import PRESETS, StudyConfig, run_study
 from probe.study.stages import PAIR_STAGES, ROW_STAGES
 from probe.training import TrainingConfig
@@ -61,6 +62,13 @@ def study(tmp_path_factory):
     said = []
     rows = run_study(SMALL, folder, device="cpu", jobs=1, say=said.append)
     return folder, rows, said
+
+
+def test_rows_say_what_they_were_made_with(study):
+    folder, _, _ = study
+    made_with = pd.read_parquet(folder / "rows.parquet").attrs
+    assert made_with == environment(torch.device("cpu"))
+    assert made_with["torch"] == torch.__version__ and made_with["device"].startswith("cpu")
 
 
 def test_the_folder_holds_what_is_promised(study):

@@ -189,7 +189,9 @@ class _Layer:
     def _distance(self, template: Float64[Tensor, "head query key"]) -> Float64[Tensor, "draw head"]:
         return self.weights @ pattern_distance(self.pattern, template[None], "jensen_shannon", self.lengths)
 
-    def _mean(self, by_row: Float64[Tensor, "batch head query"], rows: Bool[Tensor, "batch query"] | None = None):
+    def _mean(
+        self, by_row: Float64[Tensor, "batch head query"], rows: Bool[Tensor, "batch query"] | None = None
+    ) -> Float64[Tensor, "draw head"]:
         """The mean over those rows of all sequences, in every draw; 0 where a draw has no such row."""
         rows = self.rows if rows is None else rows
         total = self.weights @ by_row.where(rows[:, None], 0.0).sum(-1)

@@ -99,7 +99,7 @@ def split_scores(
         squares = cells.square().sum((-2, -1))
         right = _right_sides(cells, trace.lengths, design)
         mean = _mean(right, design)
-        left = {(): squares - 2 * mean * right[..., :n_position].sum(-1)}
+        left: dict[tuple[str, ...], Tensor] = {(): squares - 2 * mean * right[..., :n_position].sum(-1)}
         left[()] += mean.square() * (trace.lengths * (trace.lengths + 1) / 2)[:, None]
         _check_varies(left[()].sum(0), squares.sum(0), layer)
         for subset in subsets(_parts(design)):
@@ -160,7 +160,8 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         design = Design(torch.full((n,), n_position), n_position)
         right, weights = of_layer.sums.flatten(-2), None if n == 1 or bootstrap is None else bootstrap.value_and_draws
         mean = _mean(right, design)
-        left = {(): of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n}
+        squares = of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n
+        left: dict[tuple[str, ...], Tensor] = {(): squares}
         _check_varies(left[()].sum(0), of_layer.squares.sum(0), layer)
         for subset in subsets(PARTS):
             theta = design.solve(right.sum(0), subset)

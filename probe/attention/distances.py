@@ -149,7 +149,9 @@ def check_pattern(pattern: Tensor, lengths: Tensor | None = None, tolerance: flo
     _refuse(valid & ~((total - 1).abs() <= tolerance), f"rows that sum to 1 (within {tolerance:.1e})", "sums to", total)
 
 
-def _refuse(bad: Bool[Tensor, "batch head query"], wanted: str, verb: str, got: Float[Tensor, "batch head query"]):
+def _refuse(
+    bad: Bool[Tensor, "batch head query"], wanted: str, verb: str, got: Float[Tensor, "batch head query"]
+) -> None:
     if bad.any():
         batch, head, row = bad.nonzero()[0].tolist()
         value = f"{float(got[batch, head, row]):.6g}"

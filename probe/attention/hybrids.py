@@ -86,7 +86,7 @@ def attention_on(
             name: mean((pattern * mask[:, None]).sum(-1))
             for name, mask in (("on_keys", marked), ("on_first", first), ("on_recent", recent))
         }
-        on["elsewhere"] = 1 - sum(on.values())
+        on["elsewhere"] = 1 - sum(on.values(), start=torch.zeros(()))
         on["on_keys_uniform"] = mean(uniform[:, None]).expand_as(on["on_keys"])
         on["reach"] = mean((pattern * distance).sum(-1))
         for metric, draws in on.items():

@@ -72,7 +72,9 @@ def compare_long_context(
     def collect(layer: int, inputs: AttentionInputs) -> None:
         for q, k in zip(inputs.q, inputs.k, strict=True):
             streamed = stream_attention(q, k, scale=inputs.scale, bias=inputs.bias, histogram=True)
-            mass[layer] = mass.get(layer, 0) + streamed.histogram.double().cpu()
+            assert streamed.histogram is not None  # it was asked for
+            of_sequence = streamed.histogram.double().cpu()
+            mass[layer] = mass[layer] + of_sequence if layer in mass else of_sequence
 
     for sequence in tokens[: n // 2].split(1):
         attention_inputs(model, sequence, collect, layers)
@@ -98,7 +100,7 @@ class _Fitted:
         self.biases, self.n_parameters = biases, n_parameters
         self.streams = {name: StreamTemplate.by_distance(bias) for name, bias in biases.items()}
         self.distances: list[dict[str, Float64[Tensor, "head"]]] = []
-        self.pattern: Tensor | float = 0.0
+        self.pattern: Tensor = torch.zeros(())
 
     @classmethod
     def to(cls, mass: Float64[Tensor, "head distance"]) -> "_Fitted":
@@ -115,9 +117,8 @@ class _Fitted:
         streamed = stream_attention(
             q, k, scale=inputs.scale, bias=inputs.bias, templates=self.streams, jensen_shannon=True
         )
-        self.distances.append(
-            {name: d.jensen_shannon.double().mean(-1).cpu() for name, d in streamed.divergence.items()}
-        )
+        apart = {name: d.jensen_shannon for name, d in streamed.divergence.items()}
+        self.distances.append({name: d.double().mean(-1).cpu() for name, d in apart.items() if d is not None})
         self.pattern = self.pattern + pooled_pattern(q, k, inputs.scale, inputs.bias, bins)
 
     def rows(self, layer: int, bootstrap: Bootstrap) -> list[pd.DataFrame]:
@@ -142,7 +143,9 @@ class _Fitted:
         return found
 
     def maps(self, layer: int, length: int, bins: int) -> pd.DataFrame:
-        values = torch.stack([sum(d[name] for d in self.distances) for name in self.biases]) / len(self.distances)
+        values = torch.stack([sum((d[name] for d in self.distances), torch.zeros(())) for name in self.biases]) / len(
+            self.distances
+        )
         pattern = self.pattern / len(self.distances)
         starts, parts = bin_starts(length, bins), []
         query, key = torch.tril_indices(len(starts), len(starts))

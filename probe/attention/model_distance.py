@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -77,7 +78,7 @@ def compare_models(
         raise ProbeError(
             f"a comparison wants at least 2 models, got {len(traces)}: {', '.join(traces) or 'none'} (1 seed)"
         )
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     for a, b in pairs:
         pair = {"model_a": a.name, "model_b": b.name}
         of = {"n_seeds_a": len(a.traces), "n_seeds_b": len(b.traces)}
@@ -164,6 +165,7 @@ class _Measure:
     def layer(self, a: _Model, b: _Model, layer: int) -> tuple[Tensor, PerDraw, tuple[int, int] | None]:
         """The distance at a layer, in the mean and in each draw, and the heads whose it is, if it is of two."""
         if a is b:
+            assert a.apart is not None  # a model is compared with itself where it has two seeds
             seeds, shares = list(itertools.combinations(range(len(a.traces)), 2)), (a.apart, a.apart)
         else:
             seeds, shares = list(itertools.product(range(len(a.traces)), range(len(b.traces)))), (a.shares, b.shares)
@@ -181,7 +183,7 @@ class _Measure:
         mean = (weight * of_draws).where(weight > 0, 0.0).sum(0) / weight.sum(0)
         return torch.stack(values).mean(), mean, heads if len(seeds) == 1 else None
 
-    def row(self, value: Tensor, draws: PerDraw) -> dict:
+    def row(self, value: Tensor, draws: PerDraw) -> dict[str, Any]:
         low, high = self.bootstrap.interval(draws)
         return {
             "distance": self.distance,
@@ -218,7 +220,7 @@ def _prepare(
     return models, _Measure(seeds[first][0].n_layers, distance, aggregate, bootstrap)
 
 
-def _mean_over_layers(found: list[tuple]) -> tuple[Tensor, PerDraw]:
+def _mean_over_layers(found: list[tuple[Tensor, PerDraw, tuple[int, int] | None]]) -> tuple[Tensor, PerDraw]:
     values, draws, _ = zip(*found, strict=True)
     return torch.stack(values).mean(), torch.stack(draws).mean(0)
 
@@ -234,7 +236,7 @@ def _minimum(mean: Tensor, draws: Tensor) -> tuple[Tensor, PerDraw, tuple[int, i
 
 
 def _mcgill(mean: Tensor, draws: Tensor) -> tuple[Tensor, PerDraw, tuple[int, int]]:
-    pairs = torch.triu_indices(*mean.shape, offset=1).T
+    pairs = torch.triu_indices(mean.shape[0], mean.shape[1], offset=1).T
     if not len(pairs):
         raise ProbeError(f"pairs of heads h < h′ want 2 heads or more, got {mean.shape[0]} and {mean.shape[1]}")
     return _nearest(mean, draws, pairs)

@@ -107,7 +107,9 @@ def stream_attention(
     return _by_fused_attention(q, k, scale, templates)
 
 
-def _by_fused_attention(q: Tensor, k: Tensor, scale: float, templates: Mapping[str, StreamTemplate]):
+def _by_fused_attention(
+    q: Tensor, k: Tensor, scale: float, templates: Mapping[str, StreamTemplate]
+) -> StreamedAttention:
     n_heads, n, _ = q.shape
     q = q.view(len(k), -1, *q.shape[1:])
     log_z, score, distance = fused.means(q, k, scale)
@@ -144,7 +146,7 @@ def _by_blocks(
     templates: Mapping[str, StreamTemplate],
     histogram: bool,
     jensen_shannon: bool,
-):
+) -> StreamedAttention:
     n_heads, n, d_head = q.shape
     biases = {name: template.bias(n).to(q.device) for name, template in templates.items()}
     kinds = ("kl", "reverse_kl", "jensen_shannon") if jensen_shannon else ("kl", "reverse_kl")
@@ -192,7 +194,9 @@ def _by_blocks(
     return StreamedAttention(**rows, divergence=divergence, histogram=None if total is None else (total / n).to(q))
 
 
-def _compare(p, log_p, bias, start, future, jensen_shannon) -> list[Float[Tensor, "head row"]]:
+def _compare(
+    p: Tensor, log_p: Tensor, bias: Tensor, start: int, future: Tensor, jensen_shannon: bool
+) -> list[Float[Tensor, "head row"]]:
     """The divergences of the rows ``start``… of P from those of the template of a bias (float64, by distance)."""
     end = p.shape[-1]
     log_z = log_normaliser(bias[:, :end])[:, start:]
@@ -235,7 +239,9 @@ def _mass_by_distance(p: Float[Tensor, "head row key"]) -> Float[Tensor, "head d
     return skewed.sum(-2).flip(-1)
 
 
-def _check(q, k, scale, bias, templates, path) -> None:
+def _check(
+    q: Tensor, k: Tensor, scale: float, bias: Tensor | None, templates: Mapping[str, StreamTemplate], path: str
+) -> None:
     if path not in PATHS:
         raise unknown_name("path", path, PATHS)
     if q.ndim != 3 or k.ndim != 3 or q.shape[1:] != k.shape[1:] or 0 in q.shape or 0 in k.shape:

@@ -30,7 +30,9 @@ def can_fuse(template: StreamTemplate) -> bool:
     return template.slope is not None and template.near.shape[1] <= MAX_NEAR
 
 
-def attend(q: Float[Tensor, "kv group query d"], k: Float[Tensor, "kv group query d"], scale: float):
+def attend(
+    q: Float[Tensor, "kv group query d"], k: Float[Tensor, "kv group query d"], scale: float
+) -> tuple[Tensor, Tensor]:
     """E_P[k], "kv group query d", and ln Z, "kv group query", by one fused causal attention in float32."""
     if q.device.type == "cuda":
         mean, log_z, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -79,23 +81,25 @@ def divergences(
     With b(d) = line(d) + bend(d), the bend 0 from D on: E_P[b] = line(E_P[d]) + the band's Σ_{d < D} p_{t-d} bend(d).
     """
     n, reach = k.shape[1], template.near.shape[1]
+    tail, slope = template.tail, template.slope
+    assert tail is not None and slope is not None  # can_fuse
     bias = template.bias(n)
     template_log_z = log_normaliser(bias)
 
     def rows(x: Float64[Tensor, "head query"]) -> Tensor:
         return x.view(*q.shape[:2], -1).to(q)
 
-    line = template.tail[:, None] + template.slope[:, None] * (reach - torch.arange(reach, dtype=torch.float64))
-    start = (template.tail + template.slope * reach)[:, None]  # line(0)
-    template_under_p = rows(start - template_log_z) - rows(template.slope[:, None]) * distance
+    line = tail[:, None] + slope[:, None] * (reach - torch.arange(reach, dtype=torch.float64))
+    start = (tail + slope * reach)[:, None]  # line(0)
+    template_under_p = rows(start - template_log_z) - rows(slope[:, None]) * distance
     p_under_template = torch.zeros_like(log_z)
     if reach:
         bent, p_under_template = _band(q, k, scale, log_z, template, template.near - line, template_log_z)
         template_under_p += bent
     if n > reach:
-        tail_log_z = log_normaliser(-template.slope[:, None] * torch.arange(n - reach))
-        share = rows((template.tail[:, None] + tail_log_z - template_log_z[:, reach:]).exp())
-        tail_score = scale * _running_mean_products(q[:, :, reach:], k[:, : n - reach], template.slope, tail_log_z)
+        tail_log_z = log_normaliser(-slope[:, None] * torch.arange(n - reach))
+        share = rows((tail[:, None] + tail_log_z - template_log_z[:, reach:]).exp())
+        tail_score = scale * _running_mean_products(q[:, :, reach:], k[:, : n - reach], slope, tail_log_z)
         p_under_template[..., reach:] += share * (tail_score - log_z[..., reach:])
     forward = score - log_z - template_under_p
     backward = rows(negative_entropy(bias)) - p_under_template

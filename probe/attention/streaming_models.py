@@ -54,8 +54,7 @@ def attention_inputs(
             or one whose pattern does not follow from its queries and keys (a bias, a window or a cap that the bridge
             does not show, as BLOOM's) or is no softmax (entmax).
     """
-    run = _from_decoder if isinstance(model, Decoder) else _from_bridge
-    if run is _from_bridge and not hasattr(model, "run_with_hooks"):
+    if not isinstance(model, Decoder) and not hasattr(model, "run_with_hooks"):
         raise ProbeError(f"streaming wants a Decoder or a TransformerBridge, got {type(model).__name__}")
     n_layers = n_layers_of(model)
     layers = range(n_layers) if layers is None else sorted({*layers})
@@ -66,7 +65,10 @@ def attention_inputs(
         name = decoder.config.attention_function
         raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
     with evaluating(model):
-        run(model, tokens, visit, layers)
+        if isinstance(model, Decoder):
+            _from_decoder(model, tokens, visit, layers)
+        else:
+            _from_bridge(model, tokens, visit, layers)
 
 
 class _Enough(Exception):
@@ -183,7 +185,8 @@ class ModelStream(Shown):
         """
         parts = []
         for layer, result in self.layers.items():
-            values = {("entropy", None): result.entropy, ("mean_distance", None): result.mean_distance}
+            values: dict[tuple[str, str | None], Tensor] = {("entropy", None): result.entropy}
+            values |= {("mean_distance", None): result.mean_distance}
             values |= {("first", None): result.first, ("previous", None): result.previous, ("self", None): result.self_}
             for name, divergence in result.divergence.items():
                 for metric in ("kl", "reverse_kl", "symmetric_kl", "jensen_shannon"):
@@ -276,7 +279,8 @@ def stream(
 
 def _stack(parts: list[Any], n: int) -> Any:
     """Results of several sequences as one, with a batch axis in front of every tensor."""
-    kind, stacked = type(parts[0]), {}
+    kind = type(parts[0])
+    stacked: dict[str, Any] = {}
     for field in fields(kind):
         values = [getattr(part, field.name) for part in parts]
         if isinstance(values[0], dict):

@@ -60,7 +60,7 @@ class StreamTemplate:
             ProbeError: where the template has no tail and ends before.
         """
         reach = self.near.shape[1]
-        if self.tail is None:
+        if self.tail is None or self.slope is None:
             if n > reach:
                 raise ProbeError(f"this template has a bias for {reach} distances, got a sequence of {n} tokens")
             return self.near[:, :n]

@@ -94,7 +94,7 @@ def available_templates(context: TemplateContext) -> list[str]:
     return [name for name, t in TEMPLATES.items() if context.t5_table is not None or not t.needs_t5_table]
 
 
-def _fixed(rows: Callable[[Int[Tensor, "query"]], Tensor]):
+def _fixed(rows: Callable[[Int[Tensor, "query"]], Tensor]) -> Callable[[Observed, TemplateContext], FittedTemplate]:
     """A template that is the same for all heads; ``rows`` makes "query key" from the positions 0…T-1."""
 
     def make(observed: Observed, context: TemplateContext) -> FittedTemplate:
@@ -123,6 +123,7 @@ def _alibi(observed: Observed, context: TemplateContext) -> FittedTemplate:
 def _t5(observed: Observed, context: TemplateContext) -> FittedTemplate:
     """softmax of a trained T5 bias, each head with its own column of the table. Raffel et al. 2020."""
     table, n_heads = context.t5_table, observed.n_heads
+    assert table is not None  # Template.fit sees to it
     if table.shape[1] != n_heads or not table.isfinite().all():
         raise ProbeError(
             f"a T5 table for these patterns must be finite, n_buckets × {n_heads} heads, got {tuple(table.shape)}"

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import shlex
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from probe.cli import completion, constructions, decoders, doctor, examine, figures, study, sweeps, text
 from probe.cli.command import Command
-from probe.errors import ProbeError, unknown_name
+from probe.errors import ProbeError, one_line, unknown_name
+from probe.files import is_text
 from probe.processes import deaf_to_interrupts
 
 COMMANDS: dict[str, Command] = {
@@ -50,17 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where it was interrupted (said in one line, with the command that goes on), 141 where nobody reads what it writes.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # rather than to end on a name that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parse(arguments)
         return options.run(options)
     except ProbeError as error:
-        print(f"probe: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"probe: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would say so once more
         return 141
     except OSError as error:
-        print(f"probe: {error.filename or 'file'}: {error.strerror or ' '.join(str(error).split())}", file=sys.stderr)
+        said = f"{error.filename or 'file'}: {error.strerror or error}"
+        print(f"probe: {one_line(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         with deaf_to_interrupts():
@@ -86,6 +91,9 @@ def _named(arguments: Sequence[str]) -> str | None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    for argument in arguments:
+        if not is_text(argument):  # a report tells what was typed
+            raise ProbeError(f"arguments in Unicode were wanted, got {argument!r}")
     name = _named(arguments)
     if name is not None and name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -5,7 +5,12 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from probe.config import MOST_SEED, check_size
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Command(NamedTuple):
@@ -26,11 +31,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
 
 
+def seed(text: str) -> int:
+    """A seed as it is typed: one that every generator takes."""
+    value = int(text)
+    check_size("seed", value, least=0, most=MOST_SEED)
+    return value
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="rows as JSON lines, and nothing else on stdout")
 
 
-def print_json(rows) -> None:
+def print_json(rows: "pd.DataFrame") -> None:
     """The rows of a table on stdout, one JSON object each, all digits of a number: pandas' own JSON has 15 behind
     the point, few of a small error. What is missing, or no finite number, is null."""
     objects = rows.astype(object)
@@ -41,6 +53,6 @@ def print_json(rows) -> None:
     sys.stdout.flush()
 
 
-def _for_json(value):
+def _for_json(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value  # numpy's
     return None if isinstance(value, float) and not math.isfinite(value) else value

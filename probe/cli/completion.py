@@ -34,10 +34,12 @@ def completion_script(shell: str) -> str:
     for name, command in _subparsers(parser).items():
         for action in command._actions:
             key = action.dest.removeprefix(".")
-            if action.choices is None and (f"{name} {key}" in values or key in values):
-                action.choices = list(values.get(f"{name} {key}", values.get(key)))
+            chosen = values.get(f"{name} {key}", values.get(key))
+            if action.choices is None and chosen is not None:
+                action.choices = list(chosen)
             elif action.metavar in of_files or key == "folder":
-                action.complete = of_files.get(action.metavar, shtab.DIRECTORY)
+                kind = of_files.get(str(action.metavar), shtab.DIRECTORY)
+                action.complete = kind  # type: ignore[attr-defined]  # which is how shtab is told
     return shtab.complete(parser, shell)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from probe.cli.command import Command, add_json, print_json
+from probe.cli.command import Command, add_json, print_json, seed
 from probe.cli.progress import progress
 from probe.errors import unknown_name
 from probe.options import integers, words
@@ -20,7 +20,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--quick", dest="level", action="store_const", const="quick", help="short lengths, all dtypes")
     level.add_argument("--full", dest="level", action="store_const", const="full", help="to every claim's limit")
-    parser.add_argument("--seed", type=int, default=0, help="of the sequences (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the sequences (default: %(default)s)")
     add_json(parser)
 
 

@@ -1,13 +1,21 @@
 """The commands for decoders that there are: their attention, their heads, the position in their hidden states."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe.cli.command import Command, add_device, add_json, print_json
 from probe.cli.progress import progress
 from probe.cli.settings import add_study_options, study_config
 from probe.options import words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from probe.study import StudyConfig, TracedSequences
+    from probe.study.places import Place
+
 
 Add = Callable[[argparse.ArgumentParser], None]
 
@@ -33,7 +41,7 @@ def _of_models(own: Add) -> Add:
     return add
 
 
-def _find(options: argparse.Namespace):
+def _find(options: argparse.Namespace) -> "tuple[dict[str, list[Place]], StudyConfig]":
     """Where the models are, by name, and the settings of a study. What is to be fetched is, and shows how far it is."""
     from probe.study.places import find_checkpoints
 
@@ -41,7 +49,9 @@ def _find(options: argparse.Namespace):
     return checkpoints, study_config(options, study)
 
 
-def _load(options: argparse.Namespace, checkpoints, config):
+def _load(
+    options: argparse.Namespace, checkpoints: "Mapping[str, Sequence[Place]]", config: "StudyConfig"
+) -> "tuple[dict[str, list[nn.Module]], TracedSequences, int]":
     """The models by name, the sequences on which they are looked at, and a seed."""
     from probe.device import find_device
     from probe.study import StudyData, TracedSequences

@@ -13,9 +13,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from probe.cli.command import Command, add_json
+from probe.errors import one_line
+
+if TYPE_CHECKING:
+    import torch
+
 
 PACKAGE = "position-probe"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -67,7 +72,10 @@ def diagnose(*, offline: bool = False) -> Iterator[Finding]:
     yield from packages(requirements())
     yield from machine()
     yield browser()
-    yield from hub(offline=offline)
+    try:
+        yield from hub(offline=offline)
+    except Exception as error:  # its library reads the environment when it is imported, and takes what is there
+        yield Finding("hub", "wrong", f"cannot be asked: {one_line(error)}", "HF_… in the environment may be wrong")
 
 
 def requirements() -> list[Requirement]:
@@ -79,7 +87,9 @@ def requirements() -> list[Requirement]:
         return []
     found = []
     for line in lines:
-        name, least, marker = re.fullmatch(r"([\w.-]+)(?:\[[^]]*\])?(?:>=([\w.]+))?[^;]*(?:;(.*))?", line).groups()
+        parts = re.fullmatch(r"([\w.-]+)(?:\[[^]]*\])?(?:>=([\w.]+))?[^;]*(?:;(.*))?", line)
+        assert parts is not None  # they are this package's own
+        name, least, marker = parts.groups()
         extra = re.search(r"extra == ['\"](\w+)['\"]", marker or "")
         found.append(Requirement(name, least or "", extra[1] if extra else ""))
     return [each for each in found if each.extra != "dev"]
@@ -115,7 +125,7 @@ def _package(wanted: Requirement) -> Finding:
 
 def _numbers(version: str) -> list[int]:
     """The release's numbers: of "2.13.0rc1+cu130" 2, 13, 0. Zeros at the end say nothing."""
-    numbers = [int(n) for n in re.match(r"[\d.]*", version)[0].split(".") if n]
+    numbers = [int(n) for n in re.findall(r"^[\d.]*", version)[0].split(".") if n]
     while numbers and not numbers[-1]:
         numbers.pop()
     return numbers
@@ -142,15 +152,15 @@ def machine() -> Iterator[Finding]:
     yield Finding("disk", "ok", f"{shutil.disk_usage(folder).free / GIB:.1f} GiB free in {folder}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("cores", "ok", f"{cores}, of which torch uses {torch.get_num_threads()}")
-    error, setting = _product_error(device), torch.get_float32_matmul_precision()
-    said = f'relative error {error:.0e} (precision "{setting}")'
-    if error < ACCURATE:
+    off, setting = _product_error(device), torch.get_float32_matmul_precision()
+    said = f'relative error {off:.0e} (precision "{setting}")'
+    if off < ACCURATE:
         yield Finding("float32 products", "ok", said)
     else:
         yield Finding("float32 products", "note", said, "torch.set_float32_matmul_precision('highest') corrects it")
 
 
-def _described(device) -> str:
+def _described(device: "torch.device") -> str:
     import torch
 
     if device.type == "cuda":
@@ -166,15 +176,15 @@ def _free_memory() -> float | None:
         try:
             text = Path(path).read_text()
             if unit > 1:
-                found.append(int(re.search(r"MemAvailable:\s*(\d+)", text)[1]) * unit)
+                found.append(int(re.findall(r"MemAvailable:\s*(\d+)", text)[0]) * unit)
             elif text.strip() != "max":
                 found.append(int(text) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-        except (OSError, TypeError, ValueError):
+        except (OSError, IndexError, ValueError):
             continue
     return min(found, default=None)
 
 
-def _product_error(device, n: int = 256) -> float:
+def _product_error(device: "torch.device", n: int = 256) -> float:
     """How far a product of float32 matrices is from that in float64, as a share of its size."""
     import torch
 
@@ -219,6 +229,7 @@ def hub(*, offline: bool = False) -> Iterator[Finding]:
 
 def _head(url: str) -> str | None:
     """Why a server does not answer; None where it does, whatever it says."""
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -226,8 +237,9 @@ def _head(url: str) -> str | None:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError:
         return None
-    except (OSError, ValueError) as error:  # no network, no such name, time is up; a proxy's or endpoint's bad address
-        return " ".join(str(getattr(error, "reason", error)).split())
+    # No network, no such name, time is up; a proxy's or endpoint's bad address.
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return one_line(getattr(error, "reason", error))
     return None
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.command import Command, add_device, add_json, print_json, seed
 from probe.cli.progress import progress
 
 
@@ -22,7 +22,7 @@ def _add_examine(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="replace every head's pattern (default: if fast)",
     )
-    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--seed", type=seed, metavar="N")
     add_json(parser)
     add_device(parser)
 

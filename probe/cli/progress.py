@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from probe.progress import OnProgress, untold
 
@@ -17,7 +17,7 @@ class Shown(NamedTuple):
 
     say: Callable[[str], None]  # a line
     on_progress: OnProgress
-    on_log: Callable[[str, dict], None]  # the entry of a training's log, by the name of what is trained
+    on_log: Callable[[str, dict[str, Any]], None]  # the entry of a training's log, by the name of what is trained
 
 
 @contextlib.contextmanager
@@ -46,7 +46,11 @@ def progress(what: str, training_steps: int = 0) -> Iterator[Shown]:
     )
     console = Console(stderr=True, highlight=False)
     # stdout is left as it is: rows that go into a pipe from there must not be taken onto the terminal.
-    options = {"redirect_stdout": False, "refresh_per_second": REDRAWN, "speed_estimate_period": AVERAGED}
+    options: dict[str, Any] = {
+        "redirect_stdout": False,
+        "refresh_per_second": REDRAWN,
+        "speed_estimate_period": AVERAGED,
+    }
     with Progress(*columns, console=console, **options) as bars:
         tasks = {what: bars.add_task(what, total=None, note="")}
         begun = False
@@ -56,10 +60,11 @@ def progress(what: str, training_steps: int = 0) -> Iterator[Shown]:
             if begun:
                 bars.update(tasks[what], total=total, completed=done)
             else:  # what an earlier run has done is no part of the speed
-                bars.reset(tasks[what], total=total, completed=done)
+                reset: Callable[..., None] = bars.reset  # rich asks for whole numbers there, and takes any
+                reset(tasks[what], total=total, completed=done)
                 begun = True
 
-        def on_log(name: str, entry: dict) -> None:
+        def on_log(name: str, entry: dict[str, Any]) -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=training_steps, note="")
             note = f"loss {entry['loss']:.4f}"

@@ -4,10 +4,15 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe.errors import unknown_name
 from probe.files import read_json_object
 from probe.options import add_options, flags
+
+if TYPE_CHECKING:
+    from probe.study import StudyConfig
+    from probe.sweep import SweepConfig
 
 
 def groups(settings: type) -> dict[str, type]:
@@ -26,7 +31,7 @@ def add_study_options(
     add_options(parser, groups(StudyConfig), without, only)
 
 
-def study_config(options: argparse.Namespace, study=None):
+def study_config(options: argparse.Namespace, study: "StudyConfig | None" = None) -> "StudyConfig":
     """Preset (or a study that there is), then file, then flags; each overrides what came before it, key by key."""
     from probe.study import PRESETS, StudyConfig
 
@@ -51,7 +56,7 @@ def study_config(options: argparse.Namespace, study=None):
     return StudyConfig.from_dict(values)
 
 
-def sweep_config(options: argparse.Namespace):
+def sweep_config(options: argparse.Namespace) -> "SweepConfig":
     """Preset, then file, then flags."""
     from probe.sweep import PRESETS, SweepConfig
 

@@ -11,7 +11,8 @@ from probe.cli.settings import add_study_options, study_config
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="runs/study", help="where everything goes (default: %(default)s)")
-    parser.add_argument("--preset", default="default", help="default (minutes on a laptop), text (real text and keys), or paper (the paper's size)")
+    presets = "default (minutes on a laptop), text (real text and keys), paper (the paper's size)"
+    parser.add_argument("--preset", default="default", help=presets)
     parser.add_argument("--config", metavar="FILE", help="a JSON file with settings; flags go before it")
     parser.add_argument("--jobs", type=int, help="models worked on at once (default: one a core)")
     add_json(parser)

@@ -1,9 +1,10 @@
 """The commands for many trainings: a sweep, and the league of its encodings."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.command import Command, add_device, add_json, print_json, seed
 from probe.cli.progress import progress
 from probe.cli.settings import groups, sweep_config
 from probe.errors import ProbeError
@@ -58,7 +59,7 @@ def _add_league(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", default="lengths", choices=("lengths", "overall"), help="what a run's score is of")
     parser.add_argument("--metric", default="exact_match", help="exact_match, steps_exact, …")
     parser.add_argument("--out", metavar="FILE", help="the page (default: league.html in the sweep's folder)")
-    parser.add_argument("--seed", type=int, default=0, help="of bootstrap and sign flips (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of bootstrap and sign flips (default: %(default)s)")
     add_json(parser)
 
 
@@ -71,11 +72,12 @@ def _league(options: argparse.Namespace) -> int:
     from probe.report.league import league_page
     from probe.report.page import Made
     from probe.sweep.results import failures, read_results, results_of
-    from probe.training.league import accuracy_by_length, league, paired_differences, read_published
+    from probe.training.ranking import accuracy_by_length, league, paired_differences, read_published
 
     if options.sweep is None and options.published is None:
         raise ProbeError("a sweep's folder or --published FILE is wanted, got neither")
-    sources, said = {}, []
+    sources: dict[str, pd.DataFrame] = {}
+    said: Sequence[str] = ()
     if options.sweep is not None:
         rows = read_results(options.sweep)
         sources["ours"] = results_of(rows, options.metric)

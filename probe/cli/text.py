@@ -1,14 +1,23 @@
 """The commands for models of text, beyond the length that they were trained with."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.command import Command, add_device, add_json, print_json, seed
 from probe.cli.progress import progress
 from probe.config import check_size
 from probe.options import integers, numbers, words
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from probe.study import StudyConfig
+    from probe.study.beyond import Beyond
+    from probe.study.places import Place
+
 
 Add = Callable[[argparse.ArgumentParser], None]
 
@@ -34,21 +43,26 @@ def _of_models(name: str, own: Add) -> Add:
             "--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)"
         )
         parser.add_argument("--n-prompts", type=int, default=10, metavar="N", help="of a length and depth")
-        parser.add_argument("--seed", type=int, default=0, metavar="N")
+        parser.add_argument("--seed", type=seed, default=0, metavar="N")
         add_json(parser)
         add_device(parser)
 
     return add
 
 
-def _find(options: argparse.Namespace):
+def _find(options: argparse.Namespace) -> "tuple[dict[str, list[Place]], StudyConfig | None]":
     """Where the models are, and a study's settings. What is to be fetched is, and shows how far it is."""
     from probe.study.places import find_checkpoints
 
     return find_checkpoints(options.models)
 
 
-def _text_models(options: argparse.Namespace, checkpoints, study, **settings: Any):
+def _text_models(
+    options: argparse.Namespace,
+    checkpoints: "Mapping[str, Sequence[Place]]",
+    study: "StudyConfig | None",
+    **settings: Any,
+) -> "tuple[dict[str, nn.Module], Beyond]":
     """Models of text by name, and what is looked at beyond their length."""
     from probe.device import find_device
     from probe.models.decoder import Decoder
@@ -72,8 +86,10 @@ def _text_models(options: argparse.Namespace, checkpoints, study, **settings: An
     if known:
         values.setdefault("train_length", min(known))
     values["test_length"] = max(values.get("test_length", 0), 2 * values.get("train_length", Passkey.train_length))
+    task = make_task("passkey", values)
+    assert isinstance(task, Passkey)
     beyond = Beyond(
-        make_task("passkey", values),
+        task,
         n_texts=options.n_texts,
         n_prompts=options.n_prompts,
         seed=options.seed,
@@ -82,7 +98,7 @@ def _text_models(options: argparse.Namespace, checkpoints, study, **settings: An
     return check_text_models(models, beyond.task), beyond
 
 
-def _tell(options: argparse.Namespace, rows, by: str, metric: str) -> int:
+def _tell(options: argparse.Namespace, rows: "pd.DataFrame", by: str, metric: str) -> int:
     """Rows as JSON lines, or a table of one metric and where the report is."""
     if options.json:
         print_json(rows)

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,7 @@ def train_scale(
     config: ScaleTraining | None = None,
     *,
     uniform: bool = False,
-    on_log: Callable[[dict], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FittedScale:
     """Train one λ a head, or one in all, on the loss of ``data``, with every weight of the model frozen.
 
@@ -142,7 +143,7 @@ def search_scale(
     if not 0 < low <= initial <= high:
         raise ProbeError(f"0 < low <= initial <= high was wanted, got {low:g}, {initial:g}, {high:g}")
     check_size("evaluations", evaluations)
-    entries: list[dict] = []
+    entries: list[dict[str, Any]] = []
     with HeadScale(model, initial) as scales:
         shape = scales.scale.shape
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,11 +73,12 @@ def scale_against(
     bootstrap = Bootstrap.draw(len(x), n_bootstrap, confidence, seed)
     weights = bootstrap.weights.numpy()
     rows = []
-    for metric, found, values in (
-        ("pearson", stats.pearsonr(x, y), (x, y)),
-        ("spearman", stats.spearmanr(x, y), (stats.rankdata(x), stats.rankdata(y))),
-    ):
-        draws = _correlations(weights, *values)
+    tests: dict[str, tuple[Any, tuple[np.ndarray, np.ndarray]]] = {
+        "pearson": (stats.pearsonr(x, y), (x, y)),
+        "spearman": (stats.spearmanr(x, y), (stats.rankdata(x), stats.rankdata(y))),
+    }
+    for metric, (found, of) in tests.items():
+        draws = _correlations(weights, *of)
         tail = (1 - confidence) / 2
         low, high = np.nanquantile(draws, (tail, 1 - tail))
         rows.append((metric, float(found.statistic), float(low), float(high), float(found.pvalue), len(x)))

@@ -50,6 +50,9 @@ def passkey(
         ProbeError: for a length without room for the question, a depth outside 0…1, or a model of another vocabulary.
     """
     check_size("n", n)
+    for depth in depths:
+        if not 0 <= depth <= 1:
+            raise ProbeError(f"depth must lie in 0…1, got {depth}")
     vocabulary = task.vocabulary
     if not vocabulary.fits(d_vocab_of(model)):
         raise ProbeError(f"a model of {vocabulary.wanted} was wanted, got one of {d_vocab_of(model)}")

@@ -127,7 +127,7 @@ def query_projections(model: nn.Module) -> list[tuple[nn.Linear, int]]:
     Raises:
         ProbeError: for a model in which they are not found, or in which scaling them would do nothing, or twice.
     """
-    found = []
+    found: list[tuple[nn.Linear, int]] = []
     for name, module in model.named_modules():
         projection, d_head = getattr(module, "q_proj", None), getattr(module, "head_dim", None)
         projection = getattr(projection, "original_component", projection)  # TransformerLens puts its own around it

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +14,11 @@ from probe.models.clockwork import ClockworkRNN
 from probe.models.config import sites_of_layers
 from probe.models.decoder import Decoder
 from probe.models.mode import evaluating
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+M = TypeVar("M", bound=Model)
 
 # TransformerLens's names of the encodings that a bridge may have; of others it says nothing.
 _BRIDGE_ENCODINGS = {"standard": "learned", "rotary": "rotary", "alibi": "alibi", "relative_positional_bias": "t5"}
@@ -34,7 +39,7 @@ def n_layers_of(model: nn.Module) -> int:
 
 def n_heads_of(model: nn.Module) -> int:
     """The number of heads of a layer."""
-    return model.config.n_heads if isinstance(model, Model) else bridge_config(model).n_heads
+    return model.config.n_heads if isinstance(model, Decoder) else bridge_config(model).n_heads
 
 
 def d_model_of(model: nn.Module) -> int:
@@ -73,7 +78,7 @@ def sites_of(model: nn.Module) -> list[str]:
         return model.config.sites()
     if model not in _sites_of_bridges:
         config = bridge_config(model)
-        hooks, seen = set(model.hook_dict), set()
+        hooks, seen = set(cast("TransformerBridge", model).hook_dict), set()
         known = [site for site in sites_of_layers(config.n_layers, parallel=False) if site in hooks]
         _run_bridge(model, torch.zeros(1, 1, dtype=torch.long), known, lambda site, _: seen.add(site))
         _sites_of_bridges[model] = [site for site in known if site in seen]
@@ -119,11 +124,19 @@ def untrained_like(model: nn.Module, seed: int) -> nn.Module:
         ProbeError: for a bridge of anything else.
     """
     if isinstance(model, Model):
-        return build(model.config, seed=seed).to(model.device, model.dtype).eval()
+        return _untrained(model, seed)
     from probe.models.lens import to_bridge, untrained_bridge
 
     decoder = our_decoder(model)
-    return untrained_bridge(model, seed) if decoder is None else to_bridge(untrained_like(decoder, seed))
+    if decoder is None:
+        return untrained_bridge(cast("TransformerBridge", model), seed)
+    return to_bridge(_untrained(decoder, seed))
+
+
+def _untrained(model: M, seed: int) -> M:
+    twin = build(model.config, seed=seed).to(model.device, model.dtype).eval()
+    assert isinstance(twin, type(model))  # as MODELS has it
+    return twin
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class LogLength(AttentionFunction):
             check_size("trained_length", trained_length)
         self.a, self.trained_length = a, self.n_ctx if trained_length is None else trained_length
 
-    def query_scale(self, hidden, first):
+    def query_scale(self, hidden: Float[Tensor, "batch pos d_model"], first: int) -> Float[Tensor, "#batch pos head"]:
         beyond = (_log_keys(hidden.shape[1], first) - math.log(self.trained_length)).clamp(min=0)
         scale = (1 + self.a * beyond).to(hidden)
         return scale[None, :, None].expand(1, -1, self.n_heads)
@@ -84,7 +84,7 @@ class ScalableSoftmax(AttentionFunction):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.constant_(self.s, 1 / math.log(max(self.n_ctx, 2)))
 
-    def query_scale(self, hidden, first):
+    def query_scale(self, hidden: Float[Tensor, "batch pos d_model"], first: int) -> Float[Tensor, "#batch pos head"]:
         return self.s * _log_keys(hidden.shape[1], first).to(hidden)[None, :, None]
 
 
@@ -97,7 +97,7 @@ class Entmax15(AttentionFunction):
 
     is_softmax = False
 
-    def normalise(self, scores):
+    def normalise(self, scores: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch query key"]:
         from entmax import entmax15  # imports late: nobody else needs it
 
         # Its τ comes from differences of sums, for which half precision is too coarse.
@@ -132,7 +132,7 @@ class AdaptiveScalableEntmax(Entmax15):
         nn.init.zeros_(self.w_gamma)
         nn.init.constant_(self.b_beta, INITIAL_B_BETA)
 
-    def query_scale(self, hidden, first):
+    def query_scale(self, hidden: Float[Tensor, "batch pos d_model"], first: int) -> Float[Tensor, "#batch pos head"]:
         beta = F.softplus(F.linear(hidden, self.w_beta, self.b_beta))
         gamma = self.gamma_range * F.linear(hidden, self.w_gamma).tanh()
         log_n = _log_keys(hidden.shape[1], first).clamp(min=math.log(2)).to(hidden)

@@ -1,6 +1,6 @@
 """Every kind of model, built from its config: what trains, is saved and is measured under one calling convention."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from probe.errors import unknown_name
@@ -11,9 +11,10 @@ Model = Decoder | ClockworkRNN
 ModelConfig = DecoderConfig | ClockworkConfig
 
 
-def build(config: ModelConfig, seed: int | None = 0) -> Model:
-    """The model of a config, with weights drawn from the seed, or undrawn where it is None."""
-    return dict(MODELS.values())[type(config)](config, seed)
+def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> Model:
+    """The model of a config, with weights drawn from the seed, or undrawn where it is None; on the ``device`` "meta"
+    they have no memory yet."""
+    return dict(MODELS.values())[type(config)](config, seed, device)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
@@ -29,7 +30,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     return config.from_dict({name: value for name, value in values.items() if name != "model"})
 
 
-MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
+MODELS: dict[str, tuple[type[ModelConfig], Callable[..., Model]]] = {
     "decoder": (DecoderConfig, Decoder),
     ClockworkConfig.KIND: (ClockworkConfig, ClockworkRNN),
 }

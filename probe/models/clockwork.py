@@ -25,21 +25,24 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probe.config import check_flag, check_number, check_size, from_mapping
+from probe.config import FILL, Filled, check_flag, check_number, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
 from probe.models.checks import check_call
-from probe.models.config import SITES
+from probe.models.config import MOST, SITES
 from probe.models.layers import Hook, Hooks
 
 # Under a Decoder's names, both "batch pos d_model": what a layer reads, and its hidden state at every step.
 LAYER_SITES = ("hook_resid_pre", "hook_resid_post")
+
+MOST_MODULES = 1024
+MOST_PERIOD = 2**63  # tokens: longer than any sequence
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class ClockworkConfig:
     d_vocab: int  #: token ids
     d_model: int  #: hidden units of a layer, divisible by n_modules
     n_modules: int  #: modules of a layer
-    periods: tuple[int, ...] | None = None
+    periods: Filled[tuple[int, ...]] = FILL
     n_layers: int = 1  #: layers, each reading the hidden states of the one below
     tie_embeddings: bool = False  #: whether the head is the token embedding
     dropout: float = 0.0  #: share of the numbers that training sets to 0, behind embedding and layers
@@ -62,7 +65,7 @@ class ClockworkConfig:
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "d_model", "n_modules", "n_layers"):
-            check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name), most=MOST.get(name, MOST_MODULES))
         if self.d_model % self.n_modules:
             raise ProbeError(f"d_model ({self.d_model}) must be divisible by n_modules ({self.n_modules})")
         periods = self.periods
@@ -71,7 +74,7 @@ class ClockworkConfig:
         if not isinstance(periods, Sequence) or len(periods) != self.n_modules:
             raise ProbeError(f"periods must be {self.n_modules} numbers, one a module, got {periods!r}")
         for period in periods:
-            check_size("periods", period)
+            check_size("periods", period, most=MOST_PERIOD)
         if list(periods) != sorted(periods):
             raise ProbeError(f"periods must be in ascending order, got {tuple(periods)}")
         object.__setattr__(self, "periods", tuple(periods))  # the dataclass is frozen
@@ -183,19 +186,21 @@ class ClockworkLayer(nn.Module):
 class ClockworkRNN(nn.Module):
     """A causal language model without attention, called as a ``Decoder`` is: ``model(tokens) -> logits``."""
 
-    def __init__(self, config: ClockworkConfig, seed: int | None = 0):
+    def __init__(self, config: ClockworkConfig, seed: int | None = 0, device: str = "cpu"):
         """A model with freshly drawn weights; ``seed=None`` leaves them undrawn, any numbers, to be written over.
 
-        The weights are a function of the seed: torch's global generator is neither read nor moved.
+        The weights are a function of the seed: torch's global generator is neither read nor moved. On the ``device``
+        "meta" undrawn weights have no memory yet.
         """
         super().__init__()
         self.config = config
         with torch.device("meta"):  # keeps torch's layers from drawing weights of their own
             self.token_embedding = nn.Embedding(config.d_vocab, config.d_model)
             self.dropout = nn.Dropout(config.dropout)
-            self.layers = nn.ModuleList(ClockworkLayer(config) for _ in range(config.n_layers))
+            layers = nn.ModuleList(ClockworkLayer(config) for _ in range(config.n_layers))
+            self.layers = cast("Sequence[ClockworkLayer]", layers)  # torch's list does not say of what it is
             self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
-        self.to_empty(device="cpu")
+        self.to_empty(device=device)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if seed is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probe.config import check_flag, check_number, check_size, from_mapping
-from probe.errors import ProbeError, unknown_name
+from probe.config import FILL, MOST_SIZE, Filled, check_flag, check_name, check_number, check_size, from_mapping
+from probe.errors import ProbeError
 from probe.models.attention_functions import ATTENTION_FUNCTIONS, AttentionFunction, make_attention_function
 from probe.models.encodings import PositionEncoding, make_encoding
 
@@ -76,6 +76,18 @@ NORMALIZATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
 LATER_FIELDS = (("attention_function", "attention_options"), ("parallel",), ("embedding_norm",))
 
 
+# Beyond anything that was ever trained, and yet small enough to be refused by the shapes of a file's tensors, in a
+# second and without memory: sizes are claims of whoever wrote a config.
+MOST: dict[str, int] = {
+    "d_vocab": MOST_SIZE,
+    "n_ctx": MOST_SIZE,
+    "n_layers": 1024,
+    **dict.fromkeys(("d_model", "n_heads", "n_kv_heads", "d_head"), 2**20),
+    "d_mlp": 2**24,
+}
+MOST_ATTENTION = 2**24  # n_heads · d_head
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """Everything that fixes a decoder's shape. Validated when made; JSON there and back.
@@ -93,9 +105,9 @@ class DecoderConfig:
     n_layers: int  #: blocks
     d_model: int  #: width of the residual stream
     n_heads: int  #: query heads of a layer
-    n_kv_heads: int | None = None  #: heads of keys and values, of which each serves n_heads / n_kv_heads query heads
-    d_head: int | None = None  #: dimensions of a head
-    d_mlp: int | None = None  #: units of an MLP
+    n_kv_heads: Filled[int] = FILL  #: heads of keys and values, of which each serves n_heads / n_kv_heads query heads
+    d_head: Filled[int] = FILL  #: dimensions of a head
+    d_mlp: Filled[int] = FILL  #: units of an MLP
     activation: str = "gelu"  #: "relu", "gelu", "gelu_tanh" or "swiglu"
     normalization: str = "layer"  #: "layer", "rms" or "none"
     norm_eps: float = 1e-5  #: what norms add to the variance, or to the mean square
@@ -103,7 +115,7 @@ class DecoderConfig:
     encoding: str = "none"  #: a name in ``ENCODINGS``
     encoding_options: dict[str, Any] = field(default_factory=dict)  #: the encoding's own options
     position_layers: tuple[int, ...] | None = None  #: the layers that see position, 0-based
-    score_scale: float | None = None  #: what q·k is multiplied with
+    score_scale: Filled[float] = FILL  #: what q·k is multiplied with
     tie_embeddings: bool = False  #: whether the head is the token embedding
     logit_scale: float = 1.0  #: what logits are multiplied with
     dropout: float = 0.0  #: share of the numbers that training sets to 0
@@ -115,7 +127,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen
         for name in ("d_vocab", "n_ctx", "n_layers", "d_model", "n_heads"):
-            check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name), most=MOST[name])
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise ProbeError(f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads})")
@@ -125,15 +137,15 @@ class DecoderConfig:
         if self.d_mlp is None:
             set_("d_mlp", 4 * self.d_model)
         for name in ("n_kv_heads", "d_head", "d_mlp"):
-            check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name), most=MOST[name])
+        if self.n_heads * self.d_head > MOST_ATTENTION:
+            raise ProbeError(f"n_heads · d_head must be at most {MOST_ATTENTION}, got {self.n_heads} · {self.d_head}")
         if self.n_heads % self.n_kv_heads:
             raise ProbeError(f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.n_kv_heads})")
         if self.score_scale is None:
             set_("score_scale", self.d_head**-0.5)
-        if self.activation not in ACTIVATIONS:
-            raise unknown_name("activation", self.activation, ACTIVATIONS)
-        if self.normalization not in NORMALIZATIONS:
-            raise unknown_name("normalization", self.normalization, NORMALIZATIONS)
+        check_name("activation", self.activation, ACTIVATIONS)
+        check_name("normalization", self.normalization, NORMALIZATIONS)
         for name in ("norm_eps", "score_scale", "logit_scale"):
             check_number(name, getattr(self, name))
         check_number("dropout", self.dropout, 0, 1, closed=True)
@@ -147,12 +159,15 @@ class DecoderConfig:
             encoding = self.make_encoding()
             self.make_attention_function()
         if self.position_layers is not None:
-            layers = tuple(self.position_layers)
-            if not all(isinstance(layer, int) and 0 <= layer < self.n_layers for layer in layers):
-                raise ProbeError(f"position_layers must be layers in 0…{self.n_layers - 1}, got {layers}")
+            layers = self.position_layers
+            if not isinstance(layers, tuple | list) or not all(map(self._is_layer, layers)):
+                raise ProbeError(f"position_layers must be layers in 0…{self.n_layers - 1}, got {layers!r}")
             if encoding.embeds:
                 raise ProbeError(f"position_layers wants an encoding that acts in attention, got {self.encoding!r}")
-            set_("position_layers", layers)
+            set_("position_layers", tuple(layers))
+
+    def _is_layer(self, layer: object) -> bool:
+        return isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < self.n_layers
 
     def make_norm(self) -> nn.Module:
         """A new norm of such a decoder."""
@@ -216,7 +231,7 @@ class DecoderConfig:
         """A config from the text of a checkpoint's ``config.json``."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ProbeError(f"a decoder's config must be JSON: {error}") from None
         if not isinstance(values, dict):
             raise ProbeError(f"a decoder's config must be a JSON object, got {type(values).__name__}")
@@ -234,7 +249,7 @@ def _checked_bias(bias: Any) -> bool | tuple[str, ...]:
 
 
 _DEFAULTS = {
-    field.name: field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     for field in dataclasses.fields(DecoderConfig)
     if any(field.name in group for group in LATER_FIELDS)
 }

@@ -7,8 +7,8 @@ attention module keeps the calling convention of Hugging Face's Llama, so that `
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -48,7 +48,8 @@ class Decoder(nn.Module):
                 self.embedding_norm = config.make_norm()
             self.encoding = config.make_encoding()
             self.dropout = nn.Dropout(config.dropout)
-            self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+            blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+            self.layers = cast("Sequence[Block]", blocks)  # torch's list does not say of what it is
             self.final_norm = config.make_norm()
             self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
         self.to_empty(device=device)
@@ -192,8 +193,8 @@ class Decoder(nn.Module):
         def rows(start: int, end: int) -> Tensor:
             visible = key[: len(key) - len(query) + end]
             future = future_keys(end - start, len(visible), like.device)
-            bias = self.encoding.bias(query[start:end], visible, like) if biased else like.new_zeros(1, *future.shape)
-            return bias[None].masked_fill(future, -math.inf)
+            bias = self.encoding.bias(query[start:end], visible, like) if biased else None
+            return (like.new_zeros(1, *future.shape) if bias is None else bias)[None].masked_fill(future, -math.inf)
 
         row = len(key) * (self.config.n_heads if biased else 1)
         if self.encoding.reads_content:  # its bias is added to the mask, and differs from sequence to sequence

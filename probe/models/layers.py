@@ -146,7 +146,15 @@ class Attention(nn.Module):
         z = hooks("hook_z", z.transpose(1, 2))
         return self.o_proj(z.flatten(-2)), pattern
 
-    def _fused(self, q, k, v, mask, content_bias, hooks):
+    def _fused(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | BlockwiseMask | None,
+        content_bias: ContentBias | None,
+        hooks: Hooks,
+    ) -> tuple[Tensor, None]:
         if isinstance(mask, BlockwiseMask):
             n, past, blocks = q.shape[2], k.shape[2] - q.shape[2], []
             # The widest block goes first, so that all later ones find room in the memory that it leaves.
@@ -168,7 +176,16 @@ class Attention(nn.Module):
         )
         return z, None
 
-    def _explicit(self, q, k, v, mask, content_bias, hooks):
+    def _explicit(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | BlockwiseMask | None,
+        content_bias: ContentBias | None,
+        hooks: Hooks,
+    ) -> tuple[Tensor, Tensor]:
+        assert not isinstance(mask, BlockwiseMask)  # those are made for the fused path alone
         scores = (q * self.scaling) @ k.transpose(-1, -2)
         if content_bias is not None:
             scores = scores + content_bias(q, k)
@@ -194,7 +211,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.d_model, config.d_mlp, bias=bias)
         self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=bias)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: Hooks = _NO_HOOKS):
+    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: Hooks = _NO_HOOKS) -> Tensor:
         # As in TransformerLens, hook_pre is what enters the activation and hook_post what down_proj reads.
         gated = hasattr(self, "gate_proj")
         pre = hooks("hook_pre", (self.gate_proj if gated else self.up_proj)(x))

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -14,16 +13,17 @@ from probe.device import find_device
 from probe.errors import ProbeError, unknown_name
 from probe.files import read_json_object
 from probe.models import checkpoint
+from probe.models.checkpoint import DTYPES
 from probe.models.decoder import Decoder
 from probe.models.families import FAMILIES, Family, Fields, Weight
 from probe.models.families.base import Shape
 from probe.models.hub import find_folder
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-# The dtypes of weights, by their names in safetensors.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_pretrained(
@@ -85,13 +85,15 @@ def _check_name(name_or_folder: str | Path, folder: Path, values: Mapping[str, A
         )
 
 
-def released_models() -> pd.DataFrame:
+def released_models() -> "pd.DataFrame":
     """The kinds of released models that are known: model_type, positions, how it is loaded, what it is exact against.
 
     Logits, patterns and every head's z of those that become a decoder of ours are equal to the original's, to 1e-4
     relative and mostly 1e-6, in the tests. A bridge is compared with the original whenever one is loaded. Other kinds
     that transformers and TransformerLens know are tried in the same way.
     """
+    import pandas as pd
+
     from probe.models.lens.released import BRIDGED
 
     ours = [(name, f.positions, "our decoder, by key map", f.oracle) for name, f in FAMILIES.items()]
@@ -120,7 +122,9 @@ def _load(folder: Path, fields: Fields, family: Family, device: torch.device, dt
         decoder.head.weight = decoder.token_embedding.weight
         head = stored.get(family.head)
         if head is not None and not torch.equal(head.read().to(decoder.head.weight), decoder.head.weight):
-            raise ProbeError(f"{head.path}: {head.key!r} must equal the embedding, to which {fields.path.name} ties it")
+            raise ProbeError(
+                f"{head.path}: {head.key!r} must equal the embedding, to which {checkpoint.CONFIG_FILE} ties it"
+            )
     return decoder.eval()
 
 
@@ -139,7 +143,7 @@ class _Stored:
             return file.get_tensor(self.key)
 
 
-def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
+def _weight_files(folder: Path) -> Mapping[Path, list[str] | None]:
     """The files with the weights, each with the keys that the index says are in it."""
     whole, index = folder / checkpoint.WEIGHTS_FILE, folder / INDEX_FILE
     if whole.is_file():
@@ -151,7 +155,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
     places = read_json_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ProbeError(f"{index}: 'weight_map' must be a JSON object of file names, got {places!r:.60}")
-    files: dict[Path, list[str] | None] = {}
+    files: dict[Path, list[str]] = {}
     for key, name in places.items():
         if Path(name).name != name:
             raise ProbeError(f"{index}: {key!r} must lie in a file of the same folder, got {name!r}")
@@ -159,7 +163,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
     return files
 
 
-def _stored(files: dict[Path, list[str] | None], family: Family) -> dict[str, _Stored]:
+def _stored(files: Mapping[Path, list[str] | None], family: Family) -> dict[str, _Stored]:
     """All tensors of the files by their keys without the family's prefix; only the headers are read."""
     found: dict[str, _Stored] = {}
     for path, listed in files.items():

@@ -1,6 +1,7 @@
 """The same weights under a changed config: what a model becomes when its encoding is dropped or stretched."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,21 +9,20 @@ from torch import nn
 
 from probe.errors import ProbeError, unknown_name
 from probe.models.attention_functions import ATTENTION_FUNCTIONS
-from probe.models.build import Model
 from probe.models.config import DecoderConfig
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
 from probe.models.encodings.base import options_of
 
 # What a change may replace: the field that names it, that of its options, and its kinds.
-REPLACED: tuple[tuple[str, str, dict[str, type[nn.Module]]], ...] = (
+REPLACED: tuple[tuple[str, str, Mapping[str, type[nn.Module]]], ...] = (
     ("encoding", "encoding_options", ENCODINGS),
     ("attention_function", "attention_options", ATTENTION_FUNCTIONS),
 )
 
 
 @torch.no_grad()
-def variant(decoder: Model, *, seed: int = 0, **changes: Any) -> Decoder:
+def variant(decoder: nn.Module, *, seed: int = 0, **changes: Any) -> Decoder:
     """A copy of a decoder with some fields of its config changed, on the same device, in the same dtype and mode.
 
     >>> variant(decoder, encoding="none")  # its encoding dropped, as DroPE does (Gelberg et al. 2025)
@@ -57,7 +57,7 @@ def variant(decoder: Model, *, seed: int = 0, **changes: Any) -> Decoder:
     return new.train(decoder.training)
 
 
-def _has_trained_length(kinds: dict[str, type[nn.Module]], kind: Any, given: Any) -> bool:
+def _has_trained_length(kinds: Mapping[str, type[nn.Module]], kind: Any, given: Any) -> bool:
     """Whether such a one has a trained length that is not given. What is wrong is the config's to refuse."""
     known = isinstance(kind, str) and kind in kinds and isinstance(given, dict)
     return known and "trained_length" in options_of(kinds[kind]) and given.get("trained_length") is None

@@ -5,7 +5,8 @@ has nothing to do with position: a random subspace of the same rank. Edits go th
 reach every model that ``trace`` reads. ``probe.position.steering`` moves position, and exchanges it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -82,7 +83,9 @@ def erase_position(
 _KEYS = ("site", "concept", "rank", "control", "metric", "layer", "length")
 
 
-def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Outcome]):
+def _changes(
+    setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Outcome]
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """The keys and the draws of every change, means over the outcomes."""
     scored = setting.scored[setting.half :].sum(-1).double()
     lengths = setting.lengths[setting.half :]
@@ -90,7 +93,8 @@ def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Out
     def mean(get: Callable[[Outcome], Tensor]) -> Tensor:
         return torch.stack([get(outcome) - get(plain) for outcome in outcomes]).mean(0)
 
-    for metric, get in (("loss", lambda o: o.loss), ("token_accuracy", lambda o: o.right)):
+    of_tokens: dict[str, Callable[[Outcome], Tensor]] = {"loss": lambda o: o.loss, "token_accuracy": lambda o: o.right}
+    for metric, get in of_tokens.items():
         yield {"metric": metric}, (setting.weights @ mean(get)) / (setting.weights @ scored).clamp(min=1e-300)
     exact = mean(lambda o: o.exact)
     yield {"metric": "exact_match"}, setting.weights @ exact
@@ -99,7 +103,11 @@ def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Out
         share = setting.weights @ of
         yield {"metric": "exact_match", "length": length}, (setting.weights @ (exact * of)) / share.clamp(min=1e-300)
     for layer in range(first_layer_behind(site), setting.n_layers) if plain.of_patterns else ():
-        distance = mean(lambda o, layer=layer: o.of_patterns[layer])
+
+        def of_layer(outcome: Outcome, layer: int = layer) -> Tensor:
+            return outcome.of_patterns[layer]
+
+        distance = mean(of_layer)
         yield {"metric": "template_distance", "layer": layer}, setting.weights @ distance
 
 

@@ -5,6 +5,7 @@ round, so that few are needed. The rows go through in their own dtype; sums of l
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def minimise(
     return W, max_steps
 
 
-class SoftmaxProbe(ClassifierMixin, BaseEstimator):
+class SoftmaxProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Multinomial logistic regression with an L2 penalty, a scikit-learn estimator.
 
     It minimises (1/n) Σ -ln p(class | x) + ‖W‖² / (2 C n), ``LogisticRegression``'s objective.
@@ -126,12 +127,13 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):
         loss_: the objective at the solution, in nats per row, computed in float64.
     """
 
-    def __init__(self, C=1.0, tol=2e-5, max_iter=1000):  # unchecked until the fit, as scikit-learn has it
+    # What it is made with is unchecked until the fit, as scikit-learn has it.
+    def __init__(self, C: Any = 1.0, tol: Any = 2e-5, max_iter: Any = 1000) -> None:
         self.C = C
         self.tol = tol
         self.max_iter = max_iter
 
-    def fit(self, X, y) -> "SoftmaxProbe":
+    def fit(self, X: Any, y: Any) -> "SoftmaxProbe":
         """Fit to rows and the class of each.
 
         Raises:
@@ -142,11 +144,11 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):
         check_size("max_iter", self.max_iter)
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
-        self.classes_, label = np.unique(y, return_inverse=True)
+        self.classes_, index = np.unique(y, return_inverse=True)
         n_classes = len(self.classes_)
         if n_classes < 2:
             raise ProbeError(f"a classifier wants at least 2 classes, got one class: {self.classes_.tolist()[0]!r}")
-        given, label = torch.as_tensor(np.ascontiguousarray(X)), torch.as_tensor(label)
+        given, label = torch.as_tensor(np.ascontiguousarray(X)), torch.as_tensor(index)
         mean = given.mean(0, dtype=torch.float64)
         x = given - mean.to(given.dtype)
         penalty = 1 / (self.C * len(x))
@@ -167,14 +169,14 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):
             total += float(torch.nn.functional.cross_entropy(z, label[i : i + CHUNK], reduction="sum"))
         return (total + float(np.square(self.coef_).sum()) / (2 * self.C)) / len(x)
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """x·w + b of each class; of two classes, the second's less the first's."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         z = X @ self.coef_.T + self.intercept_
         return z[:, 1] - z[:, 0] if len(self.classes_) == 2 else z
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """p(class | x), a column for each of ``classes_``."""
         z = self.decision_function(X)
         if z.ndim == 1:
@@ -182,7 +184,7 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):
         z = np.exp(z - z.max(1, keepdims=True))
         return z / z.sum(1, keepdims=True)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The most probable class."""
         z = self.decision_function(X)
         return self.classes_[(z > 0).astype(int) if z.ndim == 1 else z.argmax(1)]

@@ -90,7 +90,11 @@ def beside_controls(
                 "shuffled": _together(own, site, shuffled=True),
                 RANDOM: _together(of_tokens, RANDOM),
             }
-            beside = {control: found[control] for control in ("none", *controls)}
+            beside: dict[str, Found] = {}
+            for control in ("none", *controls):
+                each = found[control]
+                assert each is not None  # what is asked for was fitted
+                beside[control] = each
             parts.append(_rows(beside, reader, draws, metrics).assign(site=site))
     rows, split = pd.concat(parts, ignore_index=True), reader.split
     encodings = layer_encodings(models[0])

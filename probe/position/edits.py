@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor, nn
 
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
@@ -30,7 +30,16 @@ OfPattern = Callable[
 class Setting:
     """A model and its sequences, of which the first half is fitted on and the other measured."""
 
-    def __init__(self, model, tokens, lengths, scored, n_bootstrap, confidence, seed):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Int[Tensor, "sequence pos"],
+        lengths: Int[Tensor, "sequence"] | None,
+        scored: Bool[Tensor, "sequence pos"] | None,
+        n_bootstrap: int,
+        confidence: float,
+        seed: int,
+    ):
         if len(tokens) < 4:
             raise ProbeError(f"at least 4 sequences are wanted, 2 to fit on and 2 to measure, got {len(tokens)}")
         n, T = tokens.shape
@@ -62,15 +71,16 @@ class Setting:
         measured: dict[int, Tensor] = {}
         lengths = self.lengths[self.half :]
 
-        def measure(layer: int) -> Edit:
+        def measure(layer: int, of_pattern: OfPattern) -> Edit:
             def edit(pattern: Tensor) -> Tensor:
                 measured[layer] = of_pattern(layer, pattern.detach().cpu(), lengths)
                 return pattern
 
             return edit
 
-        layers = range(self.n_layers) if of_pattern is not None else ()
-        watched = {block_site(layer, PATTERN): measure(layer) for layer in layers}
+        watched: dict[str, Edit] = {}
+        if of_pattern is not None:
+            watched = {block_site(layer, PATTERN): measure(layer, of_pattern) for layer in range(self.n_layers)}
         tokens, scored = self.tokens[self.half :], self.scored[self.half :]
         logits = logits_with_edits(self.model, tokens, {**watched, **edits})
         loss, scored = sequence_losses(logits, tokens, scored), scored[:, 1:]

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ CONTROLS = 19  # disturbances of equal size; all must cost less than the real on
 
 
 VERDICTS = ("nothing", "available", "used")
-Rows = list[dict]
+Row = dict[str, Any]
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,18 @@ class Evidence:
     draws: Draws
     rows: Rows
 
-    def put(self, metric: str, value: float, low: float, high: float, intervention: str, site: str) -> dict:
+    def put(self, metric: str, value: float, low: float, high: float, intervention: str, site: str) -> Row:
         limits = {"value": float(value), "low": float(low), "high": float(high)}
         row = {"intervention": intervention, "site": site, "metric": metric, **limits}
         self.rows.append(row | {"n": self.draws.sequences.shape[1]})
         return self.rows[-1]
 
-    def add(self, metric: str, drawn: Float64[Tensor, "draw"], intervention: str = NORMAL, site: str = "") -> dict:
+    def add(self, metric: str, drawn: Float64[Tensor, "draw"], intervention: str = NORMAL, site: str = "") -> Row:
         """A row out of its value on every draw."""
         value, low, high = self.draws.interval(drawn[:, None])
         return self.put(metric, value[0], low[0], high[0], intervention, site)
 
-    def mean(self, metric: str, by_sequence: Float64[Tensor, "sequence"], **where: str) -> dict:
+    def mean(self, metric: str, by_sequence: Float64[Tensor, "sequence"], **where: str) -> Row:
         return self.add(metric, self.draws.sequences @ by_sequence / len(by_sequence), **where)
 
     def readout(self, subject: Subject, intervention: str, metric: str) -> float:
@@ -107,7 +109,8 @@ def _variance_decay(subject: Subject, evidence: Evidence) -> Finding:
     where, site = "permuted_without_bos", block_site(0, ATTENTION_OUT)
     traced = {part: trace(subject.model, subject.given(where, part)[1], [site]) for part in ("train", "test")}
     fitted = variance_by_position(traced["test"], [site], seed=subject.seed).query("metric == 'exponent'").iloc[0]
-    row = evidence.put("variance_exponent", *fitted[["value", "low", "high"]], where, site)
+    value, low, high = fitted[["value", "low", "high"]]
+    row = evidence.put("variance_exponent", value, low, high, where, site)
     centre = traced["train"][site].double().mean((0, 1))
     x = {part: _log_norm(each[site], centre) for part, each in traced.items()}
     log_t = torch.arange(1, subject.test.shape[1] + 1, dtype=torch.float64).log().numpy()
@@ -132,7 +135,8 @@ def _neighbour_similarity(subject: Subject, evidence: Evidence) -> Finding:
     traced = trace(subject.model, subject.given(where, "test")[1], [site])
     rows = neighbour_similarity(traced, [site], seed=subject.seed).query("control == 'none'")
     fitted = rows[rows["metric"] == "hidden_spearman"].iloc[0]
-    row = evidence.put("spearman_of_similarity", *fitted[["value", "low", "high"]], where, site)
+    value, low, high = fitted[["value", "low", "high"]]
+    row = evidence.put("spearman_of_similarity", value, low, high, where, site)
     read = evidence.readout(subject, where, "r2_refitted")
     alone = evidence.readout(subject, "strangers_without_bos", "r2_refitted")
     available = row["low"] > ALIKE and _gone(read, alone)
@@ -167,8 +171,8 @@ def _attention_sink(subject: Subject, evidence: Evidence) -> Finding:
         rest = torch.where(total > 0, rest / total.clamp(min=torch.finfo(rest.dtype).tiny), pattern)
         return torch.where(heads.to(pattern.device), rest, pattern)
 
-    without = r2(subject.draws.sequences @ subject.decode_under({block_site(layer, PATTERN): cut}))
-    without = evidence.add("r2", without, "cut_sinks", subject.site)
+    decoded = subject.draws.sequences @ subject.decode_under({block_site(layer, PATTERN): cut})
+    without = evidence.add("r2", r2(decoded), "cut_sinks", subject.site)
     plain = evidence.readout(subject, NORMAL, "r2")
     return _gone(plain, without["value"]), lambda: _of_pattern(subject, layer, cut, False)
 

@@ -12,6 +12,7 @@ a draw repeats sequences, so its means are noisier than the sample's, by as much
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -343,7 +344,7 @@ def position_channels(
     return pd.concat(parts, ignore_index=True)
 
 
-def _interval(draws: Draws, scores: Float64[Tensor, "draw number"], least: float, most: float) -> dict:
+def _interval(draws: Draws, scores: Float64[Tensor, "draw number"], least: float, most: float) -> dict[str, Any]:
     value, low, high = draws.interval(scores)
     off = scores[1:].nanmean(0).numpy() - value  # NaN, and with it the interval, where there is no value
     limits = {"low": (low - off).clip(least, most), "high": (high - off).clip(least, most)}

@@ -1,7 +1,7 @@
 """Linear probes for position: what a linear map can read off the hidden states, beside what it reads off controls."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from probe.config import check_number
 from probe.errors import ProbeError, unknown_name
 from probe.position.classification import SoftmaxProbe
-from probe.position.controls import Fit, Probed, beside_controls
+from probe.position.controls import Probed, beside_controls
 from probe.position.reading import RandomProjection, Reader, Rows
 from probe.position.ridge import ALPHAS
 from probe.position.scores import METRICS, Draws, Metric, accuracy, mean_absolute_error, token_sums
-from probe.position.splits import Split
+from probe.position.splits import Sequences, Split
 from probe.position.streaming import probe_source
 from probe.position.targets import TargetContext
 from probe.tracing import EMBED, RESID_POST
@@ -127,7 +127,9 @@ def _classify_site(
     return {site: Probed(sums[:, None], torch.full((y.shape[1],), alpha, dtype=torch.float64))}
 
 
-def _collect(source, site, shuffled, reader, part) -> tuple[Float[Tensor, "row feature"], Tensor, Tensor]:
+def _collect(
+    source: nn.Module | RandomProjection, site: str, shuffled: bool, reader: Reader, part: Sequences
+) -> tuple[Float[Tensor, "row feature"], Tensor, Tensor]:
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def keep(_: str, x: Tensor, rows: Rows) -> None:
@@ -141,7 +143,7 @@ def _collect(source, site, shuffled, reader, part) -> tuple[Float[Tensor, "row f
 
 
 #: Probes of a token's position, by name: how each is fitted, and what is scored of it, what selectivity is of first.
-PROBES: dict[str, tuple[Fit, dict[str, Metric]]] = {
+PROBES: dict[str, tuple[Callable[..., dict[str, Probed]], dict[str, Metric]]] = {
     "ridge": (regress, METRICS),
     "logistic": (classify, {"accuracy": accuracy, "mean_absolute_error": mean_absolute_error}),
 }

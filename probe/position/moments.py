@@ -167,5 +167,5 @@ class Moments:
 
 def as_columns(y: np.ndarray) -> Float64[Tensor, "row target"]:
     """Targets as a float64 matrix, a vector as one column."""
-    y = torch.as_tensor(np.asarray(y, dtype=np.float64))
-    return y[:, None] if y.ndim == 1 else y
+    columns = torch.as_tensor(np.asarray(y, dtype=np.float64))
+    return columns[:, None] if columns.ndim == 1 else columns

@@ -70,7 +70,9 @@ def pair_probe(
     parts = []
     for kind in probes:
 
-        def fit(source, sites, shuffled, kind=kind):
+        def fit(
+            source: nn.Module | RandomProjection, sites: Sequence[str], shuffled: bool, kind: str = kind
+        ) -> dict[str, Probed]:
             return {
                 site: _fit_site(source, site, shuffled, reader, PAIR_PROBES[kind], rank, n_pairs, seed)
                 for site in reader.sites(source, sites)
@@ -100,6 +102,7 @@ Pairs = tuple[
     Int[Tensor, "pair"],
 ]
 Predict = Callable[[Tensor, Tensor], Float64[Tensor, "pair"]]
+PairProbe = tuple[bool, Callable[..., Predict]]  # whether the distance is signed, and the fit
 
 
 def _collect(
@@ -130,7 +133,16 @@ def _collect(
     return a, b, t, i, sequence
 
 
-def _fit_site(source, site, shuffled, reader, probe, rank, n_pairs, seed) -> Probed:
+def _fit_site(
+    source: nn.Module | RandomProjection,
+    site: str,
+    shuffled: bool,
+    reader: Reader,
+    probe: PairProbe,
+    rank: int,
+    n_pairs: int,
+    seed: int,
+) -> Probed:
     signed, fit = probe
     sides = (reader.split.train, reader.split.test)
     train, test = (_collect(source, site, shuffled, reader, part, n_pairs, seed) for part in sides)
@@ -227,7 +239,7 @@ def structural(
 
 
 #: Probes of the distance between two positions, by name: whether the distance is signed, and the fit.
-PAIR_PROBES: dict[str, tuple[bool, Callable[..., Predict]]] = {
+PAIR_PROBES: dict[str, PairProbe] = {
     "bilinear": (True, bilinear),
     "structural": (False, structural),
 }

@@ -1,6 +1,7 @@
 """Ridge regression from moments: many strengths from one eigendecomposition, the best by folds that are subtracted."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,10 @@ def best_strengths(
     """Which of the strengths has the least mean squared error on the fold that it was not fitted to, for each target;
     the mean is over folds. A fit leaves a fold out by subtracting its moments."""
     total = sum(folds[1:], start=folds[0])
-    errors = sum(fold.squared_errors(*ridge_path(total - fold, alphas, standardize)) / fold.n for fold in folds)
+    errors = sum(
+        (fold.squared_errors(*ridge_path(total - fold, alphas, standardize)) / fold.n for fold in folds),
+        start=torch.zeros(()),
+    )
     return errors.argmin(0)
 
 
@@ -84,7 +88,7 @@ def fit_folds(
     return coef[best, :, each].T, intercept[best, each], torch.tensor(alphas, dtype=torch.float64)[best.cpu()]
 
 
-class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Linear regression with the penalty alpha ‖w‖², a scikit-learn estimator: its coefficients are ``Ridge``'s.
 
     Args:
@@ -97,12 +101,13 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         alpha_: the strength of each target; a number where ``y`` was a vector.
     """
 
-    def __init__(self, alphas=(1.0,), standardize=False, folds=5):  # unchecked until the fit, as scikit-learn has it
+    # What it is made with is unchecked until the fit, as scikit-learn has it.
+    def __init__(self, alphas: Any = (1.0,), standardize: Any = False, folds: Any = 5) -> None:
         self.alphas = alphas
         self.standardize = standardize
         self.folds = folds
 
-    def fit(self, X, y, groups=None) -> "RidgeProbe":
+    def fit(self, X: Any, y: Any, groups: Any = None) -> "RidgeProbe":
         """Fit to rows. Rows of one of the ``groups`` (sequences, say) are never on both sides of a fold; groups are
         dealt to folds in turn, in sorted order; without groups every row is one of its own."""
         check_alphas([*self.alphas], zero=True)
@@ -120,7 +125,7 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return self._fit_folds([empty.and_rows(x[part], targets[part]) for part in parts], y.ndim)
 
     @classmethod
-    def from_moments(cls, *folds: Moments, **params) -> "RidgeProbe":
+    def from_moments(cls, *folds: Moments, **params: Any) -> "RidgeProbe":
         """The probe of rows that are gone, from the moments of each fold of them; one fold where there is one
         strength. Targets are always a matrix: ``predict`` gives a column for each."""
         probe = cls(**params)
@@ -128,15 +133,16 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return probe._fit_folds(folds, n_dims=2)
 
     def _fit_folds(self, folds: Sequence[Moments], n_dims: int) -> "RidgeProbe":
-        coef, intercept, alpha = fit_folds(folds, [float(alpha) for alpha in self.alphas], self.standardize)
-        coef, intercept, alpha = coef.T.cpu().numpy(), intercept.cpu().numpy(), alpha.numpy()
+        weights, offset, chosen = fit_folds(folds, [float(alpha) for alpha in self.alphas], self.standardize)
+        coef, intercept, alpha = weights.T.cpu().numpy(), offset.cpu().numpy(), chosen.numpy()
         self.n_features_in_ = coef.shape[1]
         vector = n_dims == 1
-        self.coef_, self.intercept_ = (coef[0], float(intercept[0])) if vector else (coef, intercept)
+        self.coef_: np.ndarray = coef[0] if vector else coef
+        self.intercept_: float | np.ndarray = float(intercept[0]) if vector else intercept
         self.alpha_ = float(alpha[0]) if vector else alpha
         return self
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """x·w + b."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])

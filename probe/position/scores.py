@@ -87,4 +87,8 @@ class Draws:
         return scores[0].numpy(), low, high
 
 
-METRICS = {"r2": r2, "mean_absolute_error": mean_absolute_error, "mean_squared_error": mean_squared_error}
+METRICS: dict[str, Metric] = {
+    "r2": r2,
+    "mean_absolute_error": mean_absolute_error,
+    "mean_squared_error": mean_squared_error,
+}

@@ -53,7 +53,7 @@ class Sequences:
         return [tuple(sequence[:length]) for sequence, length in pairs]
 
     def distinct(self) -> "Sequences":
-        first = {}
+        first: dict[tuple[int, ...], int] = {}
         for i, key in enumerate(self.keys()):
             first.setdefault(key, i)
         return self[torch.tensor(list(first.values()))]
@@ -105,7 +105,9 @@ class Split:
         return cls("sequence", every[order[n_test:]], every[order[:n_test]])
 
     @classmethod
-    def by_distribution(cls, tokens: Tensor, lengths: Tensor | None, test_tokens: Tensor, test_lengths) -> "Split":
+    def by_distribution(
+        cls, tokens: Tensor, lengths: Tensor | None, test_tokens: Tensor, test_lengths: Tensor | None
+    ) -> "Split":
         """All of one set of sequences to fit to, all of another to score on."""
         train, test = Sequences.of(tokens, lengths).distinct(), Sequences.of(test_tokens, test_lengths).distinct()
         return cls("distribution", train, test)

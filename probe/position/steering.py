@@ -98,12 +98,12 @@ def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Seq
     for shift in shifts:
         attended: dict[int, Tensor] = {}
 
-        def moved(x: Tensor, shift=shift) -> Tensor:
+        def moved(x: Tensor, shift: float = shift) -> Tensor:
             x = x.clone()
             x[:, query] += (shift * step).to(x)
             return x
 
-        def watch(layer: int, attended=attended) -> Edit:
+        def watch(layer: int, attended: dict[int, Tensor] = attended) -> Edit:
             def edit(scores: Tensor) -> Tensor:
                 pattern = scores[:, :, query, :query].detach().double().cpu().softmax(-1)
                 attended[layer] = pattern @ torch.arange(query, dtype=torch.float64)
@@ -206,12 +206,15 @@ def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda value: (value.double().cpu() - mean) @ weight + offset
 
 
-def _run_and_read(setting: Setting, edits: Mapping[str, Edit], probes) -> tuple[Outcome, dict[int, Tensor]]:
+def _run_and_read(
+    setting: Setting, edits: Mapping[str, Edit], probes: Mapping[int, Edit]
+) -> tuple[Outcome, dict[int, Tensor]]:
     read: dict[int, Tensor] = {}
 
     def reading(layer: int) -> Edit:
         def edit(value: Tensor) -> Tensor:
-            value = edits.get(block_site(layer, RESID_POST), lambda x: x)(value)
+            edited = edits.get(block_site(layer, RESID_POST))
+            value = value if edited is None else edited(value)
             read[layer] = probes[layer](value)
             return value
 

@@ -5,22 +5,31 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.position.interventions import INTERVENTIONS, NORMAL, Edits, Input
-from probe.position.scores import mean_absolute_error, r2
+from probe.position.scores import Draws, mean_absolute_error, r2
 from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, logits_with_edits, visit
 
 
 class Subject:
     """A model, the sequences on which probes are fitted, and those on which all else is measured."""
 
-    def __init__(self, model, tokens, site, scored, draws, seed, batch_size):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Int[Tensor, "sequence pos"],
+        site: str | None,
+        scored: Bool[Tensor, "sequence pos"],
+        draws: Draws,
+        seed: int,
+        batch_size: int,
+    ):
         self.model, self.draws, self.seed, self.batch_size = model, draws, seed, batch_size
         self.n_layers = visit(model, tokens[:1, :1], [EMBED], lambda *_: None)
         self.site = block_site(self.n_layers - 1, RESID_POST) if site is None else site
@@ -31,7 +40,6 @@ class Subject:
         self.bos = first[0] if len(first) == 1 else None
         self.mean_position = tokens.shape[1] / 2  # of positions 1, 2, …
         self.attention = self._first_key()
-        self.probe, self.found = None, {}
         self.probe = self.read(NORMAL, self.site)[0]
         self.found = {name: self._outcome(name) for name in INTERVENTIONS if self._applies(name)}
 
@@ -45,16 +53,16 @@ class Subject:
         given = Input(getattr(self, part), self.bos, self.n_layers, torch.Generator().manual_seed(seed))
         return given, INTERVENTIONS[name].tokens(given), INTERVENTIONS[name].edits(given)
 
-    def run(self, tokens, edits: Callable[[slice], Edits], site: str) -> tuple[Tensor, list[Tensor]]:
+    def run(self, tokens: Tensor, edits: Callable[[slice], Edits], site: str) -> tuple[Tensor, list[Tensor]]:
         """The values at a site, and the logits by batch."""
         seen, logits = [], []
         n_batches = max(1, math.ceil(len(tokens) / self.batch_size))  # of equal size: none is of one sequence
         for rows in torch.arange(len(tokens)).tensor_split(n_batches):
             edit = dict(edits(slice(int(rows[0]), int(rows[-1]) + 1)))
-            before = edit.get(site, lambda value: value)
+            before = edit.get(site)
 
-            def keep(value: Tensor, before=before) -> Tensor:
-                value = before(value)
+            def keep(value: Tensor, before: Callable[[Tensor], Tensor] | None = before) -> Tensor:
+                value = value if before is None else before(value)
                 seen.append(value.detach().cpu())
                 return value
 
@@ -100,7 +108,8 @@ class Subject:
         other keys: -1 for softmax with keys of any fixed scores, 0 where it is the same from every position."""
         x = torch.arange(1, self.test.shape[1], dtype=torch.float64).log()
         x = (x - x.mean()) / (x - x.mean()).square().sum()
-        mass, slope = [[] for _ in range(self.n_layers)], [[] for _ in range(self.n_layers)]
+        mass: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
+        slope: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
 
         def keep(site: str, pattern: Tensor, rows: slice) -> None:
             layer = int(site.split(".")[1])

@@ -88,11 +88,12 @@ def position_table(
 
 
 def _table(model: nn.Module) -> Float64[Tensor, "pos d_model"]:
-    if not has_position_table(model):
+    decoder = our_decoder(model)
+    encoding = None if decoder is None else decoder.encoding
+    if not isinstance(encoding, Learned | Sinusoidal):
         raise ProbeError(
             f"a model with a learned or sinusoidal table of positions was wanted, got {type(model).__name__} without"
         )
-    encoding = our_decoder(model).encoding
     if encoding.n_ctx < 4:
         raise ProbeError(f"a table of at least 4 positions was wanted, got {encoding.n_ctx}")
     table = encoding.weight if isinstance(encoding, Learned) else encoding.table(torch.arange(encoding.n_ctx))

@@ -55,8 +55,8 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
     titles = []
     for (layer, head), part in heads:
         first = part.iloc[0]
-        template = f"{plain(first['template'])}<br>{first['distance']:.3f} nats away"
-        titles.append([f"layer {layer}, head {head}", template, "difference"])
+        nearest = f"{plain(first['template'])}<br>{first['distance']:.3f} nats away"
+        titles.append([f"layer {layer}, head {head}", nearest, "difference"])
     figure, places = panels(titles, height=250, most=3, gap=85, beside=0.05, shared_y=False)
     for row, (_, part) in enumerate(heads):
         pattern, template = matrix(part, "pattern"), matrix(part, "template_pattern")
@@ -103,7 +103,7 @@ def _add_map(
         if len(labels) != len(z):
             raise ProbeError(f"labels want one a position, {len(z)}, got {len(labels)}")
         at, hover, names = list(range(len(z))), "query %{customdata}", [plain(label) for label in labels]
-    pairs = names and [[f"{q}, key {k}" for k in names] for q in names]
+    pairs = None if names is None else [[f"{q}, key {k}" for k in names] for q in names]
     figure.add_heatmap(
         z=z, x=at, y=at, coloraxis=axis, hoverongaps=False, customdata=pairs,
         hovertemplate=hover + ": %{z:.3f}<extra></extra>", **place,

@@ -187,7 +187,7 @@ def template_table(rows: pd.DataFrame) -> pd.DataFrame:
     templates = of(rows, "templates", metric=DISTANCE)
     parameters = templates.groupby("template")["n_parameters"].max().astype(int)
     table = beside_untrained(templates, "template")
-    table.insert(1, "parameters", table["template"].map(parameters))
+    table.insert(1, "fitted parameters", table["template"].map(parameters))
     return table
 
 

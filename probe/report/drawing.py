@@ -1,5 +1,7 @@
 """What figures are drawn with: intervals as bars and bands, numbers and names as text."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -7,7 +9,7 @@ import plotly.graph_objects as go
 from probe.errors import ProbeError
 
 
-def interval_bars(line: pd.DataFrame, width: int = 2, thickness: float = 1) -> dict:
+def interval_bars(line: pd.DataFrame, width: int = 2, thickness: float = 1) -> dict[str, Any]:
     """Error bars from value, low and high."""
     return {
         "type": "data",
@@ -19,7 +21,7 @@ def interval_bars(line: pd.DataFrame, width: int = 2, thickness: float = 1) -> d
     }
 
 
-def add_band(figure: go.Figure, x: list, line: pd.DataFrame, colour: str, group: str, **place: int) -> None:
+def add_band(figure: go.Figure, x: list[Any], line: pd.DataFrame, colour: str, group: str, **place: int) -> None:
     """The interval of a line, from low to high, as a band; nothing where there is no interval."""
     if len(line) and line[["low", "high"]].notna().all(axis=None):
         figure.add_scatter(
@@ -56,7 +58,7 @@ def matrix(part: pd.DataFrame, value: str) -> np.ndarray:
     """Query × key, the future left blank."""
     # All that an eye can see.
     matrix = part.pivot(index="query", columns="key", values=value).to_numpy(dtype=np.float32)
-    return np.where(np.tri(*matrix.shape, dtype=bool), matrix, np.nan)
+    return np.where(np.tri(*matrix.shape, dtype=np.bool_), matrix, np.nan)
 
 
 def plain(text: object) -> str:

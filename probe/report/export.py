@@ -45,7 +45,11 @@ def figures_of(page: str) -> dict[str, go.Figure]:
 
 def standalone(figures: Mapping[str, go.Figure]) -> dict[str, str]:
     """The figures as HTML files by name, and the one script that they all want beside them."""
-    pages = {f"{name}.html": figure.to_html(include_plotlyjs="directory") for name, figure in figures.items()}
+    # One of plotly's buttons sends the figure to its maker's server.
+    options = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"]}
+    pages = {
+        f"{name}.html": figure.to_html(include_plotlyjs="directory", config=options) for name, figure in figures.items()
+    }
     return {**pages, "plotly.min.js": get_plotlyjs()}
 
 
@@ -75,7 +79,8 @@ def pictures(
         raise ProbeError(f"width must be 20 to 2000 mm and dpi 30 to 2400, got {width:g} and {dpi}")
     if importlib.util.find_spec("kaleido") is None:
         raise ProbeError("pictures want kaleido and a browser: pip install 'position-probe[figures]'")
-    names, found = list(figures), {}
+    names = list(figures)
+    found: dict[str, bytes] = {}
     steps = Steps(len(names), on_progress)
     for start in range(0, len(names), AT_ONCE):
         sized = {name: print_size(figures[name], width)[:2] for name in names[start : start + AT_ONCE]}

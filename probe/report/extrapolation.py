@@ -5,6 +5,7 @@ by which the variant was made to reach beyond the trained length, NaN where it w
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -204,7 +205,7 @@ def _hover(line: pd.DataFrame, at: str) -> list[str]:
     ]
 
 
-def _decades(values: pd.Series) -> dict:
+def _decades(values: pd.Series) -> dict[str, Any]:
     """Ticks at 1, 2, 5, 10, … where plotly would name every digit."""
     values = values[np.isfinite(values.astype(float)) & (values > 0)]
     if values.empty or values.max() < 4 * values.min():

@@ -22,7 +22,7 @@ SHOWN_AS = {
     "from uniform": "null_uniform",
     "keys shuffled": "null_shuffled",
     "another seed": "null_seed",
-    "parameters": "n_parameters",
+    "fitted parameters": "n_parameters",
     "made for": "extension",
     "best λ": "scale",
     "change of loss, nats": "loss_change",
@@ -69,7 +69,6 @@ IN_WORDS = {
     "bootstrap": "bootstrap",
     "mean reciprocal rank": "mean_reciprocal_rank",
     "Mean reciprocal rank": "mean_reciprocal_rank",
-    "λ": "scale",
 }
 
 _INTERVALS = {
@@ -512,7 +511,7 @@ _CONSTRUCTIONS = {
     "largest error / tolerance": "The largest error of all checks as a share of its tolerance; a claim holds up to 1.",
     "claim": "What the weights are claimed to do.",
     "source": "The paper, theorem or idea behind the claim.",
-    "quantity": "What of the claim was measured.",
+    "quantity": "What was measured; of a construction, which part of its claim.",
     "dtype": "The floating-point type of weights and activations.",
     "dtypes": "The floating-point types in which it was checked.",
     "checked to length": "The longest sequence of a check, in tokens; the claim may go further.",

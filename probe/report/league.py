@@ -18,7 +18,7 @@ METRICS = {"mean_reciprocal_rank": "mean reciprocal rank", "mean_accuracy": "mea
 def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Mean reciprocal rank, and mean accuracy beside it, of every encoding with intervals, a mark a source of results.
 
-    Rows, by source: those of ``probe.training.league.league``.
+    Rows, by source: those of ``probe.training.league``.
     """
     rows = some(pd.concat([r.assign(source=s) for s, r in leagues.items()], ignore_index=True), "ranks")
     first = rows[(rows["metric"] == "mean_reciprocal_rank")].drop_duplicates("encoding")
@@ -52,14 +52,14 @@ def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure.update_yaxes(tickvals=list(height.values()), ticktext=[plain(e) for e in encodings])
     figure.update_xaxes(range=[-0.03, 1.03])
     for place, title in zip(places, METRICS.values(), strict=True):
-        figure.update_xaxes(title=title + counted(first, "runs"), **place)
+        figure.update_xaxes(title=title + counted(rows, "runs"), **place)
     return finish(figure, showlegend=True)
 
 
 def league_differences(rows: pd.DataFrame) -> go.Figure:
     """Accuracy of the encoding of a row less that of a column; a star where the difference is real.
 
-    Rows: those of ``probe.training.league.paired_differences``.
+    Rows: those of ``probe.training.paired_differences``.
     """
     rows = some(rows, "differences between encodings")
     mean = pd.concat([rows.groupby("a")["value"].sum(), -rows.groupby("b")["value"].sum()])
@@ -85,7 +85,7 @@ def league_differences(rows: pd.DataFrame) -> go.Figure:
 def league_by_length(rows: pd.DataFrame, width: int = 4) -> go.Figure:
     """Accuracy against length, a panel a task, a line an encoding, the interval over seeds as a band.
 
-    Rows: those of ``probe.training.league.accuracy_by_length``.
+    Rows: those of ``probe.training.accuracy_by_length``.
     """
     rows = some(rows, "accuracy by length")
     tasks = list(dict.fromkeys(rows["task"]))
@@ -156,7 +156,8 @@ def league_page(
         text = ["Mean over seeds; bands are Student's t intervals over seeds, wide where these are few."]
         figures = [("Exact match by length.", league_by_length(found))]
         sections.append(Section(f"Accuracy by length. {source}", text, figures))
-    title, lines = "Which encoding generalises to longer inputs?", [*summary, *said]
+    title = "Which encoding generalises to longer inputs?"
+    lines: list[str | Line] = [*summary, *said]
     return render_page(title, lines, sections, rows=rows, rows_file="results", made=made)
 
 

@@ -108,7 +108,7 @@ def render_page(
     if rows is None:
         return without
     table = rows.to_csv(index=False)
-    packed = {"data": _packed(table), "size": f"{len(table.encode()) / 1e6:.1f} MB"}
+    packed = {"data": _packed(table), "size": _size(len(table.encode()))}
     fits = len(without.encode()) + len(packed["data"]) + 1000 <= LARGEST
     return page(rows_csv=packed) if fits else without
 
@@ -230,6 +230,10 @@ def _slug(text: str) -> str:
 def _for_script(key: float | None) -> str | None:
     """A number as JavaScript reads it."""
     return None if key is None else repr(key).replace("inf", "Infinity")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:.0f} kB"
 
 
 def _packed(text: str) -> str:

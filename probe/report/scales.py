@@ -1,6 +1,7 @@
 """Figures of attention temperatures: λ by head and length, what it does, and the entropy that it answers."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -277,7 +278,7 @@ def beside_entropy(rows: pd.DataFrame) -> pd.DataFrame:
     return scales[[*KEYS, "value"]].merge(rise, on=KEYS)
 
 
-def _signed(row) -> str:
+def _signed(row: Any) -> str:
     value, low, high = (signed_zero(n, ".2f") for n in (row.value, row.low, row.high))
     return f"{value} [{low}, {high}]".replace("-", "−")
 

@@ -8,7 +8,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import plotly.io
@@ -138,14 +138,14 @@ def title_lowest(figure: go.Figure, places: Sequence[dict[str, int]], title: str
             figure.update_xaxes(title_text=title, **place)
 
 
-def colour_bar(title: str, figure: go.Figure, *, top: float = 1.0, share: float = 1.0) -> dict:
+def colour_bar(title: str, figure: go.Figure, *, top: float = 1.0, share: float = 1.0) -> dict[str, Any]:
     """A colour bar of at most 300 pixels beside the top panels, or beside a ``share`` of them from ``top`` down."""
     length = min(300.0, share * figure.layout.meta["drawn"])
     text = {"title": {"text": title, "font": {"size": 12}}, "tickfont": {"size": SMALL}}
     return text | {"lenmode": "pixels", "len": length, "y": top, "yanchor": "top", "thickness": 14, "outlinewidth": 0}
 
 
-def finish(figure: go.Figure, **layout) -> go.Figure:
+def finish(figure: go.Figure, **layout: Any) -> go.Figure:
     """The template, and the height that panels, titles, tick labels and legend take; ``layout`` is added."""
     figure.update_layout(template=TEMPLATE, **layout)
     for axis in figure.select_yaxes():
@@ -214,7 +214,7 @@ def _below(figure: go.Figure) -> int:
     return int(max(TICKS + lines, 12 + 7.3 * slant * max(map(len, [*names, *text]), default=0))) + title
 
 
-def _is_lowest(figure: go.Figure, axis) -> bool:
+def _is_lowest(figure: go.Figure, axis: Any) -> bool:
     name = axis.anchor.replace("y", "yaxis")
     domain = figure.layout[name].domain
     return domain is None or domain[0] < 0.001

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def first_of(name: str, shown: set[str]) -> bool:
     return new
 
 
-def position_ticks(train_length: int, last: float, first: float = 1.0, *, fewer: bool = False) -> dict:
+def position_ticks(train_length: int, last: float, first: float = 1.0, *, fewer: bool = False) -> dict[str, Any]:
     """The trained length and its doublings; powers of 4, or of 16, below it."""
     first = max(first, 1.0)
     below = [float(n) for n in (16 if fewer else 4) ** np.arange(12.0) if first <= n < train_length / 1.5]
@@ -111,5 +112,5 @@ def mark_trained(figure: go.Figure, places: Sequence[dict[str, int]], train_leng
     legend_line(figure, TRAINED, {"color": STRONG, "width": 1.5, "dash": "dot"})
 
 
-def legend_line(figure: go.Figure, name: str, line: dict) -> None:
+def legend_line(figure: go.Figure, name: str, line: dict[str, Any]) -> None:
     figure.add_scatter(x=[None], y=[None], mode="lines", name=name, legendgroup=name, line=line, row=1, col=1)

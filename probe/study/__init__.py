@@ -1,7 +1,8 @@
 """The whole experiment: train or load, evaluate, probe, compare, verify, and put it all on one page."""
 
+from probe.provenance import environment
 from probe.study.config import PRESETS, StudyConfig, StudyData, TracedSequences
-from probe.study.run import collect_rows, environment, run_study, train_one
+from probe.study.run import collect_rows, run_study, train_one
 from probe.study.stages import read_stage
 
 __all__ = [

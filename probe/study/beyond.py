@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.attention import stream
+from probe.config import check_size
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import (
     ContextLosses,
@@ -62,6 +63,10 @@ class Beyond:
         for name in self.fits:
             if name not in FITS:
                 raise unknown_name("way to fit the scales of heads", name, FITS)
+        for name in ("n_texts", "n_prompts", "n_fitted"):
+            check_size(name, getattr(self, name))
+        for extension in self.extensions:
+            check_size("extensions", extension)
 
     @property
     def contexts(self) -> list[int]:
@@ -93,6 +98,7 @@ class Variant(NamedTuple):
     model: nn.Module
 
 
+FitScale = Callable[[nn.Module, EncodedExamples, ScaleTraining, float], FittedScale]
 Kept = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]  # the rows of a stage: measured once
 
 
@@ -113,8 +119,7 @@ def beyond_stages(
     beyond = beyond.within(decoder)
     if not beyond.extensions:
         return {}
-    ours = isinstance(decoder, Decoder)
-    stretched = ours and decoder.config.encoding == "rotary"
+    stretched = isinstance(decoder, Decoder) and decoder.config.encoding == "rotary"
 
     def fit() -> pd.DataFrame:
         steps = Steps(1 + (not stretched) + (drop is not None), on_progress)
@@ -136,7 +141,7 @@ def beyond_stages(
         if not can_scale(decoder):
             return
         yield from with_scales(decoder, scales())
-        if ours:
+        if isinstance(decoder, Decoder):
             yield from stretches(decoder, beyond) if stretched else by_position(decoder, beyond, scales())
         if drop is not None:
             yield Variant("dropped", math.nan, drop())
@@ -255,17 +260,19 @@ def drops(decoder: nn.Module) -> bool:
 
 
 def drop_encoding(
-    decoder: Decoder,
+    decoder: nn.Module,
     data: EncodedExamples,
     training: TrainingConfig,
     folder: Path | None = None,
     *,
     device: str | None = None,
-    on_log: Callable[[dict], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Decoder:
     """A model without its position encoding, trained on for ``training.steps``. DroPE, Gelberg et al. 2025."""
     bare = variant(decoder, encoding="none", position_layers=None)
-    return train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
+    trained = train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
+    assert isinstance(trained, Decoder)  # as its config is a decoder's
+    return trained
 
 
 def losses_of(model: nn.Module, beyond: Beyond) -> ContextLosses:
@@ -353,7 +360,7 @@ BEYOND_STAGES: Sequence[str] = (
 )
 
 
-def _trained(**changes: float | None):
+def _trained(**changes: Any) -> FitScale:
     def fit(decoder: nn.Module, data: EncodedExamples, config: ScaleTraining, initial: float) -> FittedScale:
         return train_scale(decoder, data, replace(config, **{"initial": initial, **changes}))
 
@@ -367,7 +374,7 @@ def _searched(decoder: nn.Module, data: EncodedExamples, config: ScaleTraining, 
 
 # How the scales of heads are found. The ablation of Wang et al. 2024: without the limit λ >= 1, without the best
 # uniform scale as initial value, and without both.
-FITS: dict[str, Callable[[nn.Module, EncodedExamples, ScaleTraining, float], FittedScale]] = {
+FITS: dict[str, FitScale] = {
     "head": _trained(),
     "head_free": _trained(least=None),
     "head_from_one": _trained(initial=1.0),

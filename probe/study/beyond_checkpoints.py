@@ -10,7 +10,7 @@ from torch import nn
 from probe.errors import ProbeError
 from probe.extrapolation import can_scale, passkey, perplexity, scaled
 from probe.extrapolation.perplexity import loss_by_position
-from probe.files import write_file, write_text
+from probe.files import write_rows, write_text
 from probe.models import checkpoint
 from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder
@@ -19,6 +19,7 @@ from probe.report.extrapolation_sections import extrapolation_figures, extrapola
 from probe.report.page import Made, render_page
 from probe.study.beyond import Beyond, beyond_stages, scale_of
 from probe.study.command import made_with
+from probe.study.places import check_file_names
 from probe.study.stages import read_stage, write_stage
 from probe.tasks.passkey import DEPTHS, Passkey
 
@@ -110,6 +111,7 @@ def scale_checkpoints(
     told on the page.
     """
     folder, parts = Path(folder), []
+    check_file_names(models)
 
     def kept(name: str, stage: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         write_stage(folder, f"{stage}-{name}", measure)
@@ -146,6 +148,6 @@ def _finish(parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, title
     drawn = extrapolation_figures(rows, length)
     summary, sections = extrapolation_summary(rows, length), extrapolation_sections(rows, drawn)
     page = render_page(title, summary, sections, rows=rows, made=made)
-    write_file(Path(folder) / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
+    write_rows(Path(folder) / "rows.parquet", rows, made.environment)
     write_text(Path(folder) / "report.html", page)
     return rows

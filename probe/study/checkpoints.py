@@ -3,13 +3,14 @@
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
 from probe.config import check_size
-from probe.files import write_file, write_text
+from probe.files import write_rows, write_text
 from probe.models.anatomy import untrained_like
 from probe.position import probe_over_training
 from probe.progress import OnProgress, Steps, untold
@@ -67,7 +68,8 @@ def compare_checkpoints(
     pairs = {} if long or len(models) < 2 else pair_stages(models, untrained, traced.tokens, seed)
     # Counted anew and not kept: what stages have in common is held as long as they are.
     steps = Steps(sum(len(stages_of(name)) for name in models) + len(pairs), on_progress)
-    rows, drawings = [], {stage: {} for stage in FIGURE_STAGES}
+    rows: list[pd.DataFrame] = []
+    drawings: dict[str, dict[str, pd.DataFrame]] = {stage: {} for stage in FIGURE_STAGES}
     for name in models:
         for stage, measure in stages_of(name).items():
             found = measure()
@@ -94,7 +96,7 @@ def compare_checkpoints(
     ]  # fmt: skip
     made = made_with(next(iter(models.values()))[0], command)
     page = render_page("Attention compared", summary, attention_sections(collected, drawn), rows=collected, made=made)
-    write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
+    write_rows(folder / "rows.parquet", collected, made.environment)
     write_text(folder / "report.html", page)
     return collected
 
@@ -126,7 +128,7 @@ def fit_checkpoints(
     steps = Steps(len(models) * (1 if fitted_length is None else 2) + len(over_training), on_progress)
     for i, (name, decoders) in enumerate(models.items()):
         untrained = [untrained_like(d, seed + 1000 * i + r) for r, d in enumerate(decoders)]
-        options = {"seed": seed, "on_progress": steps.within}
+        options: dict[str, Any] = {"seed": seed, "on_progress": steps.within}
         found = fitted_probes(decoders, untrained, traced.tokens, sites=sites, targets=targets, **options)
         rows.append(found.assign(measurement="fit", encoding=name))
         steps.step()
@@ -161,7 +163,7 @@ def fit_checkpoints(
     sections = [Section("Probes of position", text, figures=figures, tables=fit_tables(fit))]
     made = made_with(next(iter(models.values()))[0], command)
     page = render_page("Position in hidden states", summary, sections, rows=collected, made=made)
-    write_file(folder / "rows.parquet", lambda path: collected.to_parquet(path, index=False))
+    write_rows(folder / "rows.parquet", collected, made.environment)
     write_text(folder / "report.html", page)
     return collected
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from probe.config import check_size, from_mapping
+from probe.config import MOST_SEED, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
 from probe.models.decoder import DecoderConfig
 from probe.models.encodings import ENCODINGS
@@ -53,7 +53,7 @@ class StudyConfig:
         for name in ("n_train", "n_validation", "n_test", "trace_sequences"):
             check_size(name, getattr(self, name))
         check_size("trace_length", self.trace_length, least=2)
-        check_size("seed", self.seed, least=0)
+        check_size("seed", self.seed, least=0, most=MOST_SEED)
         if not self.encodings or len(set(self.encodings)) != len(self.encodings):
             raise ProbeError(f"encodings must name at least one, each once, got {self.encodings}")
         for encoding in (*self.encodings, *self.load, *self.seeds):

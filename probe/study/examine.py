@@ -24,7 +24,7 @@ from probe.config import check_size
 from probe.device import find_device
 from probe.errors import ProbeError
 from probe.extrapolation.perplexity import loss_by_position
-from probe.files import alone, claim_folder, write_file, write_text
+from probe.files import alone, claim_folder, write_rows, write_text
 from probe.models.anatomy import (
     d_model_of,
     d_vocab_of,
@@ -42,7 +42,7 @@ from probe.report.examine import examine_page
 from probe.report.page import Made
 from probe.study.command import examine_command
 from probe.study.config import TracedSequences
-from probe.study.places import locate, read_tokens
+from probe.study.places import check_file_names, locate, read_tokens
 from probe.study.stages import (
     FIGURE_STAGES,
     PAIR_STAGES,
@@ -125,9 +125,7 @@ def examine(
             another process is at work.
     """
     folder, config = Path(folder), config or ExamineConfig()
-    for name in places:
-        if not name or "/" in name or name.startswith("."):
-            raise ProbeError(f"a model's name becomes that of a file: one without '/' was wanted, got {name!r}")
+    check_file_names(places)
     located = {name: locate(place) for name, place in places.items()}
     models = {name: place.load(device) for name, place in located.items()}
     where = {name: place.folder for name, place in located.items()}
@@ -162,11 +160,11 @@ def examine(
         elif len(models) > 1:
             say(f"models not compared with each other: {differ}")
         rows = _collect(folder, list(models))
-        write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
         drawn = {stage: {n: read_stage(folder, f"{stage}-{n}") for n in models} for stage in FIGURE_STAGES}
         about = [_anatomy(name, places[name], where[name], model) for name, model in models.items()]
         on = find_device(device)
         made = Made(examine_command(places, config, on.type), settings=asdict(config), environment=environment(on))
+        write_rows(folder / "rows.parquet", rows, made.environment)
         page = examine_page(rows, drawn["maps"], drawn["curves"], pd.DataFrame(about), made)
         write_text(folder / "report.html", page)
         return rows
@@ -302,7 +300,7 @@ def _anatomy(name: str, place: str | Path, where: Path, model: nn.Module) -> dic
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
         "layers × heads": f"{n_layers_of(model)} × {n_heads_of(model)}",
         "d_model": str(d_model_of(model)),
-        "tokens": f"{d_vocab_of(model):,}",
+        "d_vocab": f"{d_vocab_of(model):,}",
         "position seen": _by_layer(encodings),
     }
 

@@ -1,6 +1,6 @@
 """What the command line, and a study's settings, call models: folders, seeds of one model, names on the hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from probe.errors import ProbeError
-from probe.files import read_json_object
+from probe.files import is_text, read_json_object
 from probe.models.families import FAMILIES
 from probe.models.hub import find_folder
 from probe.models.pretrained import load_pretrained
 from probe.study.config import StudyConfig, run_name
+
+MOST_NAME = 150  # bytes: file systems take 255, and a stage's name and an ending stand beside it
 
 
 class Place(NamedTuple):
@@ -32,8 +34,9 @@ def locate(place: str | Path) -> Place:
     """What a place is: a folder with a checkpoint or a run with a finished one, or a name on the hub, fetched where
     need be, OWNER/MODEL or OWNER/MODEL@REVISION. ``llama_nope:PLACE`` says the family of what is there."""
     said = str(place)
-    family, colon, rest = said.partition(":")
-    if not colon or family not in FAMILIES or Path(said).exists():
+    before, colon, rest = said.partition(":")
+    family: str | None = before
+    if not colon or before not in FAMILIES or Path(said).exists():
         family, rest = None, said
     if Path(rest).exists():
         folder = Path(rest)
@@ -74,6 +77,16 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Place]], Stu
     return found, study
 
 
+def check_file_names(names: Iterable[str]) -> None:
+    """Refuse names of models that files could not have, or that lead out of a folder."""
+    for name in names:
+        if not name or "/" in name or name.startswith(".") or not is_text(name) or len(name.encode()) > MOST_NAME:
+            raise ProbeError(
+                f"a model's name becomes that of a file: one of at most {MOST_NAME} bytes without '/' was wanted, got "
+                f"{name!r}"
+            )
+
+
 def load_all(checkpoints: Mapping[str, Sequence[Place]], device: str) -> dict[str, list[nn.Module]]:
     """The models, by name."""
     return {name: [place.load(device) for place in places] for name, places in checkpoints.items()}
@@ -86,9 +99,16 @@ def read_tokens(path: str | Path) -> torch.Tensor:
         ProbeError: where it holds anything else.
     """
     try:
-        tokens = np.load(path, allow_pickle=False)
-    except ValueError as error:
+        # Mapped: a header may claim any shape, of which no more is read than the file has.
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: it reads a header as Python's literals, or an archive
         raise ProbeError(f"{path}: token ids in numpy's format were wanted: {error}") from None
+    if not isinstance(tokens, np.ndarray):
+        raise ProbeError(f"{path}: token ids in numpy's format were wanted, got an archive")
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ProbeError(f"{path}: integers of shape (sequence, pos) were wanted, got {tokens.dtype} {tokens.shape}")
+    if not tokens.size:
+        raise ProbeError(f"{path}: at least one sequence of one token was wanted, got shape {tokens.shape}")
     return torch.as_tensor(tokens.astype(np.int64))

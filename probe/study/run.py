@@ -16,9 +16,10 @@ import functools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,7 +28,7 @@ from torch import nn
 from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
-from probe.files import alone, claim_folder, write_file, write_text
+from probe.files import alone, claim_folder, write_rows, write_text
 from probe.models.anatomy import d_vocab_of, layer_encodings, untrained_like
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
@@ -56,6 +57,8 @@ from probe.tasks.passkey import Passkey
 from probe.training import train
 from probe.training.train import newest_log_entry
 
+OnLog = Callable[[str, dict[str, Any]], None]  # of a model's name, and an object of its training's log
+
 
 def run_study(
     config: StudyConfig,
@@ -64,7 +67,7 @@ def run_study(
     device: str | None = None,
     jobs: int | None = None,
     say: Callable[[str], None] = lambda line: None,
-    on_log: Callable[[str, dict], None] = lambda name, entry: None,
+    on_log: OnLog = lambda name, entry: None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Run a study in a folder, or what is left of it, and return its rows.
@@ -91,7 +94,18 @@ def run_study(
         return _run(config, folder, data, traced, torch_device, jobs, threads, say, on_log, on_progress)
 
 
-def _run(config, folder, data, traced, device, jobs, threads, say, on_log, on_progress) -> pd.DataFrame:
+def _run(
+    config: StudyConfig,
+    folder: Path,
+    data: StudyData,
+    traced: TracedSequences,
+    device: torch.device,
+    jobs: int,
+    threads: int,
+    say: Callable[[str], None],
+    on_log: OnLog,
+    on_progress: OnProgress,
+) -> pd.DataFrame:
     """What is left of a study in a folder that is its own."""
     planned = _planned(config, folder, data, traced)
     total = sum(map(len, planned.values())) + 1  # the report
@@ -116,7 +130,7 @@ def _run(config, folder, data, traced, device, jobs, threads, say, on_log, on_pr
     started = time.perf_counter()
     _study_pairs(config, folder, data, tell)
     rows = collect_rows(config, folder)
-    write_file(folder / "rows.parquet", lambda path: rows.to_parquet(path, index=False))
+    write_rows(folder / "rows.parquet", rows, environment(device))
     _write_report(config, folder, rows, device)
     on_progress(total, total)
     say(f"model distances, figures and report: {time.perf_counter() - started:.0f} s")
@@ -142,7 +156,16 @@ def _planned(config: StudyConfig, folder: Path, data: StudyData, traced: TracedS
     return planned
 
 
-def _study_models_side_by_side(config, folder, device, jobs, threads, say, on_log, on_stage) -> None:
+def _study_models_side_by_side(
+    config: StudyConfig,
+    folder: Path,
+    device: str,
+    jobs: int,
+    threads: int,
+    say: Callable[[str], None],
+    on_log: OnLog,
+    on_stage: Callable[..., None],
+) -> None:
     """The models and the constructions in processes of their own, one core or a few each."""
     with ProcessPoolExecutor(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
@@ -181,7 +204,7 @@ def _study_model(
     folder: Path,
     encoding: str,
     device: str,
-    on_log: Callable[[str, dict], None] | None = None,
+    on_log: OnLog | None = None,
     on_stage: Callable[[], None] = lambda: None,
 ) -> str:
     """Train or load the models of one encoding and measure them; says how long each stage took."""
@@ -204,8 +227,8 @@ def _stages(
     config: StudyConfig,
     folder: Path,
     encoding: str,
-    decoders: list[nn.Module],
-    untrained: list[nn.Module],
+    decoders: Sequence[nn.Module],
+    untrained: Sequence[nn.Module],
     data: StudyData,
     traced: TracedSequences,
     device: str,
@@ -213,12 +236,12 @@ def _stages(
     """The stages of one encoding, those of text included."""
     stages = model_stages(decoders, untrained, data, traced, config.seed)
     if isinstance(data.task, Passkey):
-        stages |= _beyond(config, folder, encoding, decoders[0], data, device)
+        stages |= _beyond(config, folder, encoding, decoders[0], data.task, data, device)
     return stages
 
 
 def _beyond(
-    config: StudyConfig, folder: Path, encoding: str, decoder: nn.Module, data: StudyData, device: str
+    config: StudyConfig, folder: Path, encoding: str, decoder: nn.Module, task: Passkey, data: StudyData, device: str
 ) -> dict[str, Callable[[], pd.DataFrame]]:
     """The stages of text beyond the trained length. No encoding is dropped from a model that is loaded: how long it was
     trained, of which the training that then follows is a share, nobody knows here."""
@@ -233,7 +256,7 @@ def _beyond(
         return drop_encoding(decoder, data.train, training, folder / "models" / f"{encoding}-dropped", device=device)
 
     scale = ScaleTraining(steps=config.scale_steps, warmup=min(20, config.scale_steps // 10))
-    beyond = Beyond(data.task, extensions=config.extensions, scale=scale, seed=config.seed)
+    beyond = Beyond(task, extensions=config.extensions, scale=scale, seed=config.seed)
     return beyond_stages(decoder, beyond, kept, drop if drops(decoder) and encoding not in config.load else None)
 
 
@@ -244,7 +267,7 @@ def _decoder(
     replica: int,
     data: StudyData,
     device: str,
-    on_log: Callable[[str, dict], None] | None,
+    on_log: OnLog | None,
 ) -> nn.Module:
     if encoding in config.load:
         return _loaded(config.load[encoding], encoding, data, device)
@@ -343,7 +366,7 @@ def train_one(
     *,
     device: str | None = None,
     keep_checkpoints: bool = False,
-    on_log: Callable[[dict], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Decoder:
     """Train the decoder with one encoding, as a study would, into a folder of its own."""
     if encoding not in ENCODINGS:
@@ -353,6 +376,8 @@ def train_one(
     training = config.training_of(encoding)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that train one model on several GPUs
     with alone(folder) if first else contextlib.nullcontext():
-        return train(
+        trained = train(
             model, data.train, training, folder, device=device, keep_checkpoints=keep_checkpoints, on_log=on_log
         )
+    assert isinstance(trained, Decoder)  # as its config is a decoder's
+    return trained

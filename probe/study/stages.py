@@ -27,7 +27,7 @@ from probe.attention import (
 from probe.attention.pooling import BINS
 from probe.errors import ProbeError
 from probe.extrapolation import can_scale, sweep_scale
-from probe.files import read_rows, write_file
+from probe.files import read_rows, write_rows
 from probe.models.anatomy import n_heads_of, n_layers_of, our_decoder
 from probe.models.build import Model
 from probe.models.decoder import Decoder
@@ -74,7 +74,7 @@ def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) ->
     if path.exists():
         return False
     rows = measure()
-    write_file(path, lambda temporary: rows.to_parquet(temporary, index=False))
+    write_rows(path, rows)
     return True
 
 
@@ -276,10 +276,11 @@ def accuracy(decoder: nn.Module, data: StudyData) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def shifted(decoder: Decoder, data: StudyData, *, seed: int = 0, most: int = 500) -> pd.DataFrame:
+def shifted(decoder: Model, data: StudyData, *, seed: int = 0, most: int = 500) -> pd.DataFrame:
     """Loss and accuracy on trained lengths when all positions are shifted, as far as the model knows positions."""
     examples = encode(data.splits.validation[:most], data.task.vocabulary)
-    last, length = decoder.encoding.last_position, examples.tokens.shape[1]
+    last = decoder.encoding.last_position if isinstance(decoder, Decoder) else None
+    length = examples.tokens.shape[1]
     shifts = [k for k in SHIFTS if last is None or k + length - 1 <= last]
     return shifted_positions(decoder, examples, shifts, seed=seed)
 

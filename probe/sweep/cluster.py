@@ -1,13 +1,18 @@
 """Runs on a Ray cluster: the same work, placed by the cluster, with a share of a GPU each."""
 
+import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probe.device import use_threads
 from probe.errors import ProbeError
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import Outcome, attempt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run_on_ray(
@@ -20,7 +25,7 @@ def run_on_ray(
     cpus: float,
     gpus: float,
     retries: int,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Every run's outcome as it comes. A run whose worker or node dies is placed again, ``retries`` times.
 
     This package must be installed on every node. Where all nodes see ``folder`` under the same path, such a run goes on
@@ -37,7 +42,7 @@ def run_on_ray(
     if ours:
         try:
             _reach(address)
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             raise ProbeError(f"no Ray cluster answers at {address!r}: {error}") from None
     try:
@@ -64,6 +69,6 @@ def _reach(address: str, seconds: float = 10.0) -> None:
         socket.create_connection((host, int(port)), timeout=seconds).close()
 
 
-def _on_worker(sweep: SweepConfig, run: Run, folder: str, device: str | None, threads: int):
+def _on_worker(sweep: SweepConfig, run: Run, folder: str, device: str | None, threads: int) -> "pd.DataFrame | str":
     use_threads(threads)
     return attempt(sweep, run, folder, device)

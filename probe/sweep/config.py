@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from probe.config import check_flag, check_size, from_mapping
-from probe.errors import ProbeError, unknown_name
+from probe.config import MOST_SEED, check_flag, check_name, check_size, from_mapping
+from probe.errors import ProbeError
 from probe.models.build import ModelConfig, config_from_dict
 from probe.models.decoder import DecoderConfig
 from probe.tasks import Task, make_task
@@ -17,6 +17,7 @@ from probe.tasks.scratchpad import PARTS
 from probe.training import TrainingConfig
 
 SCRATCHPADS: dict[str, tuple[str, ...]] = {"none": (), "full": PARTS}
+MOST_NAME = 200  # file systems take 255, and an ending stands beside it
 FIVE = ("none", "t5", "alibi", "rotary", "sinusoidal")
 Grid = dict[str, dict[str, Any]]
 
@@ -53,7 +54,7 @@ class SweepConfig:
         for name in ("n_train", "n_validation", "n_test"):
             check_size(name, getattr(self, name))
         for seed in self.seeds:
-            check_size("seeds", seed, least=0)
+            check_size("seeds", seed, least=0, most=MOST_SEED)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ProbeError(f"seeds must be at least one, each once, got {self.seeds}")
         check_flag("keep_models", self.keep_models)
@@ -68,6 +69,9 @@ class SweepConfig:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ProbeError(f"two runs would be called {twice!r}: give tasks and encodings labels that differ")
+        longest = max(names, key=len)
+        if len(longest) > MOST_NAME:
+            raise ProbeError(f"labels become names of files, of at most {MOST_NAME} characters, got {longest!r}")
 
     def runs(self) -> list["Run"]:
         """Every run of the grid, seeds outermost: a sweep that is broken off has whole leagues of its first seeds."""
@@ -92,7 +96,7 @@ class SweepConfig:
         """Its own options."""
         return {name: value for name, value in self.tasks[label].items() if name != "task"}
 
-    def _scratchpads_of(self, label: str) -> dict[str, tuple[str, ...] | None]:
+    def _scratchpads_of(self, label: str) -> Mapping[str, tuple[str, ...] | None]:
         options = self.task_options(label)
         made = make_task(self.task_name(label), options)
         if not any(f.name == "scratchpad" for f in dataclasses.fields(made)):
@@ -125,8 +129,7 @@ def _grid(name: str, given: Any) -> Grid:
 def _scratchpads(given: Any) -> dict[str, tuple[str, ...]]:
     if isinstance(given, (list, tuple)):
         for label in given:
-            if label not in SCRATCHPADS:
-                raise unknown_name("scratchpad", label, SCRATCHPADS)
+            check_name("scratchpad", label, SCRATCHPADS)
         return {label: SCRATCHPADS[label] for label in given}
     if isinstance(given, Mapping) and all(isinstance(parts, (list, tuple)) for parts in given.values()):
         return {label: tuple(parts) for label, parts in given.items()}

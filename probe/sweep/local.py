@@ -1,8 +1,9 @@
 """Runs in processes of this machine, one process a run: what kills one kills no other."""
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pandas as pd
@@ -24,13 +25,13 @@ def run_locally(
     jobs: int,
     threads: int,
     retries: int,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Every run's outcome as it comes. A process that dies is started again, ``retries`` times, and goes on from the
     run's newest checkpoint; one that raises an error is not, for it would raise it again. Whoever stops asking, or is
     interrupted, ends those at work."""
     context = multiprocessing.get_context("spawn")
     todo = [(run, 0) for run in reversed(runs)]
-    working: dict[Connection, tuple[multiprocessing.process.BaseProcess, Run, int]] = {}
+    working: dict[Connection, tuple[SpawnProcess, Run, int]] = {}
     try:
         while todo or working:
             while todo and len(working) < jobs:
@@ -43,7 +44,8 @@ def run_locally(
                     process.start()
                 theirs.close()  # the child's end: when it dies, ours says so
                 working[ours] = process, run, tries
-            for connection in wait(list(working)):
+            ready = wait(list(working))
+            for connection in [each for each in working if each in ready]:
                 process, run, tries = working.pop(connection)
                 try:
                     outcome = connection.recv()

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
 
 from probe.errors import ProbeError
-from probe.files import read_rows, write_file
+from probe.files import read_rows, write_rows
+from probe.provenance import environment
 from probe.sweep.config import Run
 
 # Types are fixed, so that the files of a data set agree though one has no intervals and another no lengths.
@@ -41,7 +43,7 @@ def _write(folder: Path, run: Run, rows: pd.DataFrame, settings: str, train_leng
     keys = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
     whole = rows.assign(**keys, train_length=train_length, settings=settings)
     whole = whole.reindex(columns=list(COLUMNS)).astype(COLUMNS)
-    write_file(results_file(folder, run), lambda temporary: whole.to_parquet(temporary, index=False))
+    write_rows(results_file(folder, run), whole, environment())
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:
@@ -55,7 +57,16 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     files = sorted((Path(folder) / "results").glob("*.parquet"))
     if not files:
         raise ProbeError(f"{folder}: a sweep with at least one finished run was wanted, got none")
-    return pd.concat([read_rows(file) for file in files], ignore_index=True)
+    return pd.concat([_read(file) for file in files], ignore_index=True)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        return read_rows(file, list(COLUMNS)).astype(COLUMNS)
+    except (ValueError, TypeError, KeyError, OverflowError, pyarrow.ArrowException) as error:
+        if isinstance(error, ProbeError):
+            raise
+        raise ProbeError(f"{file}: the results of a run were wanted: {error}") from None
 
 
 def results_of(rows: pd.DataFrame, metric: str = "exact_match") -> pd.DataFrame:

@@ -3,11 +3,14 @@
 Scratchpads go through the input once, digit by digit or term by term, and keep a carry, a sum or a parity in mind.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from probe.errors import ProbeError
 from probe.tasks.base import Task
-from probe.tasks.scratchpad import Step, SteppedTask, join_with, number, split_at, value_of
+from probe.tasks.scratchpad import Step, SteppedTask, Words, join_with, number, split_at, value_of
 
 DIGITS = tuple("0123456789")
 
@@ -25,21 +28,21 @@ class Addition(SteppedTask):
     words = (*DIGITS, "+")
     step_words = (",", "=", "carry")
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         shorter = int(rng.integers(1, length + 1))
         numbers = [_number(length, rng), _number(shorter, rng)]
         if rng.integers(2):
             numbers.reverse()
         return (*numbers[0], "+", *numbers[1])
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         first, second = split_at(question, "+")
         return tuple(str(int("".join(first)) + int("".join(second))))
 
-    def start(self, question):
+    def start(self, question: Words) -> Step:
         return Step(variables=("carry", "=", "0"), remaining=question)
 
-    def follow(self, question, before):
+    def follow(self, question: Words, before: Step) -> Step | None:
         numbers = split_at(before.remaining, "+")
         if len(numbers) != 2:
             raise ProbeError(f"two numbers were wanted, got {' '.join(before.remaining)!r}")
@@ -57,11 +60,11 @@ class Addition(SteppedTask):
             remaining=(*first[:-1], "+", *second[:-1]),
         )
 
-    def conclude(self, steps):
+    def conclude(self, steps: Sequence[Step]) -> Words:
         return tuple(digit for step in reversed(steps) for digit in step.output)
 
 
-def _number(n_digits: int, rng) -> tuple[str, ...]:
+def _number(n_digits: int, rng: np.random.Generator) -> tuple[str, ...]:
     digits = rng.integers(10, size=n_digits)
     if n_digits > 1:
         digits[0] = rng.integers(1, 10)
@@ -80,21 +83,21 @@ class Polynomial(SteppedTask):
     words = (*map(str, range(-3, 11)), "x", "=", "in", "(", ")", "+", "**", "%")
     step_words = ("*", "sum", *map(str, range(-24, 25)))
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         x = int(rng.integers(-2, 3))
         coefficients, degrees = rng.integers(-3, 4, size=length).tolist(), rng.integers(4, size=length).tolist()
         terms = [(str(c), "x", "**", str(d)) for c, d in zip(coefficients, degrees, strict=True)]
         return ("x", "=", str(x), "in", "(", *join_with("+", terms), ")", "%", "10")
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         x = int(question[2])
         terms = split_at(question[5:-3], "+")
         return (str(sum(int(c) * x ** int(d) for c, _, _, d in terms) % 10),)
 
-    def start(self, question):
+    def start(self, question: Words) -> Step:
         return Step(variables=("sum", "=", "0"), remaining=question[5:-3])
 
-    def follow(self, question, before):
+    def follow(self, question: Words, before: Step) -> Step | None:
         if not before.remaining:
             return None
         term, *rest = split_at(before.remaining, "+")
@@ -111,7 +114,7 @@ class Polynomial(SteppedTask):
             remaining=join_with("+", rest),
         )
 
-    def conclude(self, steps):
+    def conclude(self, steps: Sequence[Step]) -> Words:
         return steps[-1].variables[2:]
 
 
@@ -127,17 +130,17 @@ class Summation(SteppedTask):
     words = (*DIGITS, "+", "(", ")", "%", "10")
     step_words = ("=", "sum", *map(str, range(19)))
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         digits = [(DIGITS[i],) for i in rng.integers(1, 10, size=length).tolist()]
         return ("(", *join_with("+", digits), ")", "%", "10")
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         return (str(sum(map(int, question[1:-3:2])) % 10),)
 
-    def start(self, question):
+    def start(self, question: Words) -> Step:
         return Step(variables=("sum", "=", "0"), remaining=question[1:-3])
 
-    def follow(self, question, before):
+    def follow(self, question: Words, before: Step) -> Step | None:
         if not before.remaining:
             return None
         digit, *rest = split_at(before.remaining, "+")
@@ -153,7 +156,7 @@ class Summation(SteppedTask):
             remaining=join_with("+", rest),
         )
 
-    def conclude(self, steps):
+    def conclude(self, steps: Sequence[Step]) -> Words:
         return steps[-1].variables[2:]
 
 
@@ -169,16 +172,16 @@ class Parity(SteppedTask):
     words = ("0", "1", "Yes", "No")
     step_words = ("xor", "=", "parity")
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         return tuple("01"[bit] for bit in rng.integers(2, size=length).tolist())
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         return ("No" if question.count("1") % 2 else "Yes",)
 
-    def start(self, question):
+    def start(self, question: Words) -> Step:
         return Step(variables=("parity", "=", "0"), remaining=question)
 
-    def follow(self, question, before):
+    def follow(self, question: Words, before: Step) -> Step | None:
         if not before.remaining:
             return None
         bit, *rest = before.remaining
@@ -192,7 +195,7 @@ class Parity(SteppedTask):
             remaining=tuple(rest),
         )
 
-    def conclude(self, steps):
+    def conclude(self, steps: Sequence[Step]) -> Words:
         return ("No" if steps[-1].variables[2:] == ("1",) else "Yes",)
 
 

@@ -4,16 +4,16 @@ import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from probe.config import check_size
-from probe.errors import ProbeError, unknown_name
+from probe.config import check_name, check_size
+from probe.errors import ProbeError
 from probe.tasks.options import check_options
 
 PAD, BOS, SEP, EOS = "<pad>", "<bos>", "<sep>", "<eos>"
@@ -102,6 +102,11 @@ class Task(ABC):
 
     @property
     @abstractmethod
+    def train_length(self) -> int:
+        """The longest length that is trained on."""
+
+    @property
+    @abstractmethod
     def vocabulary(self) -> Vocabulary:
         """The tokens of sources and targets."""
 
@@ -154,7 +159,7 @@ class GeneratedTask(Task):
         source = self.source(length, rng)
         return Example(source, self.target(source), length)
 
-    def splits(self, *, n_train, n_validation, n_test, seed=0):
+    def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
         trained = range(1, self.train_length + 1)
         tested = range(self.train_length + 1 if self.longer_only else 1, self.test_length + 1)
         splits = Splits(
@@ -199,7 +204,6 @@ class PromptedTask(GeneratedTask):
     """
 
     told: ClassVar[tuple[str, str]] = ("The answer is", ".")
-    cuts: ClassVar[tuple[int, ...]] = ()
 
     prompt: bool = True
 
@@ -207,6 +211,11 @@ class PromptedTask(GeneratedTask):
     @abstractmethod
     def asked(self) -> tuple[str, ...]:
         """The texts around the question."""
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Where between its words the question is cut; from the end where below 0."""
+        return ()
 
     @property
     @abstractmethod
@@ -232,10 +241,10 @@ class PromptedTask(GeneratedTask):
         constant = " ".join((*self.asked, *self.told)).split() if self.prompt else ()
         return Vocabulary(dict.fromkeys((*self.words, *constant, *self.more_words)))
 
-    def source(self, length, rng):
+    def source(self, length: int, rng: np.random.Generator) -> tuple[str, ...]:
         return self.ask(self.question(length, rng))
 
-    def target(self, source):
+    def target(self, source: tuple[str, ...]) -> tuple[str, ...]:
         return self.tell(self.answer(self.read(source)))
 
     def ask(self, question: tuple[str, ...]) -> tuple[str, ...]:
@@ -253,7 +262,8 @@ class PromptedTask(GeneratedTask):
             return source
         texts = [text.split() for text in self.asked]
         n = len(source) - sum(map(len, texts))
-        question, start = (), len(texts[0])
+        question: tuple[str, ...] = ()
+        start = len(texts[0])
         for (low, high), text in zip(pairwise((0, *(c % max(n, 1) for c in self.cuts), n)), texts[1:], strict=True):
             question += source[start : start + high - low]
             start += high - low + len(text)
@@ -273,10 +283,9 @@ def split_of(source: Sequence[str]) -> str:
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
-def make_task(name: str, options: dict | None = None) -> Task:
+def make_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """The task of that name; an unknown name or option is refused."""
     from probe.tasks import TASKS
 
-    if name not in TASKS:
-        raise unknown_name("task", name, TASKS)
+    check_name("task", name, TASKS)
     return TASKS[name](**check_options(TASKS[name], options or {}))

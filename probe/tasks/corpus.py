@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,15 +89,15 @@ class Corpus:
         return self is other
 
 
-class _Tokenised(dict):
+class _Tokenised(dict[str, tuple[Sequence[int], ...]]):
     """The texts of each split as ids, once they are asked for."""
 
-    def __init__(self, texts: dict[str, tuple[bytes, ...]], vocabulary: "TextVocabulary"):
+    def __init__(self, texts: Mapping[str, tuple[Sequence[int], ...]], vocabulary: "TextVocabulary"):
         super().__init__()
-        self.bytes, self.vocabulary = texts, vocabulary
+        self.texts, self.vocabulary = texts, vocabulary
 
     def __missing__(self, split: str) -> tuple[Sequence[int], ...]:
-        self[split] = found = tuple(self.vocabulary.ids_of_all(self.bytes[split]))
+        self[split] = found = tuple(self.vocabulary.ids_of_all([bytes(text) for text in self.texts[split]]))
         return found
 
 

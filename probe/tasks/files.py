@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from probe.config import MOST_SIZE
 from probe.errors import ProbeError, unknown_name
 from probe.tasks.base import SHARES, SPECIALS, Example, Splits, Task, Vocabulary, split_of
 
@@ -69,7 +70,7 @@ class Jsonl(Task):
             if key not in values:
                 raise ProbeError(f"{where}: {key!r} is missing")
         length = values["length"]
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MOST_SIZE:
             raise ProbeError(f"{where}: length must be a positive integer, got {_short(length)}")
         source, target = (_words(values[key], f"{where}: {key}") for key in ("source", "target"))
         if not source:
@@ -85,7 +86,7 @@ class Jsonl(Task):
         everything = (example for split in self.examples.values() for example in split)
         return Vocabulary(sorted({word for example in everything for word in (*example.source, *example.target)}))
 
-    def splits(self, *, n_train, n_validation, n_test, seed=0):
+    def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
         """Of each split as many as there are, in an order drawn by ``seed``."""
         rng = np.random.default_rng(seed)
         wanted = {"train": n_train, "validation": n_validation, "test": n_test}

@@ -1,13 +1,16 @@
 """LEGO: a chain of assignments of signs, to be followed to one variable. Zhang et al. 2022; Kazemnejad et al. 2023."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
 from typing import Literal
 
+import numpy as np
+
 from probe.errors import ProbeError
 from probe.tasks.base import Task
-from probe.tasks.scratchpad import Step, SteppedTask, join_with, split_at
+from probe.tasks.scratchpad import Step, SteppedTask, Words, join_with, split_at
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -38,10 +41,10 @@ class Lego(SteppedTask):
         return tuple(islice(endless, max(104, self.test_length)))
 
     @property
-    def words(self):
+    def words(self) -> Words:
         return (*self.names, *(sign + name for sign in "+-" for name in (*self.names, "1")), "=", ";", ".")
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         if length > len(self.names):
             raise ProbeError(f"a question of at most {len(self.names)} clauses was wanted, got {length}")
         pool = max(len(LETTERS), self.test_length, length)
@@ -55,7 +58,7 @@ class Lego(SteppedTask):
             clauses = [clauses[i] for i in rng.permutation(length).tolist()]
         return (*join_with(";", clauses), ".", asked)
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         clauses = {name: value for name, _, value in split_at(question[:-2], ";")}
         value = clauses[question[-1]]
         negative = value[0] == "-"
@@ -64,10 +67,10 @@ class Lego(SteppedTask):
             negative ^= value[0] == "-"
         return ("-1" if negative else "+1",)
 
-    def start(self, question):
+    def start(self, question: Words) -> Step:
         return Step(remaining=question[:-2])
 
-    def follow(self, question, before):
+    def follow(self, question: Words, before: Step) -> Step | None:
         known, value = _assignment(before.variables) if before.variables else ("1", "+1")
         if known == question[-1]:
             return None
@@ -85,7 +88,7 @@ class Lego(SteppedTask):
             remaining=join_with(";", [c for c in clauses if c != clause]),
         )
 
-    def conclude(self, steps):
+    def conclude(self, steps: Sequence[Step]) -> Words:
         return steps[-1].output
 
 

@@ -1,14 +1,17 @@
 """A task's options are its dataclass fields; each is checked by the type that it is declared with."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from probe.config import check_flag
+from probe.config import check_flag, check_number, check_size
 from probe.errors import ProbeError, unknown_name
 
-Folder = typing.NewType("Folder", str)  # "" where there need be none
+MOST = 2**20  # of anything that is counted: vocabularies are made of some of them before anything else is refused
+
+Folder = Annotated[str, "a folder"]  # "" where there need be none
 
 
 def check_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,7 +22,7 @@ def check_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     ``tuple[Literal[…], …]``.
     """
     task = cls.__name__.lower()
-    kinds = typing.get_type_hints(cls)
+    kinds = typing.get_type_hints(cls, include_extras=True)
     known = [f.name for f in dataclasses.fields(cls)]
     checked = {}
     for name, value in values.items():
@@ -30,42 +33,42 @@ def check_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _positive(what: str, value: Any, _: Sequence) -> int:
+def _positive(what: str, value: Any, _: Sequence[Any]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ProbeError(f"{what} must be a positive integer, got {value!r}")
+    check_size(what, value, most=MOST)
     return value
 
 
-def _number(what: str, value: Any, _: Sequence) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ProbeError(f"{what} must be a number, got {value!r}")
+def _number(what: str, value: Any, _: Sequence[Any]) -> float:
+    check_number(what, value, -math.inf)
     return float(value)
 
 
-def _flag(what: str, value: Any, _: Sequence) -> bool:
+def _flag(what: str, value: Any, _: Sequence[Any]) -> bool:
     check_flag(what, value)
     return value
 
 
-def _text(what: str, value: Any, _: Sequence) -> str:
+def _text(what: str, value: Any, _: Sequence[Any]) -> str:
     if not isinstance(value, str) or not value:
         raise ProbeError(f"{what} must be a text that is not empty, got {value!r}")
     return value
 
 
-def _folder(what: str, value: Any, _: Sequence) -> str:
+def _folder(what: str, value: Any, _: Sequence[Any]) -> str:
     if not isinstance(value, str):
         raise ProbeError(f"{what} must be a folder, got {value!r}")
     return value
 
 
-def _name(what: str, value: Any, choices: Sequence) -> str:
+def _name(what: str, value: Any, choices: Sequence[Any]) -> str:
     if value not in choices:
         raise unknown_name(f"{what}:", value, choices)
     return value
 
 
-def _names(what: str, value: Any, arguments: Sequence) -> tuple[str, ...]:
+def _names(what: str, value: Any, arguments: Sequence[Any]) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
         raise ProbeError(f"{what} must be a list of names, got {value!r}")
     for name in value:
@@ -75,12 +78,12 @@ def _names(what: str, value: Any, arguments: Sequence) -> tuple[str, ...]:
     return tuple(value)
 
 
-_CHECKS: dict[Any, Callable[[str, Any, Sequence], Any]] = {
+_CHECKS: dict[Any, Callable[[str, Any, Sequence[Any]], Any]] = {
     int: _positive,
     float: _number,
     bool: _flag,
     str: _text,
-    Folder: _folder,
+    Annotated: _folder,  # Folder
     Literal: _name,
     tuple: _names,
 }

@@ -164,7 +164,7 @@ class Passkey(Task):
 
     def _spelled(self, window: Sequence[int]) -> tuple[str, ...]:
         """A piece of the corpus as tokens."""
-        return tuple(self.vocabulary.decode(window)) if self.tokenizer else byte_tokens(window)
+        return tuple(self.vocabulary.decode(window)) if self.tokenizer else byte_tokens(bytes(window))
 
     def tokens_of_key(self, prompt: Prompt) -> tuple[int, int]:
         """Where the key stands in the ids of a prompt's example: the first of its tokens, and the one behind its last.
@@ -181,9 +181,9 @@ class Passkey(Task):
         the key, the digits with which its text begins."""
         if not self.tokenizer:
             return tokens
-        return re.match(rb"\s*(\d*)", self.vocabulary.text(tokens))[1].decode()
+        return re.findall(rb"^\s*(\d*)", self.vocabulary.text(tokens))[0].decode()
 
-    def splits(self, *, n_train, n_validation, n_test, seed=0):
+    def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
         rng = {split: np.random.default_rng([seed, *split.encode()]) for split in ("train", "validation", "test")}
         n_text = round(self.text_share * n_train)
         n_plain = self.train_length - len(self.plain_prefix)
@@ -212,7 +212,7 @@ class Passkey(Task):
         tokens, given = self._spelled(window), 0 if self.plain_prefix else 1
         return Example(tokens[:given], tokens[given:], len(tokens) + len(self.plain_prefix), ends=False)
 
-    def looked_at(self, length, n, seed):
+    def looked_at(self, length: int, n: int, seed: int) -> list[Example]:
         """Plain text: of a prompt nothing but the key is learned."""
         return self.plain("test", length, n, np.random.default_rng(seed))
 

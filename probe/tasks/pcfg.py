@@ -106,12 +106,12 @@ class Pcfg(GeneratedTask):
     def vocabulary(self) -> Vocabulary:
         return Vocabulary((*UNARY, *BINARY, COMMA, *ALPHABET))
 
-    def source(self, length, rng):
+    def source(self, length: int, rng: np.random.Generator) -> tuple[str, ...]:
         words: list[str] = []
         self._phrase(length, words, _uniform(rng))
         return tuple(words)
 
-    def target(self, source):
+    def target(self, source: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(interpret(" ".join(source)).split())
 
     def _phrase(self, length: int, words: list[str], uniform: Iterator[float]) -> int:

@@ -105,7 +105,7 @@ class Scan(Task):
         pairs = ((tuple(c.split()), tuple(interpret(c).split())) for c in commands())
         return [Example(source, target, len(target)) for source, target in pairs]
 
-    def splits(self, *, n_train, n_validation, n_test, seed=0):
+    def splits(self, *, n_train: int, n_validation: int, n_test: int, seed: int = 0) -> Splits:
         """Validation is a tenth of the short commands, drawn by ``seed``; what is asked for beyond the finite
         language is not there, so fewer examples may come back."""
         rng = np.random.default_rng(seed)

@@ -160,7 +160,7 @@ class SteppedTask(PromptedTask):
         """The bare answer to which steps lead."""
 
     @property
-    def more_words(self):
+    def more_words(self) -> Words:
         return (*self.step_words, OPEN, CLOSE, STEP, *MARKERS.values()) if self.scratchpad else ()
 
     def steps(self, source: Sequence[str]) -> list[Step]:
@@ -172,11 +172,11 @@ class SteppedTask(PromptedTask):
             before = step
         return steps
 
-    def target(self, source):
+    def target(self, source: tuple[str, ...]) -> tuple[str, ...]:
         told = super().target(source)
         return (*render(self.steps(source), self.scratchpad), *told) if self.scratchpad else told
 
-    def split_completion(self, tokens):
+    def split_completion(self, tokens: Sequence[str]) -> tuple[Words, Words]:
         return split_completion(tokens) if self.scratchpad else super().split_completion(tokens)
 
     def check(self, source: Sequence[str], completion: Sequence[str]) -> Check:
@@ -192,7 +192,8 @@ class SteppedTask(PromptedTask):
         written = parse(scratchpad, self.scratchpad) if self.scratchpad else []
         wrong: dict[int, str] = {}
         stated: list[Step] = []
-        before, expected = self.start(question), truth[0]
+        before = self.start(question)
+        expected: Step | None = truth[0]
         for i, each in enumerate(written):
             fault = each.fault or _difference(each, expected)
             if fault:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+
 from probe.errors import ProbeError
 from probe.tasks.base import Task
 from probe.tasks.scratchpad import Step, SteppedTask, join_with, number, split_at
@@ -37,25 +39,25 @@ class Sorting(SteppedTask):
             raise ProbeError(f"n_symbols must be at most {len(ORDER)}, got {self.n_symbols}")
 
     @property
-    def words(self):
+    def words(self) -> Words:
         return ORDER[: self.n_symbols] if self.variant == "single" else (*DIGITS, ",")
 
     @cached_property
     def _rank(self) -> dict[str, int]:
         return {symbol: i for i, symbol in enumerate(ORDER[: self.n_symbols])}
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         if self.variant == "single":
             return tuple(ORDER[i] for i in rng.integers(self.n_symbols, size=length).tolist())
         return join_with(",", [str(i) for i in rng.integers(10, 10_000, size=length).tolist()])
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         return self._text(sorted(self._items(question), key=self._key))
 
-    def start(self, question):
+    def start(self, question: Words) -> Step:
         return Step(variables=("sorted", "="), remaining=question)
 
-    def follow(self, question, before):
+    def follow(self, question: Words, before: Step) -> Step | None:
         if not before.remaining:
             return None
         if before.variables[:2] != ("sorted", "="):
@@ -73,7 +75,7 @@ class Sorting(SteppedTask):
             remaining=self._text(others),
         )
 
-    def conclude(self, steps):
+    def conclude(self, steps: Sequence[Step]) -> Words:
         return steps[-1].variables[2:]
 
     def _items(self, words: Words) -> list[Words]:

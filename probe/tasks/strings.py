@@ -3,6 +3,7 @@
 Kazemnejad et al. 2023, section 4 and appendix D: trained to length 20, tested to 40.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,19 +57,24 @@ class _Strings(PromptedTask):
     prompt: bool = False
     n_symbols: int = 26
 
+    @property
+    @abstractmethod
+    def variant(self) -> str:
+        """One of ``variants``."""
+
     @cached_property
     def symbols(self) -> Words:
         letters = "abcdefghijklmnopqrstuvwxyz"
         return tuple(letters[: self.n_symbols] if self.n_symbols <= 26 else (f"s{i}" for i in range(self.n_symbols)))
 
     @property
-    def words(self):
+    def words(self) -> Words:
         return (*self.symbols, NEXT) if self.variant in ("cmc2x", "mc2x", "mcrv") else self.symbols
 
-    def question(self, length, rng):
+    def question(self, length: int, rng: np.random.Generator) -> Words:
         return self.variants[self.variant][0](self.symbols, length, rng)
 
-    def answer(self, question):
+    def answer(self, question: Words) -> Words:
         return self.variants[self.variant][1](question)
 
 
@@ -95,11 +101,11 @@ class Copy(_Strings):
             raise ProbeError(f"n_symbols must be at least 2 to replace one by another (rdc), got {self.n_symbols}")
 
     @property
-    def asked(self):
+    def asked(self) -> Words:
         return ("Replace", "with", "in :", ".") if self.variant == "rdc" else ("Copy the following words :", ".")
 
     @property
-    def cuts(self):
+    def cuts(self) -> tuple[int, ...]:
         return (1, 2) if self.variant == "rdc" else ()
 
 

@@ -1,8 +1,9 @@
 """The vocabularies of texts: bytes, and the tokenizers of released models, whose own code is never run."""
 
+import contextlib
 import functools
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ TOKENIZER_FILE = "tokenizer.json"
 # What tokenizers are made of where that file is missing; transformers knows how.
 PARTS = ("vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # where special tokens are named, the first that does
+
+MOST_TOKENS = 2**22  # ids may have gaps, and every id gets a string
 
 # Stands before a piece of text while that is tokenised: what some tokenizers put in front of a text is put before it.
 ANCHOR = "x"
@@ -74,6 +77,8 @@ class TextVocabulary(Vocabulary):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         n = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if n > MOST_TOKENS:
+            raise ProbeError(f"{folder}: a tokenizer of at most {MOST_TOKENS} ids was wanted, got one of {n}")
         self.tokens = tuple(self._spelled(i) for i in range(n))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         if not n or len(self.ids) != n:
@@ -114,14 +119,15 @@ class TextVocabulary(Vocabulary):
 
     def ids_of(self, text: str | bytes) -> list[int]:
         """A whole text as ids, without special tokens around it."""
-        return self.ids_of_all([text])[0].tolist()
+        return list(self.ids_of_all([text])[0])
 
-    def ids_of_all(self, texts: Sequence[str | bytes]) -> list[array]:
+    def ids_of_all(self, texts: Sequence[str | bytes]) -> list[Sequence[int]]:
         """``ids_of`` many texts, in little memory."""
-        found: list[array] = []
+        found: list[Sequence[int]] = []
         for start in range(0, len(texts), 16):  # what else an encoding holds is many times as large
             batch = [t.decode() if isinstance(t, bytes) else t for t in texts[start : start + 16]]
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            with _read_by_library(f"{self.folder}: a tokenizer of any text was wanted"):
+                encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             found += (array("i", encoding.ids) for encoding in encodings)
         return found
 
@@ -170,7 +176,7 @@ def shared_tokenizer(folders: Mapping[str, str | Path]) -> str:
     return first[1].folder if first is not None and first[1] is not None else ""
 
 
-def _reads(vocabulary: TextVocabulary | None) -> tuple | None:
+def _reads(vocabulary: TextVocabulary | None) -> tuple[int | None, list[int]] | None:
     return None if vocabulary is None else (vocabulary.bos, vocabulary.ids_of(SAMPLE))
 
 
@@ -189,11 +195,20 @@ def _read(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
         return _made(folder)
     from tokenizers import Tokenizer
 
-    try:
+    with _read_by_library(f"{path}: no tokenizer that can be read"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no other
-        raise ProbeError(f"{path}: no tokenizer that can be read: {_line(error)}") from None
     return tokenizer, _special(folder, tokenizer, "bos"), _special(folder, tokenizer, "eos")
+
+
+@contextlib.contextmanager
+def _read_by_library(what: str) -> Iterator[None]:
+    """Its errors as ours. It checks little of a file, and where that shows it may panic, which is no ``Exception``."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ProbeError(f"{what}: {_line(error)}") from None
 
 
 def _special(folder: Path, tokenizer: "Tokenizer", name: str) -> int | None:
@@ -224,5 +239,5 @@ def _made(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
     return tokenizer, made.bos_token_id, made.eos_token_id
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

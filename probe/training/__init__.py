@@ -3,7 +3,7 @@
 from probe.training.data import EncodedExamples, encode
 from probe.training.decoding import greedy
 from probe.training.evaluation import exact_match, predict
-from probe.training.league import accuracy_by_length, league, paired_differences, read_published
+from probe.training.ranking import accuracy_by_length, league, paired_differences, read_published
 from probe.training.shifted import shifted_positions, shifted_texts
 from probe.training.train import TrainingConfig, checkpoints_of, train
 

@@ -1,6 +1,7 @@
 """Exact match by length, from greedy decoding; with scratchpads, whether their steps are right too."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import pandas as pd
 from scipy.stats import binomtest
@@ -84,7 +85,7 @@ def context_length(train: EncodedExamples, held_out: Iterable[Example], task: Ta
     return max((train.tokens.shape[1], *decoded))
 
 
-def _has_scratchpad(task: Task | None) -> bool:
+def _has_scratchpad(task: Task | None) -> TypeGuard[SteppedTask]:
     return isinstance(task, SteppedTask) and bool(task.scratchpad)
 
 

@@ -53,7 +53,9 @@ def shifted_positions(
     if not len(examples):
         raise ProbeError("at least one example was wanted, got none")
     with evaluating(model):
-        found = {shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))}
+        found: dict[float, dict[str, Tensor]] = {
+            shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))
+        }
     return beside_baseline("shift", found, shifts, 0, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
 
 

@@ -1,6 +1,7 @@
 """A small GPT-2 as others release them, made here by transformers: where there is no network, and no model to hand."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,11 @@ from probe.files import write_folder
 from probe.models import checkpoint
 from probe.models.lens.quiet import quiet_transformers
 from probe.tasks.corpus import PYTHON, read_corpus
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
 
 END = "<|endoftext|>"
 
@@ -75,8 +81,8 @@ def make_small_gpt2(
     with quiet_transformers():
         for _ in range(steps):
             starts = rng.integers(len(ids) - n_positions, size=16)
-            batch = np.stack([np.concatenate(([end], ids[s : s + n_positions - 1])) for s in starts])
-            tokens = torch.from_numpy(batch.astype(np.int64))
+            batch = np.array([[end, *ids[s : s + n_positions - 1]] for s in starts], dtype=np.int64)
+            tokens = torch.from_numpy(batch)
             model(tokens, labels=tokens).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -85,7 +91,7 @@ def make_small_gpt2(
     return folder
 
 
-def _save(model, tokenizer, folder: Path) -> None:
+def _save(model: "PreTrainedModel", tokenizer: "Tokenizer", folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     model.eval().save_pretrained(folder)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
@@ -27,8 +28,15 @@ from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+OnLog = Callable[[dict[str, Any]], None]  # of an object of the log
+
 MIXED_PRECISION = ("no", "bf16")
 MOMENTS = "optimizer.safetensors"
+STEPS = f"step-{'[0-9]' * 9}"  # the folders of checkpoints
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
             check_size(name, getattr(self, name))
-        check_size("seed", self.seed, least=0)
+        check_size("seed", self.seed, least=0, most=2**63 - 1)
         for name in ("learning_rate", "clip_norm"):
             check_number(name, getattr(self, name))
         check_number("weight_decay", self.weight_decay, closed=True)
@@ -84,7 +92,7 @@ def train(
     device: str | None = None,
     initial: Model | None = None,
     keep_checkpoints: bool = False,
-    on_log: Callable[[dict], None] | None = None,
+    on_log: OnLog | None = None,
 ) -> Model:
     """Train a model on the completions of ``data`` and return it, in eval mode.
 
@@ -114,7 +122,15 @@ def train(
     return decoder.eval()
 
 
-def _train(model, data, config, initial, run, device, on_log) -> Model:
+def _train(
+    model: ModelConfig,
+    data: EncodedExamples,
+    config: TrainingConfig,
+    initial: Model | None,
+    run: "_RunFolder | None",
+    device: torch.device,
+    on_log: OnLog,
+) -> Model:
     accelerator = _accelerator(config, device)
     decoder = build(model, seed=config.seed)
     if initial is not None:
@@ -194,7 +210,7 @@ def _train(model, data, config, initial, run, device, on_log) -> Model:
     return decoder
 
 
-def _accelerator(config: TrainingConfig, device: torch.device):
+def _accelerator(config: TrainingConfig, device: torch.device) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
@@ -220,7 +236,7 @@ def _compiled(decoder: Model, config: TrainingConfig) -> torch.nn.Module:
     return compile_regions(decoder, dynamic=True)
 
 
-def _decayed_and_not(decoder: Model, config: TrainingConfig) -> list[dict]:
+def _decayed_and_not(decoder: Model, config: TrainingConfig) -> list[dict[str, Any]]:
     """Weight decay for matrices and tables, none for biases and norms."""
     parameters = list(decoder.parameters())
     return [
@@ -246,7 +262,7 @@ class _Resumed:
     moments: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-def _moments(optimizer, decoder: Model) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer, decoder: Model) -> dict[str, Tensor]:
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in decoder.named_parameters()
@@ -254,7 +270,16 @@ def _moments(optimizer, decoder: Model) -> dict[str, Tensor]:
     }
 
 
-def _load_moments(optimizer, decoder: Model, moments: dict[str, Tensor]) -> None:
+def _expected_moments(decoder: Model) -> dict[str, Tensor]:
+    """Tensors of the shapes that ``_moments`` has."""
+    named = dict(decoder.named_parameters())
+    return {
+        **{f"step.{name}": torch.zeros(()) for name in named},
+        **{f"{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq") for name, parameter in named.items()},
+    }
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, decoder: Model, moments: dict[str, Tensor]) -> None:
     for name, parameter in decoder.named_parameters():
         optimizer.state[parameter] = {
             moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in ("step", "exp_avg", "exp_avg_sq")
@@ -285,17 +310,22 @@ class _RunFolder:
 
     def resume(self, decoder: Model) -> _Resumed:
         """Load the newest checkpoint into the decoder; say at which step it was and with which moments."""
-        newest = max((self.folder / "checkpoints").glob("step-*"), default=None)
+        newest = max((self.folder / "checkpoints").glob(STEPS), default=None)
         if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
             if self.keep:
                 write_folder(
                     self.folder / "checkpoints" / "step-000000000", lambda f: checkpoint.write_into(decoder, f)
                 )
             return _Resumed()
-        decoder.load_state_dict(checkpoint.load(newest).state_dict())
-        return _Resumed(int(newest.name.removeprefix("step-")), checkpoint.read_tensors(newest / MOMENTS))
+        loaded = checkpoint.load(newest)
+        if loaded.config != decoder.config:
+            raise ProbeError(f"{newest}: a checkpoint of the model that {self.folder} trains was wanted, got another's")
+        decoder.load_state_dict(loaded.state_dict())
+        moments = checkpoint.read_tensors(newest / MOMENTS)
+        checkpoint.check_tensors(newest / MOMENTS, moments, _expected_moments(decoder))
+        return _Resumed(int(newest.name.removeprefix("step-")), moments)
 
-    def save_checkpoint(self, decoder: Model, optimizer, step: int) -> None:
+    def save_checkpoint(self, decoder: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
         def write(folder: Path) -> None:
             checkpoint.write_into(decoder, folder)
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
@@ -303,7 +333,7 @@ class _RunFolder:
 
         newest = self.folder / "checkpoints" / f"step-{step:09d}"
         write_folder(newest, write)
-        for older in (self.folder / "checkpoints").glob("step-*"):
+        for older in (self.folder / "checkpoints").glob(STEPS):
             if older != newest:
                 self._outlived(older)
 
@@ -314,17 +344,17 @@ class _RunFolder:
         else:
             shutil.rmtree(checkpoint_folder)
 
-    def open_log(self, step: int):
+    def open_log(self, step: int) -> TextIO:
         """The log for appending, without what a broken run wrote after the checkpoint that it goes on from."""
         path = self.folder / "log.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _logged_step(line) <= step]
+            lines = [line for line in _lines(path) if _logged_step(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in lines))
         return open(path, "a", encoding="utf-8")
 
     def finish(self, decoder: Model) -> None:
         write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
-        for outlived in (self.folder / "checkpoints").glob("step-*"):
+        for outlived in (self.folder / "checkpoints").glob(STEPS):
             self._outlived(outlived)
         if not self.keep:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -337,27 +367,37 @@ def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[in
         ProbeError: where the run is not finished or kept none.
     """
     folder = Path(folder)
-    kept = sorted((folder / "checkpoints").glob("step-*"))
+    kept = sorted((folder / "checkpoints").glob(STEPS))
     if not kept or not (folder / "final").is_dir():
         raise ProbeError(
             f"{folder}: a finished run that kept its checkpoints was wanted (train(…, keep_checkpoints=True))"
         )
     for path in kept:
         yield int(path.name.removeprefix("step-")), checkpoint.load(path, device=device)
-    yield read_json_object(folder / "run.json")["training"]["steps"], checkpoint.load(folder / "final", device=device)
+    training = read_json_object(folder / "run.json").get("training")
+    steps: Any = training.get("steps") if isinstance(training, dict) else None
+    check_size(f"{folder / 'run.json'}: steps of training", steps)
+    yield steps, checkpoint.load(folder / "final", device=device)
 
 
-def newest_log_entry(folder: Path) -> dict | None:
+def newest_log_entry(folder: Path) -> dict[str, Any] | None:
     """The last whole entry in a run's log, while it is being written, too; None before the first."""
     path = folder / "log.jsonl"
     if not path.exists():
         return None
-    whole = [line for line in path.read_text().split("\n")[:-1] if line]
-    return json.loads(whole[-1]) if whole else None
+    return next((json.loads(line) for line in reversed(_lines(path)) if _logged_step(line) < math.inf), None)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")
 
 
 def _logged_step(line: str) -> float:
+    """Infinite for what is no entry: the half line that a kill leaves, or what somebody else wrote."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # the half line that a kill leaves
+        entry = json.loads(line)
+        check_size("step", entry["step"])
+        check_number("loss", entry["loss"], -math.inf)
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError):
+        return math.inf
+    return entry["step"]

@@ -169,7 +169,7 @@ def test_bad_scalings_are_one_clear_line(make_decoder):
             make_decoder(encoding="rotary", encoding_options=options)
 
     bad("unknown scaling of rotary positions 'pi'; known: linear, llama3, none, ntk, yarn", scaling="pi")
-    bad("factor must be a number at least 1, got 0.5", scaling="yarn", factor=0.5)
+    bad("factor must be a number at least 1 and below 1e.09, got 0.5", scaling="yarn", factor=0.5)
     bad("a factor wants a scaling other than 'none', got factor 2 without one", factor=2.0)
     bad("trained_length must be an integer of at least 1, got 0", scaling="yarn", trained_length=0)
     bad("yarn wants a base above 1, got 0.5", scaling="yarn", factor=2, base=0.5)

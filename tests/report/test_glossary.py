@@ -14,7 +14,7 @@ from probe.position.interventions import INTERVENTIONS
 from probe.position.targets import TARGETS
 from probe.report.glossary import DEFINITIONS, IN_WORDS, SHOWN_AS, VALUES_OF, definition_of
 from probe.report.variants import VARIANTS
-from probe.training.league import accuracy_by_length, league, paired_differences
+from probe.training.ranking import accuracy_by_length, league, paired_differences
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "\n".join(

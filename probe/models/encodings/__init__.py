@@ -13,6 +13,8 @@ decoder looks. To add an encoding: write the class and add it at the end of ``EN
 the places there.
 """
 
+from typing import Any
+
 from probe.models.encodings.absolute import Learned, Sinusoidal
 from probe.models.encodings.base import PositionEncoding, Rotation, build
 from probe.models.encodings.bias import (
@@ -57,7 +59,7 @@ __all__ = [
 ]
 
 
-def make_encoding(name: str, options: dict, **dimensions: int) -> PositionEncoding:
+def make_encoding(name: str, options: dict[str, Any], **dimensions: int) -> PositionEncoding:
     """The encoding of that name, for ``d_model, n_heads, d_head, n_ctx, n_layers``.
 
     Raises:

@@ -1,7 +1,7 @@
 """Encodings that are added to the token embeddings."""
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_number
@@ -29,7 +29,9 @@ class Learned(PositionEncoding):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=0.02, generator=generator)
 
-    def embed(self, x, positions):
+    def embed(
+        self, x: Float[Tensor, "batch pos d_model"], positions: Int[Tensor, "pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
         last = int(positions.max())
         if last >= self.n_ctx:
             raise ProbeError(
@@ -51,7 +53,9 @@ class Sinusoidal(PositionEncoding):
             raise ProbeError(f"sinusoidal positions want an even d_model, got {self.d_model}")
         self.base = base
 
-    def embed(self, x, positions):
+    def embed(
+        self, x: Float[Tensor, "batch pos d_model"], positions: Int[Tensor, "pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
         return x + self.table(positions).to(x)
 
     def table(self, positions: Int[Tensor, "pos"]) -> Float64[Tensor, "pos d_model"]:

@@ -59,7 +59,9 @@ class RelativeBias(PositionEncoding):
         """
         raise NotImplementedError
 
-    def bias(self, query, key, like):
+    def bias(
+        self, query: Int[Tensor, "query"], key: Int[Tensor, "key"], like: Tensor
+    ) -> Float[Tensor, "head query key"]:
         furthest, nearest = int(query.max() - key.min()), int(query.min() - key.max())
         table = self.by_distance(torch.arange(furthest, nearest - 1, -1), like)
         if consecutive(query) and consecutive(key):
@@ -75,7 +77,7 @@ class T5(RelativeBias):
 
     def __init__(self, *, n_buckets: int = 32, max_distance: int = 128, **dimensions: int):
         super().__init__(**dimensions)
-        check_size("n_buckets", n_buckets)
+        check_size("n_buckets", n_buckets, most=2**20)
         check_size("max_distance", max_distance)
         t5_bucket(torch.zeros(1, dtype=torch.long), n_buckets, max_distance)  # refuses impossible sizes at once
         self.n_buckets, self.max_distance = n_buckets, max_distance
@@ -84,7 +86,7 @@ class T5(RelativeBias):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=self.d_model**-0.5, generator=generator)
 
-    def by_distance(self, distance, like):
+    def by_distance(self, distance: Int[Tensor, "distance"], like: Tensor) -> Float[Tensor, "head distance"]:
         bucket = t5_bucket(distance, self.n_buckets, self.max_distance).to(self.weight.device)
         return F.embedding(bucket, self.weight).T.to(like)
 
@@ -97,7 +99,7 @@ class Alibi(RelativeBias):
         # A plain attribute, not a buffer: it follows from n_heads, stays float64, and does not belong in checkpoints.
         self.slopes = alibi_slopes(self.n_heads)
 
-    def by_distance(self, distance, like):
+    def by_distance(self, distance: Int[Tensor, "distance"], like: Tensor) -> Float[Tensor, "head distance"]:
         return (-self.slopes[:, None] * distance.double()).to(like)
 
 
@@ -128,7 +130,9 @@ class AlibiKeys(PositionEncoding):
         # A plain attribute, as Alibi's: no cast of the decoder rounds it.
         self.slopes = alibi_slopes(self.n_heads).to(_ROUNDED[rounded])
 
-    def bias(self, query, key, like):
+    def bias(
+        self, query: Int[Tensor, "query"], key: Int[Tensor, "key"], like: Tensor
+    ) -> Float[Tensor, "head query key"]:
         # The product of a float and an integer tensor has the float's dtype, to which torch rounds both factors.
         by_key = (self.slopes[:, None] * key).double() * self.scale
         return by_key.to(like)[:, None].expand(-1, len(query), -1)
@@ -148,7 +152,7 @@ class AlibiLearned(RelativeBias):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         self.log_slopes.copy_(alibi_slopes(self.n_heads).log())
 
-    def by_distance(self, distance, like):
+    def by_distance(self, distance: Int[Tensor, "distance"], like: Tensor) -> Float[Tensor, "head distance"]:
         slopes = at_least_float(self.log_slopes).exp()
         return (-slopes[:, None] * distance.to(slopes)).to(like)
 
@@ -202,7 +206,7 @@ class Kerple(RelativeBias):
         """r1 and r2."""
         return F.softplus(at_least_float(self.raw_r1)), self.kernel.r2(at_least_float(self.raw_r2))
 
-    def by_distance(self, distance, like):
+    def by_distance(self, distance: Int[Tensor, "distance"], like: Tensor) -> Float[Tensor, "head distance"]:
         r1, r2 = self.rates()
         return self.kernel.bias(r1[:, None], r2[:, None], distance.clamp(min=0).to(r1)).to(like)
 
@@ -217,12 +221,12 @@ class Sandwich(RelativeBias):
 
     def __init__(self, *, d_bar: int = 128, **dimensions: int):
         super().__init__(**dimensions)
-        check_size("d_bar", d_bar, least=2)
+        check_size("d_bar", d_bar, least=2, most=2**20)
         if d_bar % 2:
             raise ProbeError(f"sandwich positions want an even d_bar, got {d_bar}")
         self.d_bar = d_bar
 
-    def by_distance(self, distance, like):
+    def by_distance(self, distance: Int[Tensor, "distance"], like: Tensor) -> Float[Tensor, "head distance"]:
         even = torch.arange(0, self.d_bar, 2).double()
         product = (distance.double() / 10000 ** (even[:, None] / self.d_bar)).cos().sum(0)
         compression = 8 * torch.arange(1, self.n_heads + 1).double() / self.n_heads
@@ -243,7 +247,7 @@ class Fire(PositionEncoding):
 
     def __init__(self, *, width: int = 32, threshold: float = 512.0, **dimensions: int):
         super().__init__(**dimensions)
-        check_size("width", width)
+        check_size("width", width, most=2**20)
         check_number("threshold", threshold)
         self.threshold = threshold
         self.c, self.multiplier = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
@@ -258,7 +262,9 @@ class Fire(PositionEncoding):
         for parameter, n_inputs in ((self.in_weight, 1), (self.in_bias, 1), (self.out_weight, len(self.in_weight))):
             parameter.uniform_(-(n_inputs**-0.5), n_inputs**-0.5, generator=generator)
 
-    def bias(self, query, key, like):
+    def bias(
+        self, query: Int[Tensor, "query"], key: Int[Tensor, "key"], like: Tensor
+    ) -> Float[Tensor, "head query key"]:
         c = at_least_float(self.c).abs()
         query, key = query.to(c), key.to(c)
         normaliser = torch.maximum(query, (self.multiplier * self.threshold).abs())

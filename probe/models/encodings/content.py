@@ -33,7 +33,15 @@ class TransformerXL(PositionEncoding):
         for vector in (self.u, self.v):
             nn.init.normal_(vector, std=0.02, generator=generator)
 
-    def content_bias(self, layer, q, k, query, key, scale):
+    def content_bias(
+        self,
+        layer: int,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch head key d_head"],
+        query: Int[Tensor, "query"],
+        key: Int[Tensor, "key"],
+        scale: float,
+    ) -> Float[Tensor, "batch head query key"]:
         by_key = torch.einsum("hd,bhkd->bhk", self.u, k)[:, :, None]
         in_order = consecutive(key) and torch.equal(query, key[-len(query) :])
         by_distance = (self._shifted if in_order else self._scattered)(self.W_R[layer], q, query, key)
@@ -81,13 +89,21 @@ class Cope(PositionEncoding):
 
     def __init__(self, *, npos_max: int = 64, **dimensions: int):
         super().__init__(**dimensions)
-        check_size("npos_max", npos_max)
+        check_size("npos_max", npos_max, most=2**20)
         self.embedding = nn.Parameter(torch.empty(self.n_layers, npos_max, self.d_head))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.zeros_(self.embedding)
 
-    def content_bias(self, layer, q, k, query, key, scale):
+    def content_bias(
+        self,
+        layer: int,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch head key d_head"],
+        query: Int[Tensor, "query"],
+        key: Int[Tensor, "key"],
+        scale: float,
+    ) -> Float[Tensor, "batch head query key"]:
         e = self.embedding[layer]
         scores = (q * scale) @ k.transpose(-1, -2)
         future = future_keys(len(query), len(key), q.device)

@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.encodings.absolute import Learned, Sinusoidal
-from probe.models.encodings.base import PositionEncoding, build
+from probe.models.encodings.base import PositionEncoding, Rotation, build
 from probe.models.encodings.bias import T5, Alibi, AlibiLearned, Fire, Kerple, Sandwich
 from probe.models.encodings.content import TransformerXL
 from probe.models.encodings.rotation import Rotary, XPos
@@ -26,6 +28,9 @@ POSITIONAL: dict[str, type[PositionEncoding]] = {
     "sandwich": Sandwich,
     "xpos": XPos,
 }
+
+
+MOST_POSITIONS = 2**24  # they are drawn from a list of all of them: 128 MiB
 
 
 class Randomized(PositionEncoding):
@@ -47,7 +52,7 @@ class Randomized(PositionEncoding):
         **dimensions: int,
     ):
         super().__init__(**dimensions)
-        check_size("max_position", max_position)
+        check_size("max_position", max_position, most=MOST_POSITIONS)
         if max_position < self.n_ctx:
             raise ProbeError(f"max_position ({max_position}) must be at least n_ctx ({self.n_ctx})")
         if not isinstance(base_options, dict | None):
@@ -65,22 +70,34 @@ class Randomized(PositionEncoding):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         self.base.reset_parameters(generator)
 
-    def positions(self, n, *, random):
+    def positions(self, n: int, *, random: bool) -> Int[Tensor, "n"]:
         if n > self.n_ctx:
             raise ProbeError(f"randomized positions are drawn for at most {self.n_ctx} tokens (n_ctx), got {n}")
         return torch.randperm(self.max_position)[:n].sort().values if random else self.fixed[:n]
 
-    def embed(self, x, positions):
+    def embed(
+        self, x: Float[Tensor, "batch pos d_model"], positions: Int[Tensor, "pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
         return self.base.embed(x, positions)
 
-    def rotation(self, positions, like):
+    def rotation(self, positions: Int[Tensor, "pos"], like: Tensor) -> Rotation | None:
         return self.base.rotation(positions, like)
 
-    def decay(self, positions, like):
+    def decay(self, positions: Int[Tensor, "pos"], like: Tensor) -> Float[Tensor, "pos d_head"] | None:
         return self.base.decay(positions, like)
 
-    def bias(self, query, key, like):
+    def bias(
+        self, query: Int[Tensor, "query"], key: Int[Tensor, "key"], like: Tensor
+    ) -> Float[Tensor, "head query key"] | None:
         return self.base.bias(query, key, like)
 
-    def content_bias(self, layer, q, k, query, key, scale):
+    def content_bias(
+        self,
+        layer: int,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch head key d_head"],
+        query: Int[Tensor, "query"],
+        key: Int[Tensor, "key"],
+        scale: float,
+    ) -> Float[Tensor, "batch head query key"]:
         return self.base.content_bias(layer, q, k, query, key, scale)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.config import check_number, check_size
@@ -24,6 +25,9 @@ def rotate(x: Float[Tensor, "batch head pos d_head"], rotation: Rotation) -> Flo
         return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), dim=-1)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+MOST_FACTOR = 1e9  # its powers stay within floating point
 
 
 class Rotary(PositionEncoding):
@@ -56,7 +60,7 @@ class Rotary(PositionEncoding):
             raise ProbeError(f"rotary positions want an even d_head · fraction, got {self.d_head} · {fraction:g}")
         if not isinstance(scaling, str) or scaling not in SCALINGS:
             raise unknown_name("scaling of rotary positions", scaling, SCALINGS)
-        check_number("factor", factor, 1, closed=True)
+        check_number("factor", factor, 1, MOST_FACTOR, closed=True)
         if scaling == "none" and factor != 1:
             raise ProbeError(f"a factor wants a scaling other than 'none', got factor {factor:g} without one")
         if trained_length is not None:
@@ -65,7 +69,7 @@ class Rotary(PositionEncoding):
         # Plain attributes, not buffers: they follow from the config and do not belong in checkpoints.
         self.frequencies, self.attention_factor = SCALINGS[scaling](base, width, factor, length)
 
-    def rotation(self, positions, like):
+    def rotation(self, positions: Int[Tensor, "pos"], like: Tensor) -> Rotation:
         angle = positions[:, None].double() * self.frequencies
         angle = torch.cat((angle, angle), dim=-1)[None]
         return (angle.cos() * self.attention_factor).to(like), (angle.sin() * self.attention_factor).to(like)
@@ -80,12 +84,12 @@ class XPos(Rotary):
     every length, as a cache of keys wants. Products do not see the difference.
     """
 
-    def __init__(self, *, base: float = 10000.0, scale_base: float = 512, **dimensions: int):
+    def __init__(self, *, base: float = 10000.0, scale_base: float = 512, **dimensions: Any):
         super().__init__(base=base, **dimensions)
         check_number("scale_base", scale_base)
         self.scale_base = scale_base
 
-    def decay(self, positions, like):
+    def decay(self, positions: Int[Tensor, "pos"], like: Tensor) -> Float[Tensor, "pos d_head"]:
         exponent = (positions - self.n_ctx // 2).double() / self.scale_base
         log_zeta = self._log_zeta()
         # Half of the dtype's range is left for the queries and keys themselves.

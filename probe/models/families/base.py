@@ -116,8 +116,8 @@ class Family:
         for their, mine in self.outer.items():
             yield from self._of_module(their, (mine,), ours, split, False)
         for layer in range(config.n_layers):
-            for their, mine in self.layer.items():
-                names = tuple(f"layers.{layer}.{name}" for name in ((mine,) if isinstance(mine, str) else mine))
+            for their, parts in self.layer.items():
+                names = tuple(f"layers.{layer}.{name}" for name in ((parts,) if isinstance(parts, str) else parts))
                 yield from self._of_module(f"{self.layers}{layer}.{their}", names, ours, split, self.transposed)
 
     def _of_module(

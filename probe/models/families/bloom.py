@@ -1,9 +1,10 @@
 """BLOOM."""
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 from probe.models.config import DecoderConfig
-from probe.models.families.base import Family, by_head
+from probe.models.families.base import Family, Split, by_head
+from probe.models.families.fields import Fields
 
 N_CTX = 2048  # of all released ones; the config need not say
 
@@ -16,14 +17,14 @@ class Bloom(Family):
 
     positions = "ALiBi"
     prefix = "transformer."
-    outer: ClassVar = {
+    outer: Mapping[str, str] = {
         "word_embeddings": "token_embedding",
         "word_embeddings_layernorm": "embedding_norm",
         "ln_f": "final_norm",
         "lm_head": "head",
     }
     layers = "h."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "input_layernorm": "attention_norm",
         "self_attention.query_key_value": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         "self_attention.dense": "attention.o_proj",
@@ -32,7 +33,7 @@ class Bloom(Family):
         "mlp.dense_4h_to_h": "mlp.down_proj",
     }
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         fields.only("apply_residual_connection_post_layernorm", False)
         return DecoderConfig(
             d_vocab=fields.size("vocab_size"),
@@ -47,5 +48,5 @@ class Bloom(Family):
             embedding_norm=True,
         )
 
-    def split(self, config):
+    def split(self, config: DecoderConfig) -> Split:
         return by_head(config.n_heads)

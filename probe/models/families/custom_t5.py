@@ -1,14 +1,14 @@
 """McGill's decoder-only T5: codellm_1b with no positions, rotary ones or ALiBi."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from probe.models.config import DecoderConfig
-from probe.models.families.base import Family, Split
+from probe.models.families.base import Family, Shape, Split, Weight
+from probe.models.families.fields import Fields
 
 N_CTX = 1024  # of the released ones; the config does not say
 
@@ -44,9 +44,13 @@ class CustomT5(Family):
 
     positions = "none, rotary in a quarter of each head, or ALiBi"
     oracle = "T5's blocks, and the papers' formulas"
-    outer: ClassVar = {"shared": "token_embedding", "decoder.final_layer_norm": "final_norm", "lm_head": "head"}
+    outer: Mapping[str, str] = {
+        "shared": "token_embedding",
+        "decoder.final_layer_norm": "final_norm",
+        "lm_head": "head",
+    }
     layers = "decoder.block."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "layer.0.layer_norm": "attention_norm",
         "layer.0.SelfAttention.q": "attention.q_proj",
         "layer.0.SelfAttention.k": "attention.k_proj",
@@ -63,7 +67,7 @@ class CustomT5(Family):
     )
     own_code = True  # that from which this was written
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         encoding, options = fields.choice("position_encoding_type", ENCODINGS)
         d_model = fields.size("d_model")
         tied = fields.flag("tie_word_embeddings", default=True)
@@ -86,7 +90,7 @@ class CustomT5(Family):
             logit_scale=d_model**-0.5 if tied else 1.0,
         )
 
-    def weights(self, config, ours):
+    def weights(self, config: DecoderConfig, ours: Mapping[str, Shape]) -> Iterator[Weight]:
         turned = half_split(config.n_heads, int(FRACTION * config.d_head))
         for weight in super().weights(config, ours):
             is_turned = config.encoding == "rotary" and weight.key.endswith((".q.weight", ".k.weight"))

@@ -1,12 +1,12 @@
 """Falcon, and RefinedWeb, as it was called before."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from probe.errors import ProbeError
 from probe.models.config import DecoderConfig
-from probe.models.families.base import Family, by_head
+from probe.models.families.base import Family, Shape, Split, Weight, by_head
 from probe.models.families.fields import Fields
 from probe.models.families.gpt2 import ACTIVATIONS
 from probe.models.families.rope import rotary_options
@@ -31,9 +31,9 @@ class Falcon(Family):
 
     positions = "rotary, or ALiBi on keys in bfloat16 (RW)"
     prefix = "transformer."
-    outer: ClassVar = {"word_embeddings": "token_embedding", "ln_f": "final_norm", "lm_head": "head"}
+    outer: Mapping[str, str] = {"word_embeddings": "token_embedding", "ln_f": "final_norm", "lm_head": "head"}
     layers = "h."
-    modules: ClassVar = {
+    modules: Mapping[str, str | tuple[str, ...]] = {
         "self_attention.query_key_value": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         "self_attention.dense": "attention.o_proj",
         "mlp.dense_h_to_4h": "mlp.up_proj",
@@ -42,7 +42,7 @@ class Falcon(Family):
     own_code = True  # the released ones bring the code from which Hugging Face's was made
     new = False  # the architecture, where the config does not say
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         fields.only("apply_residual_connection_post_layernorm", False)
         n_heads = fields.size("num_attention_heads", "n_head")
         d_model = fields.size("hidden_size", "n_embed")
@@ -55,7 +55,7 @@ class Falcon(Family):
             raise ProbeError(
                 f"{fields.path}: 'num_ln_in_parallel_attn' must be {'1, 2' if new else '1'} or absent, got {n_norms}"
             )
-        self.layer = NORMS[parallel, n_norms] | self.modules
+        self.layer = {**NORMS[parallel, n_norms], **self.modules}
         return DecoderConfig(
             d_vocab=fields.size("vocab_size"),
             n_ctx=fields.size("max_position_embeddings", default=N_CTX),
@@ -93,10 +93,10 @@ class Falcon(Family):
             raise ProbeError(f"{fields.path}: 'partial_rotary_factor' must be 1 or absent: a Falcon turns whole heads")
         return {"encoding": "rotary", "encoding_options": options}
 
-    def split(self, config):
+    def split(self, config: DecoderConfig) -> Split:
         return by_head(config.n_kv_heads)
 
-    def weights(self, config, ours):
+    def weights(self, config: DecoderConfig, ours: Mapping[str, Shape]) -> Iterator[Weight]:
         for weight in super().weights(config, ours):
             norms = len(weight.names) > 1 and weight.names[0].endswith(("_norm.weight", "_norm.bias"))
             yield dataclasses.replace(weight, shared=True) if norms else weight

@@ -1,10 +1,11 @@
 """A Hugging Face ``config.json``, read strictly: every error names the file and the key."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from probe.config import check_flag, check_number, check_size
+from probe.config import MOST_SIZE, check_flag, check_number, check_size
 from probe.errors import ProbeError
 
 T = TypeVar("T")
@@ -27,9 +28,9 @@ class Fields:
             raise ProbeError(f"{self.path}: key {names[0]!r} is missing")
         return default
 
-    def size(self, *names: str, default: Any = REQUIRED) -> Any:
+    def size(self, *names: str, default: Any = REQUIRED, most: int = MOST_SIZE) -> Any:
         """An integer of at least 1, or the default."""
-        return self._checked(check_size, names, default)
+        return self._checked(functools.partial(check_size, most=most), names, default)
 
     def number(self, *names: str, default: Any = REQUIRED) -> Any:
         """A number above 0, or the default."""
@@ -56,7 +57,7 @@ class Fields:
     def only(self, name: str, wanted: Any) -> None:
         """Refuse any other value than this; absent is what is wanted."""
         value = self.get(name, default=wanted)
-        near = isinstance(wanted, float) and isinstance(value, (int, float)) and math.isclose(value, wanted)
+        near = isinstance(wanted, float) and isinstance(value, float) and math.isclose(value, wanted)
         if value != wanted and not near:
             raise ProbeError(f"{self.path}: {name!r} must be {wanted!r} or absent, got {value!r}")
 

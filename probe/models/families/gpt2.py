@@ -1,9 +1,10 @@
 """GPT-2."""
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 from probe.models.config import DecoderConfig
 from probe.models.families.base import Family
+from probe.models.families.fields import Fields
 
 # Hugging Face's names of the same functions; "gelu_fast" and "gelu_new" write the approximation differently.
 ACTIVATIONS = {
@@ -20,9 +21,9 @@ class GPT2(Family):
 
     positions = "learned"
     prefix = "transformer."
-    outer: ClassVar = {"wte": "token_embedding", "wpe": "encoding", "ln_f": "final_norm", "lm_head": "head"}
+    outer: Mapping[str, str] = {"wte": "token_embedding", "wpe": "encoding", "ln_f": "final_norm", "lm_head": "head"}
     layers = "h."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "ln_1": "attention_norm",
         "attn.c_attn": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         "attn.c_proj": "attention.o_proj",
@@ -33,7 +34,7 @@ class GPT2(Family):
     transposed = True
     ignored = r"h\.\d+\.attn\.(bias|masked_bias)"
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         fields.only("scale_attn_by_inverse_layer_idx", False)
         d_model = fields.size("n_embd", "hidden_size")
         return DecoderConfig(

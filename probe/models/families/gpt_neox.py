@@ -1,9 +1,10 @@
 """GPT-NeoX and Pythia."""
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 from probe.models.config import DecoderConfig
-from probe.models.families.base import Family, by_head
+from probe.models.families.base import Family, Split, by_head
+from probe.models.families.fields import Fields
 from probe.models.families.gpt2 import ACTIVATIONS
 from probe.models.families.rope import rotary_options
 
@@ -16,10 +17,10 @@ class GPTNeoX(Family):
 
     positions = "rotary in a quarter of each head"
     prefix = "gpt_neox."
-    synonyms: ClassVar = {"embed_out.weight": "lm_head.weight"}
-    outer: ClassVar = {"embed_in": "token_embedding", "final_layer_norm": "final_norm", "lm_head": "head"}
+    synonyms: Mapping[str, str] = {"embed_out.weight": "lm_head.weight"}
+    outer: Mapping[str, str] = {"embed_in": "token_embedding", "final_layer_norm": "final_norm", "lm_head": "head"}
     layers = "layers."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "input_layernorm": "attention_norm",
         "attention.query_key_value": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         "attention.dense": "attention.o_proj",
@@ -29,7 +30,7 @@ class GPTNeoX(Family):
     }
     ignored = r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         n_ctx, n_heads, d_model = (
             fields.size(name) for name in ("max_position_embeddings", "num_attention_heads", "hidden_size")
         )
@@ -57,5 +58,5 @@ class GPTNeoX(Family):
             parallel=fields.flag("use_parallel_residual", default=True),
         )
 
-    def split(self, config):
+    def split(self, config: DecoderConfig) -> Split:
         return by_head(config.n_heads)

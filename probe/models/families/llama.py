@@ -1,6 +1,7 @@
 """Llama and what is built as Llama is: Llama 1 to 3, TinyLlama, SmolLM 1 and 2."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from probe.errors import ProbeError
 from probe.models.config import DecoderConfig
@@ -14,9 +15,9 @@ class Llama(Family):
 
     positions = "rotary"
     prefix = "model."
-    outer: ClassVar = {"embed_tokens": "token_embedding", "norm": "final_norm", "lm_head": "head"}
+    outer: Mapping[str, str] = {"embed_tokens": "token_embedding", "norm": "final_norm", "lm_head": "head"}
     layers = "layers."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "input_layernorm": "attention_norm",
         "self_attn.q_proj": "attention.q_proj",
         "self_attn.k_proj": "attention.k_proj",
@@ -31,12 +32,12 @@ class Llama(Family):
     tied = False  # where the config does not say
     base = 10000.0
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         n_ctx, n_heads, d_model = (
             fields.size(name) for name in ("max_position_embeddings", "num_attention_heads", "hidden_size")
         )
         full_attention(fields, n_ctx)
-        bias = ("qkv", "attn_out") if fields.flag("attention_bias", default=False) else ()
+        bias: tuple[str, ...] = ("qkv", "attn_out") if fields.flag("attention_bias", default=False) else ()
         bias += ("mlp",) if fields.flag("mlp_bias", default=False) else ()
         d_head = fields.size("head_dim", default=d_model // n_heads)
         return DecoderConfig(

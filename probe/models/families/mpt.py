@@ -1,9 +1,10 @@
 """MPT."""
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 from probe.models.config import DecoderConfig
 from probe.models.families.base import Family
+from probe.models.families.fields import Fields
 
 # The same function; the second is computed in half precision where the rest is.
 LAYER_NORMS = ("layernorm", "low_precision_layernorm")
@@ -14,9 +15,9 @@ class MPT(Family):
 
     positions = "ALiBi"
     prefix = "transformer."
-    outer: ClassVar = {"wte": "token_embedding", "norm_f": "final_norm", "lm_head": "head"}
+    outer: Mapping[str, str] = {"wte": "token_embedding", "norm_f": "final_norm", "lm_head": "head"}
     layers = "blocks."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "norm_1": "attention_norm",
         "attn.Wqkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         "attn.out_proj": "attention.o_proj",
@@ -26,7 +27,7 @@ class MPT(Family):
     }
     own_code = True  # the released ones bring the code from which Hugging Face's was made
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         # "learned_pos_emb" is not read: where there is ALiBi the released code makes no table of positions.
         fields.only("no_bias", True)
         fields.only("logit_scale", None)

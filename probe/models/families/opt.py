@@ -1,10 +1,11 @@
 """OPT."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
 
 from probe.models.config import DecoderConfig
-from probe.models.families.base import Family
+from probe.models.families.base import Family, Shape, Weight
+from probe.models.families.fields import Fields
 from probe.models.families.gpt2 import ACTIVATIONS
 
 OFFSET = 2  # of positions in their table: its first two rows are never read
@@ -18,14 +19,14 @@ class OPT(Family):
 
     positions = "learned"
     prefix = "model.decoder."
-    outer: ClassVar = {
+    outer: Mapping[str, str] = {
         "embed_tokens": "token_embedding",
         "embed_positions": "encoding",
         "final_layer_norm": "final_norm",
         "lm_head": "head",
     }
     layers = "layers."
-    layer: ClassVar = {
+    layer: Mapping[str, str | tuple[str, ...]] = {
         "self_attn_layer_norm": "attention_norm",
         "self_attn.q_proj": "attention.q_proj",
         "self_attn.k_proj": "attention.k_proj",
@@ -37,7 +38,7 @@ class OPT(Family):
     }
     ignored = "version"
 
-    def config(self, fields):
+    def config(self, fields: Fields) -> DecoderConfig:
         fields.only("do_layer_norm_before", True)
         fields.only("_remove_final_layer_norm", False)
         fields.only("layer_norm_elementwise_affine", True)
@@ -56,10 +57,10 @@ class OPT(Family):
             tie_embeddings=fields.flag("tie_word_embeddings", default=True),
         )
 
-    def weights(self, config, ours):
+    def weights(self, config: DecoderConfig, ours: Mapping[str, Shape]) -> Iterator[Weight]:
         for weight in super().weights(config, ours):
             yield dataclasses.replace(weight, unused=OFFSET) if weight.names == ("encoding.weight",) else weight
 
-    def key(self, stored):
+    def key(self, stored: str) -> str:
         # The first files are those of the decoder alone: "decoder." without "model.".
         return super().key(stored).removeprefix("decoder.")

@@ -27,7 +27,7 @@ def rotary_options(
     base = rope.number("rope_theta", default=None) or fields.number(base_key, default=base)
     fraction = rope.number("partial_rotary_factor", default=None) or fields.number(fraction_key, default=fraction)
     options: dict[str, Any] = {"base": base}
-    width = int(d_head * fraction)
+    width = int(d_head * min(fraction, 2))  # no more than is refused
     if width != d_head:
         if width < 2 or width % 2 or width > d_head:
             raise ProbeError(

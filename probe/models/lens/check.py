@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from probe.errors import ProbeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # The largest error that is rounding, relative to the largest number, by dtype: in float32 some 1e-6 is usual.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -35,7 +38,7 @@ class Witness:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: nn.Module, whose: str) -> "Witness":
+    def of(cls, model: "PreTrainedModel", whose: str) -> "Witness":
         """Of a model with eager attention, which must agree with the fused one that Hugging Face takes by default.
 
         Where a class has but one of them this says nothing.

@@ -1,14 +1,19 @@
 """A decoder of ours as a ``TransformerBridge``: a view that shares its parameters and leaves its modules alone."""
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from probe.models.attention_functions import AttentionFunction
 from probe.models.decoder import Decoder
+from probe.models.layers import Attention, ContentBias
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 
 ARCHITECTURE = "PositionProbeDecoder"
 
@@ -59,7 +64,7 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     return build_bridge_from_module(clone, ARCHITECTURE, tl_config=settings, tokenizer=None)
 
 
-def _adapter_class(embedding_norm: bool) -> type:
+def _adapter_class(embedding_norm: bool) -> "type[ArchitectureAdapter]":
     from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import generalized_components as parts
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
@@ -68,20 +73,27 @@ def _adapter_class(embedding_norm: bool) -> type:
     class TurnedHookPoint(HookPoint):
         """Hooks see what enters times ``factor()``; what they hand on is kept in ``value``."""
 
-        factor = value = None
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]  # TransformerLens has no types there
+            self.factor: Callable[[], Tensor | None] | None = None
+            self.value: Tensor | None = None
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             factor = self.factor() if self.factor is not None else None
             return x if factor is None else x * factor
 
-        def __call__(self, x):
-            self.value = super().__call__(x)
-            return self.value
+        def __call__(self, x: Tensor) -> Tensor:
+            self.value = handed_on = super().__call__(x)
+            return handed_on
 
     class AttentionBridge(parts.PositionEmbeddingsAttentionBridge):
         rope_optional = True  # most encodings turn nothing
+        hook_in: TurnedHookPoint
+        hook_rot_q: TurnedHookPoint
+        hook_rot_k: TurnedHookPoint
+        content_bias: ContentBias | None
 
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             # TransformerLens makes these two for rotary models only; its forward pass calls them wherever they are.
             self.hook_rot_q, self.hook_rot_k = TurnedHookPoint(), TurnedHookPoint()
@@ -89,7 +101,15 @@ def _adapter_class(embedding_norm: bool) -> type:
             self.hook_in = TurnedHookPoint()
             self.content_bias = None
 
-        def forward(self, *args, decay=None, content_bias=None, **kwargs):
+        @property
+        def function(self) -> AttentionFunction:
+            ours = self.original_component
+            assert isinstance(ours, Attention)
+            return ours.function
+
+        def forward(
+            self, *args: Any, decay: Tensor | None = None, content_bias: ContentBias | None = None, **kwargs: Any
+        ) -> Any:
             # Its forward pass knows rotations and masks only, so the rest is done where it calls what is ours.
             self.content_bias = content_bias
             self.hook_rot_q.factor = lambda: self._query_factor(decay)
@@ -100,32 +120,33 @@ def _adapter_class(embedding_norm: bool) -> type:
             finally:
                 self.content_bias = None
                 for point in (self.hook_in, self.hook_rot_q, self.hook_rot_k):
-                    point.factor = point.value = None
+                    point.factor, point.value = None, None
 
-        def _query_factor(self, decay):
-            scale = self.original_component.function.query_scale(self.hook_in.value, 0)
+        def _query_factor(self, decay: Tensor | None) -> Tensor | None:
+            assert self.hook_in.value is not None  # the hidden states come by before queries do
+            scale = self.function.query_scale(self.hook_in.value, 0)
             if scale is None:
                 return decay
             scale = scale.transpose(1, 2)[..., None]
             return scale if decay is None else decay * scale
 
-        def _apply_reconstruct_attention_mask(self, attn_scores, **rest):
+        def _apply_reconstruct_attention_mask(self, attn_scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if self.content_bias is not None:
                 q, k = self.hook_rot_q.value, self.hook_rot_k.value
+                assert q is not None and k is not None  # scores are made of them
                 k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
                 attn_scores = attn_scores + self.content_bias(q, k)
-            return super()._apply_reconstruct_attention_mask(attn_scores=attn_scores, **rest)
+            return super()._apply_reconstruct_attention_mask(attn_scores, *args, **kwargs)
 
-        def _masked_softmax(self, attn_scores, dtype=None):
-            function = self.original_component.function
-            if function.is_softmax:
+        def _masked_softmax(self, attn_scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+            if self.function.is_softmax:
                 return super()._masked_softmax(attn_scores, dtype)
-            return function.normalise(attn_scores.to(dtype or attn_scores.dtype))
+            return self.function.normalise(attn_scores.to(dtype or attn_scores.dtype))
 
     class DecoderAdapter(ArchitectureAdapter):
         supports_kv_cache = False
 
-        def __init__(self, cfg):
+        def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
             self.weight_processing_conversions = {**self._qkvo_weight_conversions(include_biases=True)}
             projections = {slot: parts.LinearBridge(name=f"{slot}_proj") for slot in "qkvo"}
@@ -146,20 +167,18 @@ def _adapter_class(embedding_norm: bool) -> type:
                 "unembed": parts.UnembeddingBridge(name="head", config=cfg),
             }
 
-    def _norm(cfg, name: str):
+    def _norm(cfg: Any, name: str) -> GeneralizedComponent:
         if cfg.normalization_type is None:
             return GeneralizedComponent(name=name, config=cfg)
         kind = parts.RMSNormalizationBridge if cfg.uses_rms_norm else parts.NormalizationBridge
         return kind(name=name, config=cfg)
 
-    def _mlp(cfg):
-        if cfg.gated_mlp:
-            slots = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
-            kind = parts.GatedMLPBridge
-        else:
-            slots = {"in": "up_proj", "out": "down_proj"}
-            kind = parts.MLPBridge
-        submodules = {slot: parts.LinearBridge(name=name) for slot, name in slots.items()}
+    def _mlp(cfg: Any) -> GeneralizedComponent:
+        slots = {"in": "up_proj", "out": "down_proj"} | ({"gate": "gate_proj"} if cfg.gated_mlp else {})
+        submodules: dict[str, GeneralizedComponent] = {
+            slot: parts.LinearBridge(name=name) for slot, name in slots.items()
+        }
+        kind = parts.GatedMLPBridge if cfg.gated_mlp else parts.MLPBridge
         return kind(name="mlp", config=cfg, submodules=submodules)
 
     return DecoderAdapter

@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from probe.errors import ProbeError
 from probe.files import read_json_object
 from probe.models import checkpoint
-from probe.models.families import FAMILIES
+from probe.models.config import MOST
+from probe.models.families import FAMILIES, Fields
 from probe.models.lens.check import Witness, check_bridge
 from probe.models.lens.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
 
 # Families that the tests load in this way and hold against Hugging Face's, by ``model_type``: where they have their
 # positions from. Others are tried, and refused where ``check_bridge`` finds anything wrong.
@@ -38,6 +39,10 @@ BRIDGED = {
     "nemotron": "rotary in a part of each head",
     "glm": "rotary in a part of each head",
 }
+
+
+# Under which keys configs say how many layers there are.
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def load_bridge(folder: Path, device: torch.device, dtype: torch.dtype | None) -> "TransformerBridge":
@@ -65,6 +70,8 @@ def load_bridge(folder: Path, device: torch.device, dtype: torch.dtype | None) -
             f"{path}: 'auto_map' must be absent, got code of the checkpoint's own, which is never run; where "
             "transformers' own class is meant, take it out of a copy"
         )
+    for key in LAYERS:  # transformers would make each of them before it sees that the files hold fewer
+        Fields(values, path).size(key, default=None, most=MOST["n_layers"])
     if values.get("is_encoder_decoder"):
         raise ProbeError(
             f"{path}: 'is_encoder_decoder' must be false: a decoder alone was wanted, whose tokens know their position "
@@ -73,7 +80,7 @@ def load_bridge(folder: Path, device: torch.device, dtype: torch.dtype | None) -
     try:
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, said = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 local_files_only=True,
@@ -85,6 +92,7 @@ def load_bridge(folder: Path, device: torch.device, dtype: torch.dtype | None) -
             )
     except Exception as error:  # of many kinds; what the checkpoint makes of them is the user's to mend
         raise ProbeError(f"{folder}: transformers cannot load it: {_first_line(error)}") from None
+    model, said = loaded  # a pair, as output_loading_info asks for
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if said.get(what):
             key = sorted(map(str, said[what]))[0]
@@ -111,7 +119,7 @@ def untrained_bridge(bridge: "TransformerBridge", seed: int) -> "TransformerBrid
     return _wrap(model.to(parameter.device, parameter.dtype).eval(), old.config)
 
 
-def _bridge(model: nn.Module, whose: str) -> "TransformerBridge":
+def _bridge(model: "PreTrainedModel", whose: str) -> "TransformerBridge":
     # What the class itself does is seen before TransformerLens puts its own modules into it.
     witness = Witness.of(model, whose)
     bridge = _wrap(model, model.config, whose)
@@ -119,7 +127,7 @@ def _bridge(model: nn.Module, whose: str) -> "TransformerBridge":
     return bridge
 
 
-def _wrap(model: nn.Module, config: Any, whose: str = "") -> "TransformerBridge":
+def _wrap(model: "PreTrainedModel", config: Any, whose: str = "") -> "TransformerBridge":
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     try:

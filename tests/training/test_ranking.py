@@ -10,7 +10,7 @@ from scipy import stats
 
 from probe.errors import ProbeError
 from probe.report import league_by_length, league_differences, league_page, league_ranks
-from probe.training.league import (
+from probe.training.ranking import (
     accuracy_by_length,
     holm,
     league,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probe.config import check_number, check_size
+from probe.config import MOST_SEED, MOST_SIZE, check_number, check_size
 from probe.errors import ProbeError
 
 RESULTS = ["task", "encoding", "seed", "length", "accuracy"]
@@ -27,11 +27,13 @@ def read_published(path: str | Path) -> pd.DataFrame:
         ProbeError: with file and line, where a column is missing, or a number is none or out of its range.
     """
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ProbeError(f"{path}: a table with {', '.join(PUBLISHED)} was wanted: {error}") from None
+        with open(path, encoding="utf-8", newline="") as file:  # a path is no address, and no archive is unpacked
+            wanted = {"usecols": lambda name: name in PUBLISHED, "index_col": False}
+            rows = pd.read_csv(file, dtype=str, keep_default_na=False, **wanted)
     except pd.errors.EmptyDataError:
         raise ProbeError(f"{path}: a table with {', '.join(PUBLISHED)} was wanted, got an empty file") from None
+    except ValueError as error:  # pandas' parser errors, and what is no UTF-8
+        raise ProbeError(f"{path}: a table with {', '.join(PUBLISHED)} was wanted: {error}") from None
     missing = [column for column in PUBLISHED if column not in rows]
     if missing:
         raise ProbeError(
@@ -40,8 +42,8 @@ def read_published(path: str | Path) -> pd.DataFrame:
     lengths = rows["length"].where(rows["length"] != "overall", "")
     length, seed, accuracy = (pd.to_numeric(c, errors="coerce") for c in (lengths, rows["seed"], rows["accuracy"]))
     for name, bad in (
-        ("length", (lengths != "") & ~((length >= 1) & (length % 1 == 0))),
-        ("seed", ~(seed % 1 == 0)),
+        ("length", (lengths != "") & ~(length.between(1, MOST_SIZE) & (length % 1 == 0))),
+        ("seed", ~(seed.between(-MOST_SEED, MOST_SEED) & (seed % 1 == 0))),
         ("accuracy", ~accuracy.between(0, 1)),
     ):
         if bad.any():
