@@ -39,7 +39,7 @@ MOST_SEED = 2**48  # a study makes a thousand of each, and generators take 64 bi
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     """A dataclass from a JSON object's values; unknown and missing keys are refused, lists become tuples."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a T is a dataclass
     for name in values:
         if name not in fields:
             raise unknown_name(f"option of {what}", name, fields)

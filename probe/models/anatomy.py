@@ -38,7 +38,13 @@ def n_layers_of(model: nn.Module) -> int:
 
 
 def n_heads_of(model: nn.Module) -> int:
-    """The number of heads of a layer."""
+    """The number of heads of a layer.
+
+    Raises:
+        ProbeError: for a model without attention.
+    """
+    if isinstance(model, ClockworkRNN):
+        raise ProbeError("a model with attention was wanted, got a ClockworkRNN, which has no heads")
     return model.config.n_heads if isinstance(model, Decoder) else bridge_config(model).n_heads
 
 

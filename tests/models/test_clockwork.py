@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from probe.errors import ProbeError
-from probe.models.anatomy import n_layers_of
+from probe.models.anatomy import n_heads_of, n_layers_of
 from probe.models.build import build, config_from_dict
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
@@ -367,6 +367,7 @@ def test_bad_input_is_one_clear_line(random_tokens):
         (lambda: model(tokens, attention="sparse"), "unknown attention path 'sparse'; known: auto, explicit, fused"),
         (lambda: model(tokens, positions=torch.arange(3)), r"positions must name all 16 positions .*, got 3"),
         (lambda: model(tokens, hooks={"hook_pos": print}), "unknown site 'hook_pos'; a clockwork RNN's sites: .*…1"),
+        (lambda: n_heads_of(model), "a model with attention was wanted, got a ClockworkRNN, which has no heads"),
         (lambda: ClockworkConfig.from_dict({"model": "decoder"}), "unknown kind of model 'decoder'; known: clockwork"),
         (lambda: ClockworkConfig.from_dict({"d_vocab": 5}), "a clockwork RNN's config wants 'd_model', .*"),
         (lambda: ClockworkConfig.from_dict({"n_heads": 5}), "unknown option of a clockwork RNN's config 'n_heads'; .*"),

@@ -9,8 +9,10 @@ from probe.errors import ProbeError
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.pretrained import load_pretrained
+from probe.study import StudyData
+from probe.study.stages import shifted
 from probe.training import encode, exact_match, predict, train
-from probe.training.shifted import shifted_positions, shifted_texts
+from probe.training.shifted import SHIFTS, shifted_positions, shifted_texts
 
 UNMOVED, MOVED = ("none", "t5", "alibi", "rotary"), ("learned", "sinusoidal")
 
@@ -70,6 +72,13 @@ def test_a_clock_comes_round(task, splits):
     rows = shifted_positions(model, encode(splits.validation, task.vocabulary), (1, 2, 3, 4, 8), n_bootstrap=2)
     change = rows[rows["metric"] == "loss_change"].set_index("shift")["value"].abs()
     assert (change[[4, 8]] < 1e-6).all() and (change[[1, 2, 3]] > 1e-4).all()
+
+
+def test_a_study_shifts_a_clockwork_rnn_too(task, splits):
+    """It knows any position: every shift is looked at."""
+    model = ClockworkRNN(ClockworkConfig(d_vocab=len(task.vocabulary), d_model=33, n_modules=3), seed=0).eval()
+    data = StudyData(task, splits, *(encode(part, task.vocabulary) for part in (splits.train, splits.validation)))
+    assert [*shifted(model, data, most=4)["shift"].unique()] == [*SHIFTS]
 
 
 def test_bad_input_is_one_clear_line(task, splits):
