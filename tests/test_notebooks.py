@@ -1,16 +1,15 @@
 """Every notebook runs from top to bottom, and what is committed of it is what it says when it is run."""
 
 import base64
-import shutil
 
 import nbformat
 import pytest
 import refresh_notebooks
+from browser import CHROMIUM
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from refresh_notebooks import FIGURE, PICTURE, code_cells, digest, execute, faults, notebooks, read, settle
 
 PATHS = notebooks()
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ from probe.report.style import (
     DIVERGING,
     GREY,
     OTHER_COLOURS,
-    OTHER_SYMBOLS,
     STRONG,
     colour_bar,
     finish,
+    nth_look,
     panel,
     panels,
     title_lowest,
@@ -42,7 +42,7 @@ def construction_errors(rows: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=share, y=part["construction"].map(plain).tolist(), mode="markers",
             name=f"{plain(dtype)} (n = {len(part)} checks)",
-            marker={"color": OTHER_COLOURS[i % 9], "size": 8, "opacity": 0.6, "symbol": OTHER_SYMBOLS[i % 7]},
+            marker={"color": nth_look(i).colour, "size": 8, "opacity": 0.6, "symbol": nth_look(i).symbol},
             text=[
                 f"{plain(r.quantity)}, length {r.length}: error {r.largest_error:.3g}, tolerance {r.tolerance:.3g}"
                 for r in part.itertuples()
@@ -110,7 +110,7 @@ def _stream_lines(stream: pd.DataFrame) -> list[go.Scatter]:
     return [
         go.Scatter(
             x=part["t"].tolist(), y=part["value"].tolist(), name=plain(short_site(site)), mode="lines",
-            line={"color": OTHER_COLOURS[i % 9], "dash": ("solid", "dash", "dot")[i // 9 % 3]},
+            line={"color": nth_look(i).colour, "dash": ("solid", "dash", "dot")[i // len(OTHER_COLOURS) % 3]},
         )
         for i, (site, part) in enumerate(stream.groupby("site", sort=False))
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def _error_marks(errors: pd.DataFrame) -> list[go.Scatter]:
     return [
         go.Scatter(
             x=part["t"].tolist(), y=part["error"].tolist(), name=f"error: {plain(quantity)}", mode="markers",
-            marker={"color": OTHER_COLOURS[i % 9], "size": 4, "symbol": OTHER_SYMBOLS[i % 7]},
+            marker={"color": nth_look(i).colour, "size": 4, "symbol": nth_look(i).symbol},
         )
         for i, (quantity, part) in enumerate(errors.groupby("quantity", sort=False))
     ]  # fmt: skip

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report.drawing import add_band, plain, some
-from probe.report.style import BLUE, CONTROL_LABELS, DIVERGING, GREY, OTHER_COLOURS, colour_bar, finish, panels
+from probe.report.style import BLUE, CONTROL_LABELS, DIVERGING, GREY, colour_bar, finish, nth_look, panels
 
 CONTROL_COLOURS = {"none": "#000000", "untrained": GREY, "shuffled": BLUE}
 
@@ -28,7 +28,7 @@ def table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
         name = f"{int(component) + 1}: {line['share'].iloc[0]:.0%} of the variance"
         figure.add_scatter(
             x=line["position"].tolist(), y=line["value"].tolist(), mode="lines", name=name,
-            line={"color": OTHER_COLOURS[int(component) % len(OTHER_COLOURS)]},
+            line={"color": nth_look(int(component)).colour},
             hovertemplate="position %{x}: %{y:.3f}<extra>" + name + "</extra>", **left,
         )  # fmt: skip
     figure.update_xaxes(title="position")

@@ -4,6 +4,7 @@ A figure is made by ``panels(…)``, filled, and ended by ``finish(…)``, which
 legend, and the template. ``at_width(…)`` lays a finished figure out anew for another width, that of a column of print.
 """
 
+import html
 import math
 import re
 import zlib
@@ -92,7 +93,12 @@ def look(name: str) -> Look:
     if name in LOOKS:
         return LOOKS[name]
     number = zlib.crc32(name.encode())
-    return Look(OTHER_COLOURS[number % len(OTHER_COLOURS)], OTHER_SYMBOLS[number // 9 % len(OTHER_SYMBOLS)])
+    return Look(nth_look(number).colour, nth_look(number // len(OTHER_COLOURS)).symbol)
+
+
+def nth_look(i: int) -> Look:
+    """A colour and a mark for the i-th of several things that are no encodings: sites, dtypes, components."""
+    return Look(OTHER_COLOURS[i % len(OTHER_COLOURS)], OTHER_SYMBOLS[i % len(OTHER_SYMBOLS)])
 
 
 def colour(name: str) -> str:
@@ -177,7 +183,7 @@ def least_width(figure: go.Figure) -> int:
     """Pixels below which a figure cannot be read, by the panels that it has side by side and their titles."""
     beside = {round(axis.domain[0], 3) for axis in figure.select_xaxes() if axis.domain is not None}
     titles = [line for a in figure.layout.annotations if _is_above(a) for line in a.text.split("<br>")]
-    longest = max((len(_seen(re.sub("<[^>]*>", "", line))) for line in titles), default=0)
+    longest = max((len(html.unescape(re.sub("<[^>]*>", "", line))) for line in titles), default=0)
     return 60 + max(1, len(beside)) * max(180, int(6.3 * longest))
 
 
@@ -185,7 +191,7 @@ def _break_title(axis: go.layout.YAxis, drawn: float) -> None:
     """A vertical title that is longer than its panel has its n in a second line."""
     start, end = axis.domain or (0, 1)
     text = axis.title.text or ""
-    if 6.2 * len(_seen(text)) > (end - start) * drawn and " (n = " in text:
+    if 6.2 * len(html.unescape(text)) > (end - start) * drawn and " (n = " in text:
         axis.title.text = "<br>(n = ".join(text.rsplit(" (n = ", 1))
 
 
@@ -208,7 +214,7 @@ def _below(figure: go.Figure) -> int:
     if all(axis.showticklabels is False for axis in axes):
         return 8 + title
     names = [str(x) for trace in figure.data for x in (trace.x if trace.x is not None else ()) if isinstance(x, str)]
-    text = [_seen(str(t)) for axis in axes for t in (axis.ticktext or ())]
+    text = [html.unescape(str(t)) for axis in axes for t in (axis.ticktext or ())]
     slant = max((math.sin(math.radians(abs(axis.tickangle or 0))) for axis in axes), default=0)
     lines = 16 * max((t.count("<br>") for t in text), default=0)
     return int(max(TICKS + lines, 12 + 7.3 * slant * max(map(len, [*names, *text]), default=0))) + title
@@ -225,11 +231,5 @@ def _legend_lines(figure: go.Figure, width: float) -> int:
     names = [t.name for t in figure.data if t.name and t.showlegend is not False]
     if len(names) < 2 and not figure.layout.showlegend:
         return 0
-    across = max(1, int((width - 90) // (46 + 6.6 * max((len(_seen(n)) for n in names), default=1))))
+    across = max(1, int((width - 90) // (46 + 6.6 * max((len(html.unescape(n)) for n in names), default=1))))
     return -(-len(names) // across)
-
-
-def _seen(name: str) -> str:
-    for entity, sign in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-        name = name.replace(entity, sign)
-    return name

@@ -130,8 +130,9 @@ def _run(
     started = time.perf_counter()
     _study_pairs(config, folder, data, tell)
     rows = collect_rows(config, folder)
-    write_rows(folder / "rows.parquet", rows, environment(device))
-    _write_report(config, folder, rows, device)
+    made_with = environment(device)
+    write_rows(folder / "rows.parquet", rows, made_with)
+    _write_report(config, folder, rows, device, made_with)
     on_progress(total, total)
     say(f"model distances, figures and report: {time.perf_counter() - started:.0f} s")
     return rows
@@ -343,7 +344,9 @@ def collect_rows(config: StudyConfig, folder: Path) -> pd.DataFrame:
     return rows[[*keys, *(c for c in rows.columns if c not in keys)]]
 
 
-def _write_report(config: StudyConfig, folder: Path, rows: pd.DataFrame, device: torch.device) -> None:
+def _write_report(
+    config: StudyConfig, folder: Path, rows: pd.DataFrame, device: torch.device, made_with: dict[str, str]
+) -> None:
     maps, curves = (
         {encoding: read_stage(folder, f"{stage}-{encoding}") for encoding in config.encodings}
         for stage in ("maps", "curves")
@@ -355,7 +358,7 @@ def _write_report(config: StudyConfig, folder: Path, rows: pd.DataFrame, device:
     for name, text in standalone(drawn).items():
         write_text(folder / "figures" / name, text)
     command, files = study_command(config, device.type)
-    made = Made(command, files, dataclasses.asdict(config), environment(device))
+    made = Made(command, files, dataclasses.asdict(config), made_with)
     write_text(folder / "report.html", study_page(first, drawn, made, task.train_length, all_rows=rows))
 
 

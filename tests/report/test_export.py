@@ -1,10 +1,10 @@
 import io
 import json
 import re
-import shutil
 
 import plotly.graph_objects as go
 import pytest
+from browser import CHROMIUM
 from PIL import Image
 
 from probe.cli import main
@@ -13,7 +13,6 @@ from probe.report import Section, accuracy_by_length, attention_maps, probe_by_s
 from probe.report.export import figures_of, pictures, print_size, standalone
 from probe.report.style import named
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 wants_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
