@@ -7,13 +7,16 @@ On the CPU, in float32 and under bfloat16 autocast, a vocabulary of 128: 4 layer
 64 tokens; and 12 layers, d_model 768, 12 heads, 8 sequences of 64. A step is the forward pass, the loss over all
 tokens, the backward pass and fused AdamW, the same for all. Peers are made from their configs with their own defaults
 (GPT-2's and T5's dropout of 0.1 included; where a size must be said, it is ours, and SwiGLU's hidden layer has the
-width at which Llama has as many parameters). ``TransformerLens`` is its native model. The floor is the products that a
-step cannot do without, forward and backward, as bare ``torch.mm`` and ``torch.bmm`` on matrices that lie ready.
+width at which Llama has as many parameters). ``TransformerLens`` is its native model. Ours takes float32 products as
+``train`` does (``probe.device.fast_products``), the others torch's default; then all of them take ours. The floor is
+the products that a step cannot do without, forward and backward, as bare ``torch.mm`` and ``torch.bmm`` on matrices
+that lie ready, taken as ours.
 
 Then: what ``train`` spends on its batches, how many slots of these are padding, and greedy decoding of 256 tokens with
 a cache and without.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.timing import seconds
+from probe.device import fast_products, product_kernels
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.tasks import make_task
 from probe.training import EncodedExamples, TrainingConfig, encode, greedy, train
@@ -136,6 +140,14 @@ def bare_products(size: Size, dtype: torch.dtype):
     return products
 
 
+def fast(work: Callable[[], None]) -> Callable[[], None]:
+    def with_fast_products() -> None:
+        with fast_products(torch.device("cpu")):
+            work()
+
+    return with_fast_products
+
+
 def row(name: str, target: str, measured: str) -> None:
     print(f"| {name} | {target} | {measured} |", flush=True)
 
@@ -147,7 +159,7 @@ def steps(size: Size, dtype: torch.dtype, repeats: int) -> None:
     def step(model: nn.Module, **options):
         return step_of(model, size, dtype, **options)
 
-    ours = {encoding: step(Decoder(config(size, encoding=encoding))) for encoding in ENCODINGS}
+    ours = {encoding: fast(step(Decoder(config(size, encoding=encoding)))) for encoding in ENCODINGS}
     lens = {
         "TransformerLens, learned": step(transformer_lens("standard", size)),
         "TransformerLens, rotary": step(transformer_lens("rotary", size)),
@@ -157,7 +169,10 @@ def steps(size: Size, dtype: torch.dtype, repeats: int) -> None:
         "LlamaForCausalLM": step(llama(size), logits_of=of_output),
         "T5's decoder": step(T5Decoder(size)),
     }
-    taken = seconds(ours | lens | others | {"products": bare_products(size, dtype)}, repeats=repeats)
+    works = ours | lens | others | {"products": fast(bare_products(size, dtype))}
+    if dtype == torch.float32:
+        works |= {f"{name}, our products": fast(work) for name, work in (lens | others).items()}
+    taken = seconds(works, repeats=repeats)
     half, what = dtype != torch.float32, f"{size.n_layers} layers, {str(dtype).removeprefix('torch.')}: "
     for encoding in ENCODINGS:
         row(f"{what}ours, {encoding}: tokens a second", "", f"{size.batch * LENGTH / taken[encoding]:,.0f}")
@@ -166,6 +181,13 @@ def steps(size: Size, dtype: torch.dtype, repeats: int) -> None:
         encoding = like.get(name, "learned")
         target = ("1.4" if half else "2") if name in lens else ("" if half else "1.7")
         row(f"{what}than {name}, ours ({encoding}) is times faster", target, f"{taken[name] / taken[encoding]:.2f}")
+        same = taken.get(f"{name}, our products")
+        if same is not None:
+            row(
+                f"{what}than {name} with our products, ours ({encoding}) is times faster",
+                "",
+                f"{same / taken[encoding]:.2f}",
+            )
     share = f"{100 * taken['products'] / taken['none']:.0f} %"
     row(f"{what}of the speed of the bare products (none)", "" if half else "≥ 75 %", share)
     for encoding in ENCODINGS[1:]:
@@ -219,7 +241,10 @@ def decoding(n_new: int = 256) -> None:
 
 
 def main() -> None:
-    print(f"{torch.get_num_threads()} threads\n\n| | target | measured |\n|---|---|---|")
+    products = product_kernels(torch.device("cpu"))
+    print(
+        f"{torch.get_num_threads()} threads; our float32 products: {products}\n\n| | target | measured |\n|---|---|---|"
+    )
     for size, repeats in ((SMALL, 9), (LARGE, 5)):
         for dtype in (torch.float32, torch.bfloat16):
             steps(size, dtype, repeats)

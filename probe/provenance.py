@@ -21,7 +21,10 @@ def environment(device: "torch.device | None" = None) -> dict[str, str]:
         found["revision"] = revision
     found |= {"python": platform.python_version(), "platform": platform.platform()}
     if device is not None:
+        from probe.device import product_kernels
+
         found["device"] = f"{device} ({_device_name(device)})"
+        found["float32 products of training"] = product_kernels(device)
     return found
 
 

@@ -152,12 +152,7 @@ def machine() -> Iterator[Finding]:
     yield Finding("disk", "ok", f"{shutil.disk_usage(folder).free / GIB:.1f} GiB free in {folder}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("cores", "ok", f"{cores}, of which torch uses {torch.get_num_threads()}")
-    off, setting = _product_error(device), torch.get_float32_matmul_precision()
-    said = f'relative error {off:.0e} (precision "{setting}")'
-    if off < ACCURATE:
-        yield Finding("float32 products", "ok", said)
-    else:
-        yield Finding("float32 products", "note", said, "torch.set_float32_matmul_precision('highest') corrects it")
+    yield from _products(device)
 
 
 def _described(device: "torch.device") -> str:
@@ -184,14 +179,21 @@ def _free_memory() -> float | None:
     return min(found, default=None)
 
 
-def _product_error(device: "torch.device", n: int = 256) -> float:
-    """How far a product of float32 matrices is from that in float64, as a share of its size."""
+def _products(device: "torch.device", n: int = 256) -> Iterator[Finding]:
+    """Whether products of float32 matrices are as exact as float32 is, and whose are taken for training."""
     import torch
 
-    a, b = torch.randn(2, n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = a.float().double() @ b.float().double()
-    found = (a.float().to(device) @ b.float().to(device)).cpu().double()
-    return float((found - exact).norm() / exact.norm())
+    from probe.device import product_error, product_kernels
+
+    a, b = torch.randn(2, n, n, generator=torch.Generator().manual_seed(0)).to(device)
+    off, setting = product_error(a, b), torch.get_float32_matmul_precision()
+    said = f'relative error {off:.0e} (precision "{setting}")'
+    if off < ACCURATE:
+        yield Finding("float32 products", "ok", said)
+    else:
+        yield Finding("float32 products", "note", said, "torch.set_float32_matmul_precision('highest') corrects it")
+    if device.type == "cpu":
+        yield Finding("training products", "ok", product_kernels(device))
 
 
 def browser() -> Finding:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probe.config import check_number, check_size
+from probe.device import fast_products
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
 from probe.models.mode import evaluating
@@ -90,7 +91,7 @@ def train_scale(
     device = next(model.parameters()).device
     kind = UniformScale if uniform else HeadScale
     entries = []
-    with _frozen(model), kind(model, config.initial) as scales:
+    with fast_products(device), _frozen(model), kind(model, config.initial) as scales:
         order = BatchOrder(data.lengths, config.batch_size, config.seed)
         with torch.no_grad():
             d_vocab = logits_of(model, data.tokens[:1, :1].to(device)).shape[-1]

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from probe.device import fast_products
 from probe.errors import ProbeError
 from probe.models import checkpoint
 from probe.models.decoder import Decoder
@@ -131,9 +132,10 @@ def test_one_step_is_what_torchs_own_adamw_and_autograd_make_of_it(small, data):
     trained = train(model, data, config, device="cpu")
     ours = Decoder(model, seed=0)
     batch = data.batch(BatchOrder(data.lengths, 8, seed=0).rows(0))
-    logits = ours(batch.inputs)
-    loss = torch.nn.functional.cross_entropy(logits[batch.scored], batch.targets[batch.scored])
-    loss.backward()
+    with fast_products(torch.device("cpu")):  # the bias of keys has no gradient but rounding, and Adam makes it large
+        logits = ours(batch.inputs)
+        loss = torch.nn.functional.cross_entropy(logits[batch.scored], batch.targets[batch.scored])
+        loss.backward()
     torch.nn.utils.clip_grad_norm_(ours.parameters(), 0.5)
     groups = [
         {"params": [p for p in ours.parameters() if p.ndim > 1], "weight_decay": 0.1},
