@@ -41,6 +41,8 @@ class Size(NamedTuple):
     n_heads: int = 8
     batch: int = 32
     n_ctx: int = LENGTH
+    length: int = LENGTH  # of the sequences of a step
+    d_vocab: int = D_VOCAB
 
 
 SMALL, LARGE = Size(), Size(12, 768, 12, 8)
@@ -50,17 +52,19 @@ TASKS = ("copy", "addition", "scan", "lego", "pcfg")
 
 def config(size: Size = SMALL, **options) -> DecoderConfig:
     shape = {"n_ctx": size.n_ctx, "n_layers": size.n_layers, "d_model": size.d_model, "n_heads": size.n_heads}
-    return DecoderConfig(d_vocab=D_VOCAB, **(shape | options))
+    return DecoderConfig(d_vocab=size.d_vocab, **(shape | options))
 
 
 def step_of(model: nn.Module, size: Size, dtype: torch.dtype, logits_of=lambda output: output):
-    """One training step, to be called again and again."""
+    """One training step, to be called again and again, where the model is."""
     model.train()
+    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(D_VOCAB, (size.batch, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(size.d_vocab, (size.batch, size.length + 1), generator=torch.Generator().manual_seed(0))
+    tokens = drawn.to(device)
 
     def step() -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = logits_of(model(tokens[:, :-1]))
         F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
         optimizer.step()
@@ -80,7 +84,7 @@ def transformer_lens(positions: str, size: Size = SMALL) -> nn.Module:
             n_layers=size.n_layers,
             n_ctx=size.n_ctx,
             n_heads=size.n_heads,
-            d_vocab=D_VOCAB,
+            d_vocab=size.d_vocab,
             act_fn="gelu",
             positional_embedding_type=positions,
         )
@@ -90,15 +94,15 @@ def transformer_lens(positions: str, size: Size = SMALL) -> nn.Module:
 def gpt2(size: Size) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"n_embd": size.d_model, "n_layer": size.n_layers, "n_head": size.n_heads, "n_positions": LENGTH}
-    return GPT2LMHeadModel(GPT2Config(**shape, vocab_size=D_VOCAB, bos_token_id=0, eos_token_id=0))
+    shape = {"n_embd": size.d_model, "n_layer": size.n_layers, "n_head": size.n_heads, "n_positions": size.length}
+    return GPT2LMHeadModel(GPT2Config(**shape, vocab_size=size.d_vocab, bos_token_id=0, eos_token_id=0))
 
 
 def llama(size: Size) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": size.d_model, "num_hidden_layers": size.n_layers, "num_attention_heads": size.n_heads}
-    return LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=8 * size.d_model // 3, vocab_size=D_VOCAB))
+    return LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=8 * size.d_model // 3, vocab_size=size.d_vocab))
 
 
 class T5Decoder(nn.Module):
@@ -111,24 +115,24 @@ class T5Decoder(nn.Module):
 
         shape = {"d_model": size.d_model, "d_kv": size.d_model // size.n_heads, "d_ff": 4 * size.d_model}
         shape |= {"num_heads": size.n_heads, "num_layers": size.n_layers}
-        made = T5Config(**shape, vocab_size=D_VOCAB, is_decoder=True, is_encoder_decoder=False)
-        self.stack, self.head = T5Stack(made), nn.Linear(size.d_model, D_VOCAB, bias=False)
+        made = T5Config(**shape, vocab_size=size.d_vocab, is_decoder=True, is_encoder_decoder=False)
+        self.stack, self.head = T5Stack(made), nn.Linear(size.d_model, size.d_vocab, bias=False)
 
     def forward(self, tokens):
         return self.head(self.stack(tokens).last_hidden_state)
 
 
-def bare_products(size: Size, dtype: torch.dtype):
+def bare_products(size: Size, dtype: torch.dtype, device: str = "cpu"):
     """The products of a step: of each forward one x w also the two of its backward, g wᵀ and xᵀ g."""
-    n, d, d_head = size.batch * LENGTH, size.d_model, size.d_model // size.n_heads
+    n, d, d_head = size.batch * size.length, size.d_model, size.d_model // size.n_heads
     layer = [(n, d, d)] * 4 + [(n, d, 4 * d), (n, 4 * d, d)]
 
     def drawn(*shape):
-        return torch.randn(*shape).to(dtype)
+        return torch.randn(*shape, device=device).to(dtype)
 
-    plain = [(drawn(a, b), drawn(b, c), drawn(a, c)) for a, b, c in layer * size.n_layers + [(n, d, D_VOCAB)]]
-    q = drawn(size.batch * size.n_heads, LENGTH, d_head)
-    pattern = drawn(size.batch * size.n_heads, LENGTH, LENGTH)
+    plain = [(drawn(a, b), drawn(b, c), drawn(a, c)) for a, b, c in layer * size.n_layers + [(n, d, size.d_vocab)]]
+    q = drawn(size.batch * size.n_heads, size.length, d_head)
+    pattern = drawn(size.batch * size.n_heads, size.length, size.length)
 
     def products() -> None:
         for x, w, g in plain:
@@ -175,7 +179,7 @@ def steps(size: Size, dtype: torch.dtype, repeats: int) -> None:
     taken = seconds(works, repeats=repeats)
     half, what = dtype != torch.float32, f"{size.n_layers} layers, {str(dtype).removeprefix('torch.')}: "
     for encoding in ENCODINGS:
-        row(f"{what}ours, {encoding}: tokens a second", "", f"{size.batch * LENGTH / taken[encoding]:,.0f}")
+        row(f"{what}ours, {encoding}: tokens a second", "", f"{size.batch * size.length / taken[encoding]:,.0f}")
     like = {"TransformerLens, rotary": "rotary", "LlamaForCausalLM": "rotary", "T5's decoder": "t5"}
     for name in (*lens, *others):
         encoding = like.get(name, "learned")

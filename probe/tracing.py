@@ -118,7 +118,9 @@ def trace(
         lambda site, value, _: kept.setdefault(site, []).append(value.cpu()),
         batch_size=batch_size,
     )
-    values = {site: torch.cat(kept[site]) for site in expand_sites(sites, model)}
+    # What came in one batch is kept as it is: patterns are large, and a copy takes as long as a layer.
+    whole = {site: parts[0].contiguous() if len(parts) == 1 else torch.cat(parts) for site, parts in kept.items()}
+    values = {site: whole[site] for site in expand_sites(sites, model)}
     return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
 
 

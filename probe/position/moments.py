@@ -167,5 +167,5 @@ class Moments:
 
 def as_columns(y: np.ndarray) -> Float64[Tensor, "row target"]:
     """Targets as a float64 matrix, a vector as one column."""
-    columns = torch.as_tensor(np.asarray(y, dtype=np.float64))
+    columns = torch.as_tensor(np.require(y, np.float64, "W"))  # torch wants to be able to write
     return columns[:, None] if columns.ndim == 1 else columns

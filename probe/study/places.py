@@ -100,7 +100,8 @@ def read_tokens(path: str | Path) -> torch.Tensor:
     """
     try:
         # Mapped: a header may claim any shape, of which no more is read than the file has.
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="raise"):  # a shape whose size is no integer of 64 bits
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # of many kinds: it reads a header as Python's literals, or an archive

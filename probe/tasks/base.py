@@ -247,20 +247,28 @@ class PromptedTask(GeneratedTask):
     def target(self, source: tuple[str, ...]) -> tuple[str, ...]:
         return self.tell(self.answer(self.read(source)))
 
+    @cached_property
+    def _asked(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(text.split()) for text in self.asked)
+
+    @cached_property
+    def _told(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(text.split()) for text in self.told)
+
     def ask(self, question: tuple[str, ...]) -> tuple[str, ...]:
         """The source of a bare question."""
         if not self.prompt:
             return question
-        texts = [text.split() for text in self.asked]
-        at = (0, *self.cuts, len(question))
-        pieces = [question[start:stop] for start, stop in pairwise(at)]
-        return (*texts[0], *(word for pair in zip(pieces, texts[1:], strict=True) for part in pair for word in part))
+        source, *texts = self._asked
+        for (start, stop), text in zip(pairwise((0, *self.cuts, len(question))), texts, strict=True):
+            source += question[start:stop] + text
+        return source
 
     def read(self, source: tuple[str, ...]) -> tuple[str, ...]:
         """The bare question of a source."""
         if not self.prompt:
             return source
-        texts = [text.split() for text in self.asked]
+        texts = self._asked
         n = len(source) - sum(map(len, texts))
         question: tuple[str, ...] = ()
         start = len(texts[0])
@@ -273,8 +281,8 @@ class PromptedTask(GeneratedTask):
 
     def tell(self, answer: tuple[str, ...]) -> tuple[str, ...]:
         """The target of a bare answer."""
-        before, after = self.told
-        return (*before.split(), *answer, *after.split()) if self.prompt else answer
+        before, after = self._told
+        return before + answer + after if self.prompt else answer
 
 
 def split_of(source: Sequence[str]) -> str:

@@ -148,6 +148,7 @@ def test_float32_products_lie_nearer_to_float64_than_scikit_learns_float32(seed)
     assert abs(streamed.score(X, Y) - exact.score(X, Y)) < 1e-7
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")  # of the check of array APIs, switched off
 @pytest.mark.parametrize("alphas", [(1.0,), (0.1, 10.0)])
 def test_it_is_a_scikit_learn_estimator(alphas):
     check_estimator(RidgeProbe(alphas))
