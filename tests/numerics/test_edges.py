@@ -17,6 +17,7 @@ import probe
 from probe import attention, extrapolation, position, training
 from probe.attention.pooling import pooled_pattern
 from probe.errors import ProbeError
+from probe.position.erasure import concept_subspace
 
 FEW = m.FEW
 
@@ -391,8 +392,6 @@ def test_sums_over_many_keys_are_not_made_in_half_precision(dtype):
 @halves
 def test_erased_states_are_rounded_once(dtype):
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)) + 3
-    from probe.position.erasure import concept_subspace
-
     subspace = concept_subspace(x.to(dtype), x[:, :1] + x[:, 1:2])
     exact = subspace.erased(x.to(dtype).double())
     found = subspace.erased(x.to(dtype))
@@ -403,13 +402,16 @@ def test_erased_states_are_rounded_once(dtype):
 # NaN.
 
 
-def _spoil(where):
+WEIGHTS = {
+    "logits": "head.weight",
+    "states": "layers.1.mlp.down_proj.weight",
+    "scores": "layers.1.attention.q_proj.weight",
+}
+
+
+def spoilt(what):
     def change(decoder):
-        {
-            "logits": lambda: decoder.head.weight,
-            "states": lambda: decoder.layers[-1].mlp.down_proj.weight,
-            "scores": lambda: decoder.layers[-1].attention.q_proj.weight,
-        }[where]()[3] = math.nan
+        decoder.get_parameter(WEIGHTS[what])[3] = math.nan
 
     return change
 
@@ -430,25 +432,29 @@ READS = {
 
 @pytest.mark.parametrize(("where", "name"), [(where, name) for where, names in READS.items() for name in names])
 def test_nan_in_a_model_is_refused(where, name):
-    found = refused(lambda: MEASURED[name](m.Inputs(m.single, change=_spoil(where))))
+    found = refused(lambda: MEASURED[name](m.Inputs(m.single, change=spoilt(where))))
     assert isinstance(found, str), "a plausible number"
     assert "finite" in found or "nan" in found
 
 
+@pytest.mark.parametrize(("value", "wanted"), [(math.nan, "must be finite"), (0.5, "must differ between positions")])
+def test_a_table_of_positions_that_says_nothing_is_refused(value, wanted):
+    with pytest.raises(ProbeError, match=wanted):
+        m.position_table(m.Inputs(m.single, change=lambda decoder: decoder.encoding.weight.fill_(value)))
+
+
 def test_steering_shows_nan():
-    rows = m.steer_position(m.Inputs(m.single, change=_spoil("scores")))
+    rows = m.steer_position(m.Inputs(m.single, change=spoilt("scores")))
     assert rows[rows["layer"] == 1]["value"].isna().any()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_model_without_finite_logits_gives_no_answers(value):
+def overflow(decoder):
+    decoder.head.weight.mul_(1e38)
+
+
+@pytest.mark.parametrize("spoil", [spoilt("logits"), overflow], ids=["nan", "infinity"])
+def test_a_model_without_finite_logits_gives_no_answers(spoil):
     """Among NaN some token is the likeliest, and an exact match of 0 would look like any other."""
-
-    def spoil(decoder):
-        decoder.head.weight[3] = 1e38 if value == math.inf else value
-        if value == math.inf:
-            decoder.head.weight[3] *= 1e10
-
     model = m.Inputs(m.single, change=spoil).model(d_vocab=len(m.COPY.vocabulary))
     data = training.encode(m.examples().test, m.COPY.vocabulary)
     task = m.PASSKEY
@@ -479,12 +485,12 @@ def test_pools_of_nan_are_nan():
     assert attention.pool(pattern, 2).isnan().tolist() == [[[False, False], [True, False]]]
 
 
-@pytest.mark.parametrize("accuracy", [math.nan, 1.5, -0.1])
+@pytest.mark.parametrize("accuracy", [math.nan, math.inf])
 def test_accuracies_that_are_none_are_refused(accuracy):
     results = m.RESULTS.copy()
     results.loc[3, "accuracy"] = accuracy
     for measure in (training.league, training.paired_differences, training.accuracy_by_length):
-        with pytest.raises(ProbeError, match="^accuracies must be numbers in 0…1, got "):
+        with pytest.raises(ProbeError, match="^accuracies must be finite, got "):
             measure(results)
 
 
