@@ -106,10 +106,7 @@ def trace(
         ProbeError: for an empty batch, an unknown site, or lengths that do not fit the tokens.
     """
     _check_tokens(tokens)
-    if lengths is None:
-        lengths = torch.full((len(tokens),), tokens.shape[1])
-    if lengths.shape != (len(tokens),) or int(lengths.min()) < 1 or int(lengths.max()) > tokens.shape[1]:
-        raise ProbeError(f"lengths must be {len(tokens)} numbers in 1…{tokens.shape[1]}, got {lengths.tolist()}")
+    lengths = checked_lengths(lengths, *tokens.shape)
     kept: dict[str, list[Tensor]] = {}
     n_layers = visit(
         model,
@@ -182,6 +179,19 @@ def logits_with_edits(
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def checked_lengths(lengths: Int[Tensor, "batch"] | None, batch: int, n: int) -> Int[Tensor, "batch"]:
+    """The lengths of that many sequences of n tokens; all n where there are none.
+
+    Raises:
+        ProbeError: for anything but a number in 1…n for each sequence.
+    """
+    if lengths is None:
+        return torch.full((batch,), n)
+    if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > n:
+        raise ProbeError(f"lengths must be {batch} numbers in 1…{n}, got {lengths.tolist()}")
+    return lengths
+
+
 def valid_rows(lengths: Int[Tensor, "batch"], n_query: int) -> Bool[Tensor, "batch query"]:
     """True where the query row belongs to the sequence, False where it is padding."""
     return torch.arange(n_query, device=lengths.device) < lengths[:, None]
@@ -190,14 +200,37 @@ def valid_rows(lengths: Int[Tensor, "batch"], n_query: int) -> Bool[Tensor, "bat
 def token_losses(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float64[Tensor, "batch pos-1"]:
-    """The cross entropy, in nats, of every token but the first given those before it."""
+    """The cross entropy, in nats, of every token but the first given those before it.
+
+    Raises:
+        ProbeError: for logits of which that cannot be said, NaN among them.
+    """
     # In float64 some positions at a time: all of them would double what a long text's logits hold.
     parts = zip(logits[:, :-1].split(1024, dim=1), tokens[:, 1:].split(1024, dim=1), strict=True)
     found = [
         cross_entropy(part.transpose(1, 2).double(), targets.to(part.device), reduction="none")
         for part, targets in parts
     ]
-    return torch.cat(found, dim=1)
+    losses = torch.cat(found, dim=1)
+    if losses.isnan().any():
+        raise _not_finite()
+    return losses
+
+
+def likeliest(logits: Float[Tensor, "*batch d_vocab"]) -> Int[Tensor, "*batch"]:
+    """The token of the highest logit, the first of equal ones.
+
+    Raises:
+        ProbeError: where that is NaN or infinite: among NaN some token would be the likeliest, too.
+    """
+    token = logits.argmax(-1)
+    if not logits.gather(-1, token[..., None]).isfinite().all():
+        raise _not_finite()
+    return token
+
+
+def _not_finite() -> ProbeError:
+    return ProbeError("a model's logits must be finite, got NaN or infinity (half precision may have overflowed)")
 
 
 def sequence_losses(

@@ -82,6 +82,7 @@ def compare_templates(
     if other_seed is not None:
         check_comparable("the trace", trace, "the other seed", other_seed)
     n, lengths = len(trace.lengths[measured_on]), trace.lengths
+    reached = (..., slice(int(lengths.max())), slice(int(lengths.max())))  # no parameter is of the padding
     bootstrap = Bootstrap.draw(n, n_bootstrap, confidence, seed)
     generator = np.random.default_rng(seed)
 
@@ -92,7 +93,7 @@ def compare_templates(
 
     rows = []
     for layer in range(trace.n_layers):
-        pattern = checked_pattern(trace, layer)
+        pattern = checked_pattern(trace, layer)[reached]
         observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on]), pattern[measured_on]
         uniform = TEMPLATES["uniform"].of(observed, context).pattern
         if nulls:
@@ -108,7 +109,7 @@ def compare_templates(
             if nulls:
                 of_seed[distance] = torch.full_like(each, torch.nan)
                 if other_seed is not None:
-                    other = checked_pattern(other_seed, layer, "the other seed, ")
+                    other = checked_pattern(other_seed, layer, "the other seed, ")[reached]
                     of_seed[distance] = nearest_head_distance(pattern, other, lengths, fitted_on, measured_on, distance)
         for name in templates:
             template = TEMPLATES[name].of(observed, context)

@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
-from probe.attention.split_parts import Curves, Stacks, settled, share_rows, subsets, with_interval
+from probe.attention.split_parts import Curves, Stacks, or_nan, settled, share_rows, subsets, with_interval
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
@@ -43,7 +43,8 @@ class ScoreSplit(Shown):
     Further metrics, of part "distance": "toeplitz_r2", the share of the variance that f_rel alone explains within rows
     (scope "seen") and that of the mean scores, from which content is averaged out (scope "mean", not of long contexts);
     "slope", that of -f_rel over distances in nats per token (m of ALiBi); "alibi_r2", "logarithm_r2", "t5_r2", how much
-    of f_rel's variance over cells a line, a multiple of ln(1 + d), and T5's 32 buckets explain.
+    of f_rel's variance over cells a line, a multiple of ln(1 + d), and T5's 32 buckets explain. A share of a variance
+    that is none beside that of all scores (below 1e-12 of it, as rounding leaves) is NaN.
 
     ``curves``: columns layer, head, curve ("f_abs", "g", "f_rel"; "f_rel_alibi" and "f_rel_t5", the line and the T5
     bias nearest to f_rel; "t5_bucket", that bias by bucket), index (key, query, distance or bucket, 0-based), value,
@@ -111,7 +112,8 @@ def split_scores(
             unexplained = _right_sides(residual, trace.lengths, design)
             basis = torch.cat((basis, _pull(unexplained, right, design)))
         curves = Curves(basis, weights, design)
-        shares = share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths) | curves.shape()
+        shares = share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths)
+        shares |= curves.shape(left[()].sum(0))
         parts.append((layer, shares, curves))
     return _collected(parts, bootstrap if n > 1 else None, n, content)
 
@@ -173,7 +175,7 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         if weights is not None:
             basis = torch.cat((basis, _pull(unexplained, right, design)))
         curves = Curves(basis, weights, design)
-        parts.append((layer, share_rows(left, weights) | curves.shape(), curves))
+        parts.append((layer, share_rows(left, weights) | curves.shape(left[()].sum(0)), curves))
     return _collected(parts, bootstrap if n > 1 else None, n, "none")
 
 
@@ -236,7 +238,7 @@ def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, le
     rows = sums.sum(-1) / reached / torch.arange(1, cells.shape[-1] + 1)
     variance = ((sums / reached[:, None] - rows[..., None]).tril().square() * reached[:, None]).sum((-2, -1))
     explained = (left["query",] - left["query", "distance"]).sum(0)
-    return {("mean", "distance", "toeplitz_r2"): (explained / variance)[None]}
+    return {("mean", "distance", "toeplitz_r2"): explained[None] / or_nan(variance[None], left[()].sum(0)[None])}
 
 
 def _collected(

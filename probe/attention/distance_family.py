@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.tracing import valid_rows
+from probe.tracing import checked_lengths, valid_rows
 
 # Where no finite θ is best (a head that never attends some distance wants a bias of -∞ there) or the best one is not
 # unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by RIDGE θ / Var φ.
@@ -62,12 +62,11 @@ class DistanceMass:
         """Those of causal patterns; rows at or beyond a sequence's length do not count.
 
         Raises:
-            ProbeError: for rows that do not sum to 1 over the keys that they see (NaN, no softmax, not causal).
+            ProbeError: for rows that do not sum to 1 over the keys that they see (NaN, no softmax, not causal), or
+                lengths that do not fit.
         """
         batch, _, n_query, _ = pattern.shape
-        if lengths is None:
-            lengths = torch.full((batch,), n_query)
-        valid = valid_rows(lengths, n_query)
+        valid = valid_rows(checked_lengths(lengths, batch, n_query), n_query)
         total = sum(p.where(v[:, None], 0.0).double() for p, v in zip(pattern, valid, strict=True))
         mass, n_rows = by_distance(total).sum(-2), valid.sum()
         all_mass = mass.sum(-1, keepdim=True)

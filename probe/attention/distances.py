@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.special import xlogy
 
 from probe.errors import ProbeError, unknown_name
-from probe.tracing import valid_rows
+from probe.tracing import checked_lengths, valid_rows
 
 Rows = Float[Tensor, "... key"]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -97,11 +97,13 @@ def pattern_distance(
         lengths: T of each sequence; rows beyond it do not count. All rows by default.
 
     Raises:
-        ProbeError: for an unknown distance.
+        ProbeError: for an unknown distance, or lengths that do not fit.
     """
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
     n_query = p.shape[-2]
+    if lengths is not None:
+        lengths = checked_lengths(lengths, max(len(p), len(q)), n_query)
     n_patterns = math.prod(torch.broadcast_shapes(p.shape[:2], q.shape[:2]))
     block = max(1, BLOCK // max(1, n_patterns * n_query))
     compare, rows = DISTANCES[distance], []
@@ -133,10 +135,7 @@ def check_pattern(pattern: Tensor, lengths: Tensor | None = None, tolerance: flo
             f"got {pattern.dtype} {tuple(pattern.shape)}"
         )
     n_batch, _, n_query, _ = pattern.shape
-    if lengths is None:
-        lengths = torch.full((n_batch,), n_query, device=pattern.device)
-    if lengths.shape != (n_batch,) or int(lengths.min()) < 1 or int(lengths.max()) > n_query:
-        raise ProbeError(f"lengths must be {n_batch} numbers in 1…{n_query}, got {lengths.tolist()}")
+    lengths = checked_lengths(lengths, n_batch, n_query).to(pattern.device)
     if tolerance is None:
         tolerance = torch.finfo(pattern.dtype).eps ** 0.5
     valid = valid_rows(lengths, n_query)[:, None]

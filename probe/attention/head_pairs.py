@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probe.attention.distances import DISTANCES, pattern_distance
 from probe.errors import unknown_name
+from probe.tracing import checked_lengths
 
 # Of the rows of a sequence, one after the other: the keys that they see.
 EntriesA = Float64[Tensor, "head_a entry"]
@@ -43,14 +44,15 @@ def head_pair_distances(
         lengths: the number of rows of each sequence that count; all of them by default.
 
     Raises:
-        ProbeError: for an unknown distance.
+        ProbeError: for an unknown distance, or lengths that do not fit.
     """
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
+    lengths = checked_lengths(lengths, len(a), a.shape[-1])
     if distance not in FORMULAS:
         return torch.stack([pattern_distance(head, b, distance, lengths) for head in a.split(1, dim=1)], dim=1)
-    each = [a.shape[-1]] * len(a) if lengths is None else lengths.tolist()
-    values = torch.stack([_of_sequence(*of, FORMULAS[distance]) for of in zip(a, b, each, strict=True)])
+    sequences = zip(a, b, lengths.tolist(), strict=True)
+    values = torch.stack([_of_sequence(*of, FORMULAS[distance]) for of in sequences])
     for h, k in (values < NEAR).any(0).nonzero().tolist():
         values[:, h, k] = pattern_distance(a[:, h : h + 1], b[:, k : k + 1], distance, lengths)[:, 0]
     return values

@@ -101,6 +101,7 @@ class _Fitted:
         self.streams = {name: StreamTemplate.by_distance(bias) for name, bias in biases.items()}
         self.distances: list[dict[str, Float64[Tensor, "head"]]] = []
         self.pattern: Tensor = torch.zeros(())
+        self.nothing = 0.0  # nats: divergences below it are what rounding makes of equal rows
 
     @classmethod
     def to(cls, mass: Float64[Tensor, "head distance"]) -> "_Fitted":
@@ -117,6 +118,7 @@ class _Fitted:
         streamed = stream_attention(
             q, k, scale=inputs.scale, bias=inputs.bias, templates=self.streams, jensen_shannon=True
         )
+        self.nothing = 16 * torch.finfo(streamed.entropy.dtype).eps
         apart = {name: d.jensen_shannon for name, d in streamed.divergence.items()}
         self.distances.append({name: d.double().mean(-1).cpu() for name, d in apart.items() if d is not None})
         self.pattern = self.pattern + pooled_pattern(q, k, inputs.scale, inputs.bias, bins)
@@ -137,7 +139,7 @@ class _Fitted:
                 "high": high,
                 "n": len(values),
                 "n_parameters": self.n_parameters[name],
-                "explained": torch.where(from_uniform > 0, 1 - values.mean(0) / from_uniform, torch.nan),
+                "explained": torch.where(from_uniform > self.nothing, 1 - values.mean(0) / from_uniform, torch.nan),
             }
             found.append(pd.DataFrame(columns))
         return found

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from probe.attention.streaming import score_dtype
+
 BINS = 128  # of a pooled map on each side
 
 # Numbers in a block of rows of the pattern (16 MiB in float32).
@@ -16,13 +18,14 @@ def bin_starts(n: int, bins: int = BINS) -> Int[Tensor, "bin"]:
     return (torch.arange(bins) * n + bins - 1) // bins
 
 
-def pool(pattern: Float[Tensor, "*stack query key"], bins: int = BINS) -> Float[Tensor, "*stack query_bin key_bin"]:
+def pool(pattern: Float[Tensor, "*stack query key"], bins: int = BINS) -> Float64[Tensor, "*stack query_bin key_bin"]:
     """Entry (a, b) is the mass that a query of bin a pays to all keys of bin b, the mean over the queries of the bin.
     Rows that sum to 1 go on doing so; with as many bins as positions nothing changes."""
     n = pattern.shape[-1]
     bins = min(n, bins)
     index = torch.arange(n, device=pattern.device) * bins // n
-    by_key = pattern.new_zeros(*pattern.shape[:-1], bins).index_add_(-1, index, pattern)
+    # In float64: in bfloat16 a sum of ones ends at 256.
+    by_key = pattern.new_zeros(*pattern.shape[:-1], bins, dtype=torch.float64).index_add_(-1, index, pattern.double())
     total = by_key.new_zeros(*by_key.shape[:-2], bins, bins).index_add_(-2, index, by_key)
     return total / torch.bincount(index, minlength=bins)[:, None]
 
@@ -34,8 +37,13 @@ def pooled_pattern(
     bias: Float[Tensor, "head distance"] | None = None,
     bins: int = BINS,
 ) -> Float64[Tensor, "head query_bin key_bin"]:
-    """``pool`` of the pattern softmax_{i ≤ t}(scale q_t·k_i + bias[t - i]), some rows of it at a time: O(T) memory."""
+    """``pool`` of the pattern softmax_{i ≤ t}(scale q_t·k_i + bias[t - i]), some rows of it at a time: O(T) memory.
+
+    Rows are made as ``stream_attention`` makes them: half precision is read as float32.
+    """
     n_heads, n, d_head = q.shape
+    of_scores = score_dtype(q, k, scale, bias)
+    q, k = q.to(of_scores), k.to(of_scores)
     bins = min(n, bins)
     index = torch.arange(n, device=q.device) * bins // n
     total = torch.zeros(n_heads, bins, bins, dtype=torch.float64, device=q.device)

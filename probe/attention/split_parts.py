@@ -13,10 +13,14 @@ from probe.attention.score_sums import PARTS, Design
 from probe.bootstrap import Bootstrap
 from probe.models.encodings import t5_bucket
 
+# A variance that is less of that of all scores is what rounding made: there is nothing of which a share could be had.
+NOTHING = 1e-12
+
 _CHUNK = 2048  # entries of curves that are drawn at a time
 CURVES = {"key": "f_abs", "query": "g", "distance": "f_rel"}
 
-Stacks = dict[tuple[str, str, str], Float64[Tensor, "draw head"]]  # by scope, part, metric; the first draw is the value
+Stack = Float64[Tensor, "draw head"]  # the first draw is the value
+Stacks = dict[tuple[str, str, str], Stack]  # by scope, part, metric
 
 
 def settled(theta: Float64[Tensor, "*stack unknown"], design: Design) -> Float64[Tensor, "*stack part=3 position"]:
@@ -55,7 +59,7 @@ def share_rows(left: Mapping[tuple[str, ...], Tensor], weights: Tensor | None) -
 
     rows: Stacks = {}
     for scope, of, get in (("all", parts, unexplained.__getitem__), ("seen", rest, within_rows)):
-        whole = get(())
+        whole = or_nan(get(()), unexplained[()])
         for part in of:
             others = [s for s in [(), *subsets([p for p in of if p != part])]]
             gains = (
@@ -66,8 +70,13 @@ def share_rows(left: Mapping[tuple[str, ...], Tensor], weights: Tensor | None) -
             )
             rows[scope, part, "share"] = sum(gains) / math.factorial(len(of)) / whole
         rows[scope, "residual", "share"] = get(of) / whole
-    rows["seen", "distance", "toeplitz_r2"] = 1 - within_rows(("distance",)) / within_rows(())
+    rows["seen", "distance", "toeplitz_r2"] = 1 - within_rows(("distance",)) / whole
     return rows
+
+
+def or_nan(variance: Stack, of_all: Float64[Tensor, "#draw head"]) -> Stack:
+    """A variance, NaN where it is none beside that of all scores."""
+    return variance.where(variance > NOTHING * of_all, math.nan)
 
 
 class Curves:
@@ -92,10 +101,11 @@ class Curves:
         else:
             self.coefficients = torch.cat((torch.ones(len(weights), 1, dtype=torch.float64), n * weights - 1), dim=1)
 
-    def shape(self) -> Stacks:
-        """What f_rel looks like: its slope, and how much of it a line, a logarithm and T5's buckets explain."""
+    def shape(self, variance: Float64[Tensor, "head"]) -> Stacks:
+        """What f_rel looks like: its slope, and how much of it a line, a logarithm and T5's buckets explain; the last
+        are NaN where f_rel is none beside the variance of all scores."""
         f_rel = self.parts["distance"]
-        whole = self._squares(f_rel)
+        whole = or_nan(self._squares(f_rel), variance[None])
         rows = {("seen", "distance", "slope"): -self.coefficients @ _slope(f_rel, self.cells)}
         for name, fitted in self._imitations().items():
             rows["seen", "distance", f"{name}_r2"] = 1 - self._squares(f_rel - fitted) / whole

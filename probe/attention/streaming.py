@@ -26,6 +26,10 @@ BLOCK = 2**22
 # Rows in a block at most: distances are counted from its first row, and rounded as numbers of this size.
 MAX_ROWS = 256
 
+# Scores that may be larger than this, in nats, are made in float64. Float32 rounds them by 6e-8 of their size, and the
+# fused path rounds ln Z and the mean score apart from one another: its entropy is off by some 1e-7 of that size.
+LARGEST_IN_FLOAT32 = 500.0
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -72,7 +76,8 @@ def stream_attention(
     Two paths give the same numbers, within 1e-4 of float64 (absolute, or relative above 1). "fused" costs little more
     than one fused attention, but it knows no bias, no histogram and no Jensen-Shannon divergence, and only templates
     that are a line from some distance on (ALiBi, T5). "blocks" makes the pattern some rows at a time and knows
-    everything. Memory: O(query); half precision is read as float32, and float64 goes by blocks.
+    everything. Memory: O(query). Half precision is read as float32. Float64 goes by blocks, and so do scores that may
+    be above ``LARGEST_IN_FLOAT32``, which are made in float64.
 
     Args:
         q, k: as they enter the scores, after any rotation; each key head serves head / kv_head query heads.
@@ -88,8 +93,9 @@ def stream_attention(
     """
     templates = templates or {}
     _check(q, k, scale, bias, templates, path)
-    if q.dtype != torch.float64:
-        q, k = q.float(), k.float()
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    of_scores = score_dtype(q, k, scale, bias)
+    q, k = q.to(of_scores), k.to(of_scores)
     needs_blocks = (
         q.dtype == torch.float64
         or q.device.type not in ("cpu", "cuda")
@@ -100,11 +106,31 @@ def stream_attention(
     )
     if needs_blocks and path == "fused":
         raise ProbeError(
-            "the fused path knows no float64, bias, histogram, Jensen-Shannon or template without a tail: use 'blocks'"
+            "the fused path knows no float64, bias, histogram, Jensen-Shannon or template without a tail, nor scores "
+            f"that may be above {LARGEST_IN_FLOAT32:g} nats: use 'blocks'"
         )
     if needs_blocks or path == "blocks":
-        return _by_blocks(q, k, scale, bias, templates, histogram, jensen_shannon)
+        return _by_blocks(q, k, scale, bias, templates, histogram, jensen_shannon, dtype)
     return _by_fused_attention(q, k, scale, templates)
+
+
+def score_dtype(
+    q: Float[Tensor, "head query d_head"],
+    k: Float[Tensor, "kv_head key d_head"],
+    scale: float,
+    bias: Float[Tensor, "head distance"] | None,
+) -> torch.dtype:
+    """The dtype in which scores are made: float32 or better, float64 where one may exceed ``LARGEST_IN_FLOAT32``.
+
+    |scale q·k| is at most |scale| ‖q‖ ‖k‖ (Cauchy & Schwarz), and of a bias what is highest so far has the mass.
+    """
+    if q.dtype == torch.float64 or q.device.type == "mps":  # which has no float64
+        return torch.promote_types(q.dtype, torch.float32)
+    of_queries, of_keys = (x.float().norm(dim=-1).amax(-1) for x in (q, k))
+    largest = abs(scale) * (of_queries.view(len(k), -1) * of_keys[:, None]).max()
+    if bias is not None:
+        largest = largest + bias.cummax(-1).values.abs().max()
+    return torch.float64 if largest > LARGEST_IN_FLOAT32 else torch.float32
 
 
 def _by_fused_attention(
@@ -146,13 +172,14 @@ def _by_blocks(
     templates: Mapping[str, StreamTemplate],
     histogram: bool,
     jensen_shannon: bool,
+    dtype: torch.dtype,
 ) -> StreamedAttention:
     n_heads, n, d_head = q.shape
     biases = {name: template.bias(n).to(q.device) for name, template in templates.items()}
     kinds = ("kl", "reverse_kl", "jensen_shannon") if jensen_shannon else ("kl", "reverse_kl")
-    divergence = {name: Divergence(*(torch.empty_like(q[..., 0]) for _ in kinds)) for name in templates}
+    divergence = {name: Divergence(*(torch.empty_like(q[..., 0], dtype=dtype) for _ in kinds)) for name in templates}
     names = ("log_normaliser", "entropy", "mean_distance", "first", "previous", "self_")
-    rows = {name: torch.empty_like(q[..., 0]) for name in names}
+    rows = {name: torch.empty_like(q[..., 0], dtype=dtype) for name in names}
     total = torch.zeros(n_heads, n, dtype=torch.float64, device=q.device) if histogram else None
     q = q.view(len(k), -1, n, d_head)
     step = min(max(1, BLOCK // (n_heads * n)), MAX_ROWS)
@@ -191,7 +218,7 @@ def _by_blocks(
             for kind, values in zip(kinds, _compare(p, log_p, b, start, future, jensen_shannon), strict=True):
                 getattr(divergence[name], kind)[here] = values
     rows["mean_distance"].clamp_(min=0)
-    return StreamedAttention(**rows, divergence=divergence, histogram=None if total is None else (total / n).to(q))
+    return StreamedAttention(**rows, divergence=divergence, histogram=None if total is None else (total / n).to(dtype))
 
 
 def _compare(

@@ -19,7 +19,7 @@ from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
 from probe.models.mode import evaluating
 from probe.shown import Shown
-from probe.tracing import PATTERN, block_site
+from probe.tracing import PATTERN, block_site, checked_lengths
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
 
@@ -255,9 +255,7 @@ def stream(
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
     batch, n = tokens.shape
-    of_each = [n] * batch if lengths is None else lengths.tolist()
-    if len(of_each) != batch or not all(1 <= length <= n for length in of_each):
-        raise ProbeError(f"lengths must be {batch} numbers in 1…{n}, got {of_each}")
+    of_each = checked_lengths(lengths, batch, n).tolist()
     results: dict[int, list[StreamedAttention]] = {}
 
     def visit(layer: int, inputs: AttentionInputs) -> None:

@@ -13,7 +13,9 @@ from probe.models.anatomy import n_layers_of
 from probe.tracing import (
     PATTERN,
     block_site,
+    checked_lengths,
     expand_sites,
+    likeliest,
     logits_with_edits,
     sequence_losses,
     trace,
@@ -44,7 +46,7 @@ class Setting:
             raise ProbeError(f"at least 4 sequences are wanted, 2 to fit on and 2 to measure, got {len(tokens)}")
         n, T = tokens.shape
         self.model, self.tokens = model, tokens.cpu()
-        self.lengths = torch.full((n,), T) if lengths is None else lengths.cpu()
+        self.lengths = checked_lengths(lengths, n, T).cpu()
         self.rows = valid_rows(self.lengths, T)
         scored = self.rows if scored is None else self.rows & scored.cpu()
         self.scored = scored & (torch.arange(T) > 0)
@@ -84,7 +86,7 @@ class Setting:
         tokens, scored = self.tokens[self.half :], self.scored[self.half :]
         logits = logits_with_edits(self.model, tokens, {**watched, **edits})
         loss, scored = sequence_losses(logits, tokens, scored), scored[:, 1:]
-        right = (logits[:, :-1].argmax(-1) == tokens[:, 1:]) | ~scored
+        right = (likeliest(logits[:, :-1]) == tokens[:, 1:]) | ~scored
         return Outcome(loss, (right & scored).sum(-1).double(), right.all(-1).double(), measured)
 
     def measured(self, stack: Float64[Tensor, "draw"]) -> dict[str, float]:

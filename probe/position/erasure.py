@@ -29,13 +29,15 @@ class Subspace:
         return self.left.shape[1]
 
     def part(self, x: Float[Tensor, "*stack feature"]) -> Float[Tensor, "*stack feature"]:
-        """What lies in the subspace, 0 for the mean; in the dtype and on the device of x."""
+        """What lies in the subspace, 0 for the mean; on the device of x, in its dtype or, where that is half
+        precision, in float32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         left, right, mean = (each.to(x) for each in (self.left, self.right, self.mean))
         return ((x - mean) @ right.T) @ left.T
 
     def erased(self, x: Float[Tensor, "*stack feature"]) -> Float[Tensor, "*stack feature"]:
-        """x without that part."""
-        return x - self.part(x)
+        """x without that part, in its own dtype."""
+        return (x - self.part(x)).to(x)
 
 
 def concept_subspace(x: Float[Tensor, "row feature"], z: Float[Tensor, "row concept"]) -> Subspace:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe.position.geometry import ATTENTION_OUT, neighbour_similarity, variance_by_position
 from probe.position.interventions import NORMAL, first_twice, mix_sequences
+from probe.position.moments import precision
 from probe.position.scores import Draws, r2
 from probe.position.subject import Subject, decoded_shift, readout_sums
 from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, trace
@@ -198,7 +199,7 @@ def _gone(before: float, after: float) -> bool:
 
 def _log_norm(x: Float[Tensor, "batch pos d_model"], centre: Float64[Tensor, "d_model"]) -> np.ndarray:
     """ln ‖x - centre‖², not below what rounding makes of x."""
-    rounding = (16 * torch.finfo(x.dtype).eps) ** 2 * x.double().square().sum(-1).mean()
+    rounding = precision(x.dtype) ** 2 * x.double().square().sum(-1).mean()
     least = max(float(rounding), torch.finfo(torch.float64).tiny)
     return (x.double() - centre).square().sum(-1).clamp(min=least).log().numpy()
 

@@ -22,6 +22,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from probe.errors import ProbeError
+from probe.position.moments import precision
 from probe.position.scores import Draws
 from probe.shown import Shown
 from probe.tracing import Trace, valid_rows
@@ -52,9 +53,9 @@ class _States:
     rounding: float  # a variance below this is one that rounding made
 
     def means(self, times: Float64[Tensor, "batch"]) -> Float64[Tensor, "pos d_model"]:
-        """The mean over sequences at each position, each sequence taken so many times."""
+        """The mean over sequences at each position, each sequence taken so many times; NaN where none of them is."""
         count = times @ self.present.double()
-        return torch.tensordot(times, self.x, dims=1) / count.clamp(min=1)[:, None]
+        return torch.tensordot(times, self.x, dims=1) / count[:, None]
 
 
 def decompose_hidden(
@@ -80,6 +81,8 @@ def decompose_hidden(
       sequences carries 1/n of the rest's variance: what chance makes of "share_position" is in the shuffled control;
     - "participation_ratio": (Σ λ)² / Σ λ², λ the eigenvalues of the covariance of pos_t, in [1, d_model];
     - "components_95": the least number of principal components with 95 % of the variance of pos_t.
+
+    Where pos_t is what rounding made, the last two are NaN; where h - μ is, all are.
 
     Args:
         trace: of two sequences or more, at the sites asked for.
@@ -116,7 +119,9 @@ def _parts(states: _States, times: Float64[Tensor, "batch"]) -> tuple[dict[str, 
     x, weight = states.x[row, position], times[row]
     tokens = states.tokens[row, position].unique(return_inverse=True)[1]
     rest = x - (weight @ x) / weight.sum()
+    by_rounding = states.rounding * weight.sum() * x.shape[-1]
     total = weight @ rest.square().sum(-1)
+    total = total if total > by_rounding else torch.tensor(torch.nan)
     found = {}
     for part, group in zip(PARTS, (position, row, tokens), strict=False):
         means, of_group = _group_means(rest, weight, group)
@@ -126,6 +131,7 @@ def _parts(states: _States, times: Float64[Tensor, "batch"]) -> tuple[dict[str, 
         found[f"share_{part}"] = ((of_group @ means.square().sum(-1)) / total).item()
     found["share_residual"] = ((weight @ rest.square().sum(-1)) / total).item()
     spectrum = torch.linalg.svdvals(pos).square()
+    spectrum = spectrum if spectrum.sum() > by_rounding else spectrum * torch.nan
     running = spectrum.cumsum(0) / spectrum.sum()
     found["participation_ratio"] = (spectrum.sum().square() / spectrum.square().sum()).item()
     found["components_95"] = float((running < MOST).sum() + 1) if running.isfinite().all() else torch.nan
@@ -199,7 +205,7 @@ def neighbour_similarity(
             "position_mean": torch.stack([_mean_similarity(states, times, lags) for times in draws.sequences]),
         }
         for metric, scores in curves.items():
-            falls = _spearman(scores.numpy(), -np.arange(last)[None], axis=1)
+            falls = _spearman(scores.numpy().round(12), -np.arange(last)[None], axis=1)  # not the ranks of rounding
             for name, lag, stack in (
                 (metric, [*lags], scores),
                 (f"{metric}_spearman", [pd.NA], torch.from_numpy(falls)[:, None]),
@@ -234,7 +240,7 @@ def variance_by_position(
     - "variance", by position: over sequences, without bias, averaged over coordinates; unit of the site squared;
     - "exponent" (no position): a of the fit ln variance = b - a ln(t + 1), by least squares over the positions that
       have a variance: 1 for the mean of t + 1 independent values, 0 for a single key, NaN where nothing varies;
-    - "exponent_r2": R² of that fit.
+    - "exponent_r2": R² of that fit, NaN where the variance is the same everywhere.
 
     Args:
         sites: full names; by default ``hook_attn_out`` of every layer in the trace. Of a site with heads
@@ -293,7 +299,8 @@ def _power_law(
     x, n = t.log().expand_as(y), real.sum(1, keepdim=True)
     x, y = (torch.where(real, z - (z * real).sum(1, keepdim=True) / n, 0.0) for z in (x, y))
     slope = (x * y).sum(1, keepdim=True) / x.square().sum(1, keepdim=True)
-    r2 = 1 - (y - slope * x).square().sum(1, keepdim=True) / y.square().sum(1, keepdim=True)
+    spread = y.square().sum(1, keepdim=True)
+    r2 = 1 - (y - slope * x).square().sum(1, keepdim=True) / spread.where(spread > 1e-24, torch.nan)
     return {name: torch.where(n > 1, z, torch.nan) for name, z in (("exponent", -slope), ("exponent_r2", r2))}
 
 
@@ -337,7 +344,7 @@ def position_channels(
         correlation = (draws.sequences @ torch.from_numpy(rho)[:, best]) / len(rho)
         of_best = dataclasses.replace(states, x=states.x[..., best])
         steps = torch.stack([of_best.means(times).diff(dim=0) for times in draws.sequences])
-        monotone = (steps * correlation[:1, None].sign() > 0).double().mean(1)
+        monotone = (steps * correlation[:1, None].sign() > 0).sum(1).double() / (~steps.isnan()).sum(1)
         for metric, stack in (("spearman", correlation), ("monotone", monotone)):
             keys = {"site": states.site, "control": states.control, "rank": range(len(best)), "channel": best.numpy()}
             parts.append(pd.DataFrame(keys | {"metric": metric} | _interval(draws, stack, -1, 1)))
@@ -391,10 +398,15 @@ def _at(trace: Trace, site: str, skip: int, head: int | None, control: str = "no
     value: Float[Tensor, "batch pos d_model"] = trace.hidden(site) if head is None else trace[site][:, :, head]
     if not value.isfinite().all():
         raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
-    present = valid_rows(trace.lengths, value.shape[1])[:, skip:]
-    x = value[:, skip:].double().where(present[..., None], 0.0)
-    rounding = (16 * torch.finfo(value.dtype).eps) ** 2 * (x.square().sum() / present.sum() / x.shape[-1]).item()
-    return _States(site, control, x, present, trace.tokens[:, skip:], rounding)
+    positions = slice(skip, int(trace.lengths.max()))
+    present = valid_rows(trace.lengths, value.shape[1])[:, positions]
+    x = value[:, positions].double().where(present[..., None], 0.0)
+    n_numbers = present.sum() * x.shape[-1]
+    rounding = precision(value.dtype) ** 2 * (x.square().sum() / n_numbers).item()
+    still = (x.sum(1) / present.sum(1).clamp(min=1)[:, None])[:, None].where(present[..., None], 0.0)
+    if (x - still).square().sum() / n_numbers <= rounding:
+        x = still  # states that differ by nothing but rounding have ranks and directions, too, and no position
+    return _States(site, control, x, present, trace.tokens[:, positions], rounding)
 
 
 def _shuffled(states: _States, generator: torch.Generator) -> _States:

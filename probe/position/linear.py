@@ -13,6 +13,7 @@ from probe.config import check_number
 from probe.errors import ProbeError, unknown_name
 from probe.position.classification import SoftmaxProbe
 from probe.position.controls import Probed, beside_controls
+from probe.position.moments import precision
 from probe.position.reading import RandomProjection, Reader, Rows
 from probe.position.ridge import ALPHAS
 from probe.position.scores import METRICS, Draws, Metric, accuracy, mean_absolute_error, token_sums
@@ -115,7 +116,7 @@ def _classify_site(
 ) -> dict[str, Probed]:
     x, y, _ = _collect(source, site, shuffled, reader, reader.split.train)
     std, mean = torch.std_mean(x.double(), dim=0, correction=0)
-    unscale = torch.where(std > 16 * torch.finfo(x.dtype).eps * mean.abs(), 1 / std, 0.0)
+    unscale = torch.where(std > precision(x.dtype) * mean.abs(), 1 / std, 0.0)
 
     def standardised(x: Tensor) -> ndarray:
         return ((x - mean.to(x.dtype)) * unscale.to(x.dtype)).numpy()

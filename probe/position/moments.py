@@ -20,6 +20,13 @@ from probe.errors import ProbeError
 CHUNK = 2048
 
 
+def precision(dtype: torch.dtype) -> float:
+    """How far, as a share of their size, rounding may move hidden states that a model computes in a dtype: some sixteen
+    times in float32 and float64, in half precision by the last rounding of all, since its sums are float32."""
+    eps = float(torch.finfo(dtype).eps)
+    return max(eps, 16 * min(eps, float(torch.finfo(torch.float32).eps)))
+
+
 @dataclass(frozen=True)
 class Moments:
     """The moments of rows z = (x, y), x of ``n_features`` features and y of some targets: Σ (z - o, 1)(z - o, 1)ᵀ.
@@ -32,7 +39,7 @@ class Moments:
     Sums are float64. The products that are summed are of a chunk of rows, in ``products``: in float32, at half the
     cost, an entry is within about 1e-7 √(Mᵢᵢ Mⱼⱼ), and a direction is lost which varies less than a three-thousandth as
     much as the features that it is made of. An R² moves by about 1e-7, coefficients by as much as the features are
-    ill-conditioned.
+    ill-conditioned, and with them an R² on other rows that vary where these do not: those of a few tokens want float64.
     """
 
     origin: Float64[Tensor, "column"]
@@ -60,7 +67,7 @@ class Moments:
         origin = origin.float().double()
         n = len(origin) + 1
         products = products or (torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return cls(origin, origin.new_zeros(n, n), x.shape[1], torch.finfo(x.dtype).eps, products)
+        return cls(origin, origin.new_zeros(n, n), x.shape[1], precision(x.dtype), products)
 
     def and_rows(self, x: Float[Tensor, "row feature"], y: Float[Tensor, "row target"]) -> "Moments":
         """These moments and those of more rows."""

@@ -159,13 +159,13 @@ def _fit_site(
     return Probed(sums[:, None], torch.full((t.shape[1],), math.nan, dtype=torch.float64))
 
 
-def principal_components(x: Float64[Tensor, "row feature"], rank: int) -> tuple[Tensor, Tensor]:
+def principal_components(x: Float64[Tensor, "row feature"], rank: int, size: float = 0.0) -> tuple[Tensor, Tensor]:
     """The mean, and the map to the leading principal components at unit variance; directions of no variance are
-    left out."""
+    left out, beside the greatest variance or the mean square of what x are the differences of, ``size``."""
     mean = x.mean(0)
     values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     values, vectors = values[-rank:], vectors[:, -rank:]
-    there = values > 1e-12 * (values[-1] + mean.square().sum())
+    there = values > 1e-12 * (values[-1] + mean.square().sum()).clamp(min=size)
     return mean, vectors[:, there] / values[there].sqrt()
 
 
@@ -217,7 +217,8 @@ def structural(
     """A by L-BFGS on the mean squared error, in units of the largest distance, from a start that spreads the pairs as
     far as they are on average."""
     difference, distance = a - b, (t - i).abs()
-    _, whiten = principal_components(torch.cat((difference, -difference)), difference.shape[1])
+    size = float(torch.cat((a, b)).square().sum(1).mean())
+    _, whiten = principal_components(torch.cat((difference, -difference)), difference.shape[1], size)
     x, scale = difference @ whiten, distance.max().clamp(min=1)
     if not x.shape[1]:  # nothing differs
         return lambda a, b: a.new_zeros(len(a))

@@ -42,7 +42,7 @@ def ridge_path(moments: Moments, alphas: Sequence[float], standardize: bool = Fa
     unscale = torch.ones_like(mean_x)
     if standardize:
         std = (xx.diagonal() / moments.n).clamp(min=0).sqrt()
-        unscale = torch.where(std > 16 * moments.eps * mean_x.abs(), 1 / std, 0.0)
+        unscale = torch.where(std > moments.eps * mean_x.abs(), 1 / std, 0.0)
     values, vectors = torch.linalg.eigh(unscale[:, None] * xx * unscale)
     values = values.clamp(min=0)
     rotated = vectors.T @ (unscale[:, None] * xy)

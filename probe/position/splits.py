@@ -9,6 +9,7 @@ from torch import Tensor
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
+from probe.tracing import checked_lengths
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,7 @@ class Sequences:
         if tokens.ndim != 2 or tokens.shape[1] < 2 or not len(tokens):
             raise ProbeError(f"a position probe wants sequences of at least 2 tokens, got shape {tuple(tokens.shape)}")
         tokens = tokens.cpu()
-        lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
-        if lengths.shape != (len(tokens),) or int(lengths.min()) < 1 or int(lengths.max()) > tokens.shape[1]:
-            raise ProbeError(f"lengths must be {len(tokens)} numbers in 1…{tokens.shape[1]}, got {lengths.tolist()}")
-        return cls(tokens, lengths)
+        return cls(tokens, checked_lengths(lengths, *tokens.shape).cpu())
 
     def __len__(self) -> int:
         return len(self.tokens)

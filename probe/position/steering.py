@@ -193,7 +193,7 @@ def _exchange(subspace: Subspace, shift: int, patched: Bool[Tensor, "sequence po
     def edit(x: Tensor) -> Tensor:
         part = subspace.part(x)
         given = part.roll(-1, 0).roll(-shift, 1)
-        return torch.where(patched.to(x.device)[..., None], x - part + given, x)
+        return torch.where(patched.to(x.device)[..., None], (x - part + given).to(x), x)
 
     return edit
 

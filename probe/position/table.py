@@ -63,7 +63,8 @@ def position_table(
         position, other, value, means over blocks of positions where there are more than 128.
 
     Raises:
-        ProbeError: for a model that adds no such table (``has_position_table``), or fewer than 4 positions.
+        ProbeError: for a model that adds no such table (``has_position_table``), fewer than 4 positions, or a table
+            that is not finite or the same everywhere.
     """
     check_size("n_shuffles", n_shuffles)
     table, fresh = _table(model), _table(untrained_like(model, seed))
@@ -97,7 +98,12 @@ def _table(model: nn.Module) -> Float64[Tensor, "pos d_model"]:
     if encoding.n_ctx < 4:
         raise ProbeError(f"a table of at least 4 positions was wanted, got {encoding.n_ctx}")
     table = encoding.weight if isinstance(encoding, Learned) else encoding.table(torch.arange(encoding.n_ctx))
-    return table.detach().cpu().double()
+    table = table.detach().cpu().double()
+    if not table.isfinite().all():
+        raise ProbeError("a table of positions must be finite, got NaN or infinity")
+    if not (table != table[0]).any():
+        raise ProbeError("a table of positions must differ between positions, got one vector everywhere")
+    return table
 
 
 def _dimensions(table: Float64[Tensor, "pos d_model"]) -> dict[str, Float64[Tensor, "value"]]:

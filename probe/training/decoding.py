@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of
 from probe.models.build import Model
+from probe.tracing import likeliest
 from probe.training.data import at_once
 
 
@@ -26,7 +27,7 @@ def greedy(model: nn.Module, prompts: Int[Tensor, "batch pos"], *, stop: int, ma
     cache = model.new_cache() if isinstance(model, Model) else None
     tokens = prompts.to(next(model.parameters()).device)
     for _ in range(max_new):
-        new = (model(tokens) if cache is None else model(tokens, cache=cache))[:, -1].argmax(dim=-1)
+        new = likeliest((model(tokens) if cache is None else model(tokens, cache=cache))[:, -1])
         going = (new != stop).cpu()
         for row, token in zip(alive[going].tolist(), new.cpu()[going].tolist(), strict=True):
             continuations[row].append(token)

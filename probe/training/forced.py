@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from probe.bootstrap import Bootstrap
+from probe.tracing import likeliest
 from probe.training.data import EncodedExamples, at_once
 
 Scores = dict[str, Float64[Tensor, "example"]]
@@ -24,7 +25,7 @@ def forced_scores(logits_of: Callable[[Tensor], Tensor], examples: EncodedExampl
         batch = examples.batch(rows)
         logits = logits_of(batch.inputs).float().cpu()
         loss = cross_entropy(logits.transpose(1, 2).double(), batch.targets, reduction="none")
-        right = (logits.argmax(-1) == batch.targets) & batch.scored
+        right = (likeliest(logits) == batch.targets) & batch.scored
         parts.append(
             torch.stack(
                 [

@@ -81,10 +81,18 @@ def run_scores(results: pd.DataFrame, by: str = "lengths") -> pd.DataFrame:
     with ``by="overall"`` the accuracy of the whole test set. NaN where a run is missing."""
     if by not in ("lengths", "overall"):
         raise ProbeError(f"scores are by 'lengths' or by 'overall', got {by!r}")
+    _check_accuracies(results)
     rows = results[results["length"].isna() == (by == "overall")]
     if rows.empty:
         raise ProbeError(f"scores by {by!r} want such rows, got none")
     return rows.groupby(["task", "seed", "encoding"])["accuracy"].mean().unstack()
+
+
+def _check_accuracies(results: pd.DataFrame) -> None:
+    """Refuse NaN: a mean over the others would not show it."""
+    wrong = ~np.isfinite(results["accuracy"].to_numpy(dtype=float, na_value=np.nan))
+    if wrong.any():
+        raise ProbeError(f"accuracies must be finite, got {results.loc[wrong, 'accuracy'].iloc[0]}")
 
 
 def reciprocal_ranks(scores: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +105,7 @@ def reciprocal_ranks(scores: pd.DataFrame) -> pd.DataFrame:
     whole = scores.dropna()
     if whole.empty:
         raise ProbeError(f"ranks want at least one task and seed with all of {', '.join(scores.columns)}, got none")
-    values = whole.to_numpy()
+    values = whole.to_numpy().round(12)  # means of the same accuracies tie, in whatever order they were summed
     order = np.argsort(-values, axis=1, kind="stable")
     ranks = np.empty_like(values)
     np.put_along_axis(ranks, order, 1.0 / np.arange(1, values.shape[1] + 1), axis=1)
@@ -227,6 +235,7 @@ def accuracy_by_length(results: pd.DataFrame, confidence: float = 0.95) -> pd.Da
     """The mean accuracy over seeds at each length, Student's t interval over seeds clipped to [0, 1] (missing with one
     seed): task, encoding, length, value, low, high, n (seeds)."""
     check_number("confidence", confidence, 0, 1)
+    _check_accuracies(results)
     of = results[results["length"].notna()].groupby(["task", "encoding", "length"])["accuracy"]
     rows = of.agg(value="mean", error="sem", n="count").reset_index()
     half = rows["error"] * stats.t.ppf((1 + confidence) / 2, (rows["n"] - 1).clip(lower=1))

@@ -69,6 +69,8 @@ def shifted_texts(
         options: as of ``shifted_positions``.
     """
     n, length = texts.shape
+    if length < 2:
+        raise ProbeError(f"texts of at least 2 tokens were wanted, got {length}")
     if shifts is None:
         last = model.encoding.last_position if isinstance(model, Decoder) else None
         shifts = [k for k in (*SHIFTS, 256, 512) if last is None or k + length - 1 <= last]
