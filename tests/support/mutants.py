@@ -338,10 +338,10 @@ def examine(files: list[str], test_files: list[str]) -> dict:
 def tests_of(mutant: Mutant, found: dict, budget: float) -> list[str]:
     """Those that run the mutated lines, the quickest first, as many as take no longer than the budget in all."""
     wanted, seconds = set(range(mutant.line, mutant.end_line + 1)), found["seconds"]
-    chosen = [test for test, lines in found["lines"].items() if wanted & set(lines[mutant.path])]
-    if mutant.whole or wanted & set(found["imported"][mutant.path]):
-        chosen = [test for test, lines in found["lines"].items() if lines[mutant.path]] or list(seconds)
-    chosen.sort(key=seconds.__getitem__)
+    ran = {test for test, lines in found["lines"].items() if wanted & set(lines[mutant.path])}
+    at_import = mutant.whole or wanted & set(found["imported"][mutant.path])
+    touched = {test for test, lines in found["lines"].items() if lines[mutant.path]}
+    chosen = sorted(seconds if at_import else ran, key=lambda test: (test not in touched, seconds[test]))
     total, kept = 0.0, []
     for test in chosen:
         total += seconds[test]
