@@ -6,8 +6,9 @@ import functools
 import pytest
 import torch
 
-from constructions import CONSTRUCTIONS, Construction, ThroughNorm
+from constructions import CONSTRUCTIONS, Construction, Layout, StreamConstruction, ThroughNorm
 from constructions.construction import short
+from constructions.layout import POSITION
 from probe.errors import ProbeError
 from probe.models.checkpoint import load, save
 from probe.models.decoder import Decoder
@@ -20,6 +21,77 @@ every_dtype = pytest.mark.parametrize(("construction", "dtype"), PAIRS, ids=lamb
 # Those whose inner construction is looked at anyway, and whose building takes a second, are left out of some tests.
 PLAIN = {name: each for name, each in CONSTRUCTIONS.items() if not isinstance(each, ThroughNorm)}
 every_plain = pytest.mark.parametrize("construction", PLAIN.values(), ids=PLAIN)
+
+
+F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
+INTEGERS = {"position": 0.0, "digits": 0.0}
+FITTED = {F64: {"scores": 1e-9, "pattern": 1e-9}, F32: {"scores": 5e-3, "pattern": 1e-3}}
+HEADS = ("self", "previous", "back", "first", "window")
+
+
+def heads(most: float, others: float) -> dict[str, float]:
+    return dict.fromkeys(HEADS, most) | {"evenness": others, "values": others}
+
+
+# What is promised: layers, those that attend and those with an MLP; tokens and tolerance by dtype. The content of a
+# stream is never touched. Whoever weakens a claim has to do it here as well.
+CLAIMS = {
+    "absolute_position": ((1, 1, 1), {F64: (4096, {"position": 1e-8}), F32: (2048, {"position": 0.25})}),
+    "closed_form": (
+        (1, 1, 1),
+        {F64: (16384, {"position": 1e-8}), F32: (16384, {"position": 0.05}), BF16: (64, {"position": 0.49})},
+    ),
+    "chords": ((1, 1, 1), {F64: (2**17, {"position": 0.25 + 1e-8}), F32: (2**17, {"position": 0.4})}),
+    "exact_position": ((2, 1, 2), dict.fromkeys((F64, F32), (2**17, {"position": 0.0, "bits": 0.0}))),
+    "newton": ((4, 1, 4), {F64: (2**17, {"position": 1e-4}), F32: (2**17, {"position": 0.25})}),
+    "counting_head": ((1, 1, 0), {F64: (2**17, {"position": 0.055}), F32: (4096, {"position": 0.4})}),
+    "odometer_two": ((3, 2, 3), dict.fromkeys((F64, F32, BF16), (64 * 128 + 1, INTEGERS))),
+    "odometer_three": ((4, 3, 4), dict.fromkeys((F64, F32, BF16), (2048 * 64 + 1, INTEGERS))),
+    "relative_position": (
+        (2, 2, 1),
+        {F64: (2048, {"scores": 1e-8, "pattern": 1e-9}), F32: (1024, {"scores": 0.05, "pattern": 0.01})},
+    ),
+    "exact_alibi": (
+        (3, 2, 2),
+        {F64: (8192, {"scores": 1e-10, "pattern": 1e-12}), F32: (8192, {"scores": 2e-3, "pattern": 1e-6})},
+    ),
+    "logarithmic_bias": (
+        (4, 2, 3),
+        {F64: (1024, FITTED[F64] | {"wanted": 0.05}), F32: (1024, FITTED[F32] | {"wanted": 0.051})},
+    ),
+    "t5_bias": (
+        (4, 2, 3),
+        {F64: (1024, FITTED[F64] | {"wanted": 0.06}), F32: (1024, FITTED[F32] | {"wanted": 0.061})},
+    ),
+    "rotary_kernel": (
+        (4, 2, 3),
+        {F64: (1024, FITTED[F64] | {"wanted": 1e-9}), F32: (1024, FITTED[F32] | {"wanted": 0.001})},
+    ),
+    "positional_heads": ((4, 2, 3), {F64: (2**16 - 1, heads(1e-7, 1e-7)), F32: (2**16 - 1, heads(1e-5, 1e-5))}),
+    "positional_heads_odometer": (
+        (7, 3, 6),
+        {F64: (8193, heads(1e-6, 1e-7)), F32: (8193, heads(1e-6, 1e-5)), BF16: (8193, heads(1e-6, 1e-2))},
+    ),
+}
+THROUGH = {"exact_position": (F64, F32), "odometer_two": (BF16,)}
+THROUGH |= {"positional_heads": (F64, F32), "positional_heads_odometer": (BF16,)}
+CLAIMS |= {
+    f"{name}_through_{norm}_norm": (CLAIMS[name][0], {dtype: CLAIMS[name][1][dtype] for dtype in dtypes})
+    for norm in ("rms", "layer")
+    for name, dtypes in THROUGH.items()
+}
+
+
+def test_claims_are_no_weaker_than_they_were():
+    assert list(CONSTRUCTIONS) == list(CLAIMS)
+    for name, construction in CONSTRUCTIONS.items():
+        layers, by_dtype = CLAIMS[name]
+        assert (construction.layers, construction.attention_layers, construction.mlp_layers) == layers, name
+        assert construction.max_length == {dtype: longest for dtype, (longest, _) in by_dtype.items()}, name
+        of_stream = isinstance(construction, StreamConstruction)
+        for dtype, (_, tolerance) in by_dtype.items():
+            wanted = tolerance | ({"content": 0.0} if of_stream else {})
+            assert construction.tolerance[dtype] == pytest.approx(wanted, rel=1e-5, abs=0), (name, dtype)
 
 
 @functools.cache
@@ -82,6 +154,47 @@ def test_it_is_a_plain_decoder_and_counts_its_layers_honestly(construction):
         thinks = [bool(layer.mlp.down_proj.weight.any()) for layer in decoder.layers]
         used = [a or b for a, b in zip(attends, looks, strict=True)]
         assert (sum(used), sum(thinks)) == (construction.attention_layers, construction.mlp_layers)
+
+
+@every_plain
+def test_nothing_in_it_is_idle(construction):
+    """Every layer does something, and there are no more rows of the stream, heads, dimensions and units than are used.
+
+    The position's own row stays empty where its bits alone are wanted, and so does the sine of the frequency 0.
+    """
+    decoder = built(construction, first_dtype(construction))
+    config, layout = decoder.config, construction.layout(48) if hasattr(construction, "layout") else Layout()
+    attends, units, heads, dimensions = [], [], set(), set()
+    rows = {int(row) for row in decoder.token_embedding.weight.any(0).nonzero()}
+    for layer in decoder.layers:
+        attention, mlp = layer.attention, layer.mlp
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            for row in projection.weight.any(1).nonzero().flatten().tolist():
+                heads.add(row // config.d_head)
+                dimensions.add(row % config.d_head)
+        attends.append(bool(attention.q_proj.weight.any() or attention.v_proj.weight.any()))
+        units.append(mlp.down_proj.weight.any(0).nonzero().flatten().tolist())
+        assert units[-1] == list(range(len(units[-1])))
+        for written in (attention.o_proj.weight, mlp.down_proj.weight):
+            rows |= {int(row) for row in written.any(1).nonzero()}
+    assert all(some or any_units for some, any_units in zip(attends, units, strict=True))
+    assert config.d_mlp == max(1, *map(len, units))
+    assert heads == set(range(config.n_heads))
+    # Four dimensions where one is used: √4 is a power of two.
+    assert dimensions == set(range(config.d_head)) or (dimensions == {0} and config.d_head == 4)
+    idle = set(range(config.d_model)) - rows
+    zero_sine = {layout["sin"][0]} if construction.name in ("logarithmic_bias", "t5_bias") else set()
+    assert idle in (zero_sine, zero_sine | {POSITION})
+    assert (POSITION in idle) == ("heads" in construction.name or "odometer" in construction.name or "sin" in layout)
+
+
+@every
+def test_every_position_is_looked_at_and_named_from_1_on(construction):
+    dtype = first_dtype(construction)
+    t, errors = construction.errors(built(construction, dtype), construction.tokens(48), "explicit")
+    assert t.tolist() == list(range(1, 49))
+    assert construction.tolerance[dtype].keys() <= errors.keys()
+    assert all(error.shape == (48,) and (error >= 0).all() for error in errors.values())
 
 
 @pytest.mark.parametrize("construction", [CONSTRUCTIONS[name] for name in ("closed_form", "newton", "exact_position")])
