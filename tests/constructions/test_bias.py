@@ -1,9 +1,10 @@
 import dataclasses
+import sys
 
 import pytest
 import torch
 
-from constructions import CONSTRUCTIONS, ExactAlibi, RotaryKernel
+from constructions import CONSTRUCTIONS, ExactAlibi, RelativePosition, RotaryKernel
 from constructions.kernels import fit_errors, t5_tables
 from constructions.observing import observe
 from constructions.weights import head_weights, zero_weights
@@ -121,6 +122,62 @@ def test_one_percent_of_the_last_layers_weights_is_too_much(name, needed):
     missing = set(weights) - set(needed(construction, length, weights, (1.01, 0.99)))
     small = {w for w in missing if abs(decoder.get_parameter(w[0])[w[1]].item()) < 1e-3}  # a cosine near its zero
     assert missing == small
+
+
+@pytest.mark.parametrize("construction", [ExactAlibi(torch.tensor([0.5, 0.25])), RelativePosition(torch.ones(2))])
+def test_every_score_and_every_pattern_counts_and_no_hidden_key_does(construction, monkeypatch):
+    """One number of what is seen is changed at a time: the error is by how much, at its query and nowhere else."""
+    n, last = 5, f"blocks.{construction.layers - 1}.attn"
+    decoder, tokens = construction.build(n), construction.tokens(n)
+    _, right = construction.errors(decoder, tokens, "explicit")
+    home = sys.modules[type(construction).__module__]
+    look = home.query_windows if isinstance(construction, ExactAlibi) else home.observe
+
+    def changed(site, at, by):
+        def of(seen):
+            if site in seen:
+                seen[site] = seen[site].clone()
+                seen[site][0][at] += by
+            return seen
+
+        def looked(*arguments, edits=None, **options):
+            if edits:  # the content alone, which is what is compared with
+                return look(*arguments, edits=edits, **options)
+            seen = look(*arguments, **options)
+            return of(seen) if isinstance(seen, dict) else [(query, of(values)) for query, values in seen]
+
+        monkeypatch.setattr(home, look.__name__, looked)
+        return construction.errors(decoder, tokens, "explicit")[1]
+
+    for head in range(2):
+        for t in range(n):
+            for i in range(n):
+                found = changed(f"{last}.hook_attn_scores", (head, t, i), 0.25)
+                wanted = torch.zeros(n, dtype=torch.float64)
+                wanted[t] = 0.25 if i <= t else 0
+                torch.testing.assert_close(found["scores"], wanted, atol=1e-9, rtol=0)
+                assert torch.equal(found["pattern"], right["pattern"])
+                found = changed(f"{last}.hook_pattern", (head, t, i), 0.25)
+                wanted[t] = 0.125  # a total variation
+                torch.testing.assert_close(found["pattern"], wanted, atol=1e-9, rtol=0)
+                assert torch.equal(found["scores"], right["scores"])
+
+
+def test_the_bounds_of_slopes_are_slopes():
+    for construction in (ExactAlibi(torch.tensor([0.0, 1.0])), RelativePosition(torch.tensor([-1.0, 1.0]))):
+        assert construction.check(20).holds.all()
+
+
+def test_a_heads_content_has_twelve_dimensions_behind_those_of_the_bias():
+    for name in ("exact_alibi", "logarithmic_bias", "t5_bias", "rotary_kernel"):
+        construction, length = CONSTRUCTIONS[name], 8
+        decoder, first = construction.build(length), construction.position_dimensions(length)
+        rows = construction.layout(length).content
+        assert decoder.config.d_head == first + 12
+        for head in range(construction.n_heads):
+            weights = head_weights(decoder, construction.layers - 1, head)
+            for matrix in (weights.W_Q, weights.W_K):
+                assert (matrix[rows, first:] != 0).all() and not matrix[rows, :first].any()
 
 
 def test_wrong_slopes_are_refused():

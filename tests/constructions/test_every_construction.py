@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -216,6 +217,24 @@ def test_sequences_are_those_of_the_claim():
     assert tokens.shape == (1, 500) and tokens[0, 0] == 0 and (tokens[0, 1:] > 0).all()
     assert len(tokens.unique()) == construction.config(500).d_vocab
     assert tokens.equal(construction.tokens(500, seed=3)) and not tokens.equal(construction.tokens(500, seed=4))
+    assert construction.tokens(500).equal(construction.tokens(500, seed=0))
+
+
+def test_a_row_says_how_far_off_it_is_and_where_first():
+    construction, t = CONSTRUCTIONS["closed_form"], torch.tensor([4, 2, 9, 7])
+    errors = {"position": torch.tensor([0.05, 0.06, 0.01, torch.nan]), "content": torch.tensor([0.0, -0.0, 0.0, 0.0])}
+    position, content = construction.rows(t, {k: v.double() for k, v in errors.items()}, 16, F32, "fused", 15)
+    shared = {"construction": "closed_form", "claim": construction.claim, "source": construction.source}
+    shared |= {"length": 16, "dtype": "float32", "attention": "fused", "attention_layers": 1, "mlp_layers": 1}
+    shared |= {"width": 15, "positions_checked": 4}
+    off = {"quantity": "position", "largest_error": math.inf, "tolerance": 0.05, "holds": False, "first_failure": 2}
+    assert position == shared | off
+    right = {"quantity": "content", "largest_error": 0.0, "tolerance": 0.0, "holds": True, "first_failure": None}
+    assert content == shared | right
+    (other,) = construction.rows(t, errors, 16, F32, "fused", 15, {"position": 0.055})
+    assert (other["tolerance"], other["first_failure"]) == (0.055, 2)
+    without_mlp = CONSTRUCTIONS["counting_head"].rows(t, errors, 16, F32, "fused", 15)
+    assert [row["width"] for row in without_mlp] == [0, 0]
 
 
 @every_plain

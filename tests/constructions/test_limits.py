@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from constructions import CONSTRUCTIONS
-from constructions.limits import SAMPLES, SEARCHES, TABLE, first_failure, first_failure_sampled
+from constructions import CONSTRUCTIONS, AbsolutePosition
+from constructions.limits import SAMPLES, SEARCHES, TABLE, _starts, first_failure, first_failure_sampled
 from probe.errors import ProbeError
 
 ROWS = pd.read_csv(TABLE)
@@ -25,6 +25,52 @@ def test_every_search_has_its_row():
         assert not rows.empty, (name, dtype)
     for name, dtype, length in SAMPLES:
         assert (tabled(name, dtype, sampled=True).length == length).any()
+
+
+def test_every_search_went_to_its_end_or_to_a_failure():
+    for name, dtype, most in SEARCHES:
+        sampled = [length for other, kind, length in SAMPLES if (other, kind) == (name, dtype)]
+        rows = ROWS[(ROWS.construction == name) & (ROWS.dtype == str(dtype).removeprefix("torch."))]
+        rows = rows[~((rows.positions_checked < rows.length) & rows.length.isin(sampled))]
+        (length,) = rows.length.unique()
+        assert length == most or (length < most and not rows.holds.all() and (length / 64).is_integer()), (name, dtype)
+        assert (rows.holds == rows.first_failure.isna()).all() and (rows.first_failure.dropna() <= length).all()
+        # At a length that is claimed nothing fails.
+        assert rows.holds.all() or length > CONSTRUCTIONS[name].max_length.get(dtype, 0), (name, dtype)
+
+
+def test_windows_stand_at_every_fraction_of_an_octave_and_at_the_end():
+    assert _starts(64, 16, 1) == [0, 16, 48]
+    assert _starts(100, 16, 1) == [0, 16, 48, 84]
+    assert _starts(40, 8, 2) == [0, 3, 8, 14, 24, 32]
+    assert _starts(16, 16, 4) == _starts(10, 16, 4) == [0]
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 8), (8, 0), (-1, 8)])
+def test_a_search_wants_a_length(least, most):
+    with pytest.raises(ProbeError, match=f"least and most must be at least 1, got {least} and {most}"):
+        first_failure(CONSTRUCTIONS["closed_form"], torch.float64, most, least)
+
+
+def test_a_search_doubles_the_length_until_it_fails_or_ends():
+    class Fails(AbsolutePosition):
+        lengths: list[int] = []
+
+        def errors(self, decoder, tokens, attention):
+            self.lengths.append(tokens.shape[1])
+            t, errors = super().errors(decoder, tokens, attention)
+            # A position fails when it is nearer to another integer than to its own.
+            return t, errors | {"position": torch.where(t < 41, 0.499, 0.5)}
+
+    rows = first_failure(Fails(), torch.float64, most=1000, least=10, attention="explicit").set_index("quantity")
+    assert Fails.lengths == [10, 20, 40, 80]
+    assert rows.first_failure["position"] == 41 and rows.holds["content"] and set(rows.length) == {80}
+    assert set(rows.attention) == {"explicit"}
+    Fails.lengths.clear()
+    rows = first_failure(Fails(), torch.float64, most=33, least=10)
+    assert Fails.lengths == [10, 20, 33] and rows.holds.all() and set(rows.attention) == {"fused"}
+    Fails.lengths.clear()
+    assert first_failure(Fails(), torch.float64, most=1, least=1).holds.all() and Fails.lengths == [1]
 
 
 @pytest.mark.parametrize(("name", "dtype", "most"), SHORT, ids=str)
