@@ -1,6 +1,7 @@
 import dataclasses
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,6 +94,23 @@ def test_a_fit_as_fine_as_the_sequence_is_long_is_the_bias():
     tables = t5_tables(3)
     rows = fit_errors(lambda distance: tables[t5_bucket(distance)].T, (100,), length=100)
     assert rows["total_variation"].max() < 1e-4
+
+
+def test_fits_have_as_many_frequencies_as_they_say():
+    for name, n in (("logarithmic_bias", 64), ("t5_bias", 128), ("rotary_kernel", 16)):
+        construction = CONSTRUCTIONS[name]
+        assert construction.n_frequencies == n and f" {n} " in construction.claim
+        assert construction.position_dimensions(100) == 2 * n
+    rows = fit_errors(lambda distance: -torch.log1p(distance.double())[None], length=10)
+    assert rows["n_frequencies"].tolist() == [8, 16, 32, 64, 128, 256] and set(rows["length"]) == {10}
+
+
+def test_tables_fall_like_trained_ones_one_head_half_as_fast_as_the_other():
+    tables = torch.stack([t5_tables(seed) for seed in range(100)]).numpy()
+    falls = -np.log1p(np.arange(32.0) ** 1.3)
+    np.testing.assert_allclose(tables.mean(0), np.stack([falls, falls / 2], axis=1), atol=0.05)
+    np.testing.assert_allclose(tables.std(0), 0.1, atol=0.03)
+    assert torch.equal(t5_tables(), t5_tables(0))
 
 
 @pytest.mark.slow

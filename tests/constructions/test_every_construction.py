@@ -157,14 +157,15 @@ def test_it_is_a_plain_decoder_and_counts_its_layers_honestly(construction):
         assert (sum(used), sum(thinks)) == (construction.attention_layers, construction.mlp_layers)
 
 
+@pytest.mark.parametrize("length", [1, 48])
 @every_plain
-def test_nothing_in_it_is_idle(construction):
+def test_nothing_in_it_is_idle(construction, length):
     """Every layer does something, and there are no more rows of the stream, heads, dimensions and units than are used.
 
     The position's own row stays empty where its bits alone are wanted, and so does the sine of the frequency 0.
     """
-    decoder = built(construction, first_dtype(construction))
-    config, layout = decoder.config, construction.layout(48) if hasattr(construction, "layout") else Layout()
+    decoder = construction.written(length, first_dtype(construction))
+    config, layout = decoder.config, construction.layout(length) if hasattr(construction, "layout") else Layout()
     attends, units, heads, dimensions = [], [], set(), set()
     rows = {int(row) for row in decoder.token_embedding.weight.any(0).nonzero()}
     for layer in decoder.layers:

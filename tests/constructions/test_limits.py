@@ -53,24 +53,24 @@ def test_a_search_wants_a_length(least, most):
 
 
 def test_a_search_doubles_the_length_until_it_fails_or_ends():
-    class Fails(AbsolutePosition):
-        lengths: list[int] = []
+    lengths = []
 
+    class Fails(AbsolutePosition):
         def errors(self, decoder, tokens, attention):
-            self.lengths.append(tokens.shape[1])
+            lengths.append(tokens.shape[1])
             t, errors = super().errors(decoder, tokens, attention)
             # A position fails when it is nearer to another integer than to its own.
             return t, errors | {"position": torch.where(t < 41, 0.499, 0.5)}
 
     rows = first_failure(Fails(), torch.float64, most=1000, least=10, attention="explicit").set_index("quantity")
-    assert Fails.lengths == [10, 20, 40, 80]
+    assert lengths == [10, 20, 40, 80]
     assert rows.first_failure["position"] == 41 and rows.holds["content"] and set(rows.length) == {80}
     assert set(rows.attention) == {"explicit"}
-    Fails.lengths.clear()
+    lengths.clear()
     rows = first_failure(Fails(), torch.float64, most=33, least=10)
-    assert Fails.lengths == [10, 20, 33] and rows.holds.all() and set(rows.attention) == {"fused"}
-    Fails.lengths.clear()
-    assert first_failure(Fails(), torch.float64, most=1, least=1).holds.all() and Fails.lengths == [1]
+    assert lengths == [10, 20, 33] and rows.holds.all() and set(rows.attention) == {"fused"}
+    lengths.clear()
+    assert first_failure(Fails(), torch.float64, most=1, least=1).holds.all() and lengths == [1]
 
 
 @pytest.mark.parametrize(("name", "dtype", "most"), SHORT, ids=str)

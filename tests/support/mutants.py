@@ -2,7 +2,7 @@
 
     python tests/support/mutants.py [distances templates encodings constructions] [--sample 30] [--jobs 2]
 
-What can't matter is left alone: annotations, docstrings, what errors say, assertions, texts. Mutants that were shown to
+What cannot matter is left alone: annotations, docstrings, what errors say, assertions (``strict`` of zip too), texts. Mutants that were shown to
 be the same program stand in ``equivalent_mutants.txt``, each with its reason; they are counted apart.
 
 mutmut will not do here: pytest runs anew in one process for each of its mutants, which jaxtyping's plugin refuses, and
@@ -155,6 +155,8 @@ def _children(node: ast.AST) -> list[ast.AST]:
         case ast.Expr(value=ast.Constant()):  # a docstring
             return []
         case ast.Call(func=ast.Name(name)) if name in MESSAGES or name == "isinstance":
+            return []
+        case ast.keyword(arg="strict"):  # of zip: an assertion
             return []
         case ast.Subscript(value=ast.Name(name)) if name in TYPES:
             return []
@@ -398,7 +400,8 @@ def equivalent() -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", default=list(GROUPS), metavar="group", help=", ".join(GROUPS))
-    parser.add_argument("--sample", type=int, help="as many mutants of a file, drawn with a fixed seed; default: all")
+    parser.add_argument("--sample", type=int, help="as many mutants of a file, drawn at random; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn; default: 0")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--budget", type=float, default=30, help="seconds of tests for a mutant; default: 30")
     parser.add_argument("--only", default="", help="mutants whose line in the report matches this pattern")
@@ -415,7 +418,7 @@ def main() -> None:
         for file in files:
             these = mutants(file)
             if options.sample and len(these) > options.sample:
-                these = random.Random(file).sample(these, options.sample)
+                these = random.Random(f"{options.seed} {file}").sample(these, options.sample)
             chosen += [mutant for mutant in these if re.search(options.only, str(mutant))]
         found, began, count = examine(files, test_files), time.monotonic(), Counter()
         for mutant, killed in judge([m for m in chosen if str(m) not in known], found, options.jobs, options.budget):
