@@ -1,15 +1,20 @@
 """Training towards the construction, and measures of how near it comes; the construction itself is their oracle."""
 
+import inspect
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy.stats import linregress
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from constructions import learnability as module
 from constructions.absolute import ClosedForm
-from constructions.learnability import GRID, RESULTS, VARIANTS, LearningConfig, learnability, measure
+from constructions.learnability import GRID, RESULTS, VARIANTS, LearningConfig, learnability, measure, train_from
 from constructions.learning_measures import (
     TARGETS,
     error_measures,
@@ -124,6 +129,37 @@ def test_head_measures_agree_with_the_pattern_and_scipy():
         assert found[head, "evenness"] == pytest.approx(evenness.mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("batch", [2, 7])
+def test_site_measures_are_scikit_learns_ridge_on_standardised_coordinates(batch):
+    config = small(layers=2)
+    decoder, seen = built(config), tokens(config, batch)
+    half, t = batch // 2, torch.arange(2, T + 1).double()
+    wanted = torch.stack([1 / t, t.log(), t], dim=1).numpy()
+    for alpha in (1.0, 0.1):
+        found = site_measures(decoder, seen) if alpha == 1 else site_measures(decoder, seen, alpha)
+        assert len(found) == 5 * 3
+        for site, layer in (
+            ("hook_resid_mid", 0),
+            ("hook_resid_post", 0),
+            ("hook_resid_mid", 1),
+            ("hook_resid_post", 1),
+        ):
+            hidden = trace(decoder, seen, [f"blocks.{layer}.{site}"]).hidden(f"blocks.{layer}.{site}")[:, 1:].double()
+            fit, test = hidden[:half].flatten(0, 1).numpy(), hidden[half:].flatten(0, 1).numpy()
+            ridge = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(fit, np.tile(wanted, (half, 1)))
+            residual = np.tile(wanted, (batch - half, 1)) - ridge.predict(test)
+            r2 = 1 - (residual**2).sum(0) / ((batch - half) * ((wanted - wanted.mean(0)) ** 2).sum(0))
+            got = [value(found, f"r2_{what}", site, layer) for what in ("reciprocal", "log", "position")]
+            assert got == pytest.approx(r2.tolist(), rel=1e-6)
+
+
+def test_the_least_that_can_be_measured():
+    seen = tokens(small(length=3), 2)
+    for measures in (head_measures, site_measures):
+        found = measures(built(small()), seen)
+        assert len({(each.site, each.layer, each.head, each.metric) for each in found}) == len(found) > 0
+
+
 @pytest.mark.parametrize("normalization", ["none", "layer"])
 def test_without_bos_a_constant_string_holds_no_position(normalization):
     config = small(layers=2, bos=False, normalization=normalization)
@@ -164,9 +200,54 @@ def test_rows_are_tidy_and_the_same_twice(trained):
     assert not by_run[0].equals(by_run[1])
 
 
+def test_weights_are_measured_where_they_start_from_a_construction(trained):
+    of_weights = trained[trained.metric.isin(["change_from_start", "change_from_construction", "weight_elsewhere"])]
+    assert set(of_weights.run) == {2, 3} and set(of_weights.start) == {"closed_form_times_noise"}
+    without_site = of_weights[of_weights.site.isna()]
+    assert (without_site.groupby(["run", "stage"]).metric.nunique() == 3).all()
+    config = small(start="random_alike")  # its shape alone
+    assert not {each.metric for each in measure(built(config), config, built(config))} & set(of_weights.metric)
+
+
 def test_training_lowers_the_loss(trained):
     loss = trained[trained.metric == "loss"].pivot(index="run", columns="stage", values="value")
     assert (loss.trained < loss.initial).all()
+
+
+def test_the_rate_rises_over_a_twentieth_and_falls_to_zero_and_gradients_are_clipped(monkeypatch):
+    seen, drawn = [], []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+            seen.append((group["lr"], group["weight_decay"], norm))
+            return super().step(closure)
+
+    class Config(LearningConfig):
+        def tokens(self, batch, generator):
+            drawn.append(batch)
+            return super().tokens(batch, generator)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    config = Config(length=T, d_model=16, n_heads=2, layers=1)
+    decoder = built(config)
+    with torch.no_grad():
+        decoder.head.weight.mul_(100)  # so that there is something to clip
+    train_from(decoder, config, steps=40, generator=torch.Generator().manual_seed(0))
+    rates, decays, norms = zip(*seen, strict=True)
+    assert rates == pytest.approx([0.0015, 0.003, *(0.003 * n / 38 for n in range(38, 0, -1))])
+    assert set(decays) == {0.0} and set(drawn) == {32} and not decoder.training
+    assert max(norms) == pytest.approx(1, abs=1e-4)
+    seen.clear(), drawn.clear()
+    learnability([config], seeds=(0,), steps=1, batch_size=5, learning_rate=0.5, weight_decay=0.25)
+    assert [row[:2] for row in seen] == [(0.5, 0.25)] and drawn == [256, 5, 256]
+    seen.clear(), drawn.clear()
+    learnability([config], seeds=(0,), steps=1)
+    assert [row[:2] for row in seen] == [(0.003, 0.0)] and drawn == [256, 32, 256]
+    assert inspect.signature(learnability).parameters["steps"].default == 1000  # those of the table
+    assert inspect.signature(learnability).parameters["seeds"].default == (0, 1)
 
 
 def test_the_initial_stage_is_the_start_itself(trained):
@@ -225,7 +306,13 @@ def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
     rows = pd.read_csv(tmp_path / "new" / "learnability.csv")
     assert list(rows.columns) == COLUMNS
     assert rows.groupby("run").seed.first().tolist() == [3, 4, 3, 3]
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].split()[-2:] for line in lines] == [[s, "random"] for s in "343"] + [
+        ["3", "closed_form"]
+    ]
+    for line in lines:
+        said = [" ".join(part.split()[:2]) for part in line.split(" | ")[1:]]
+        assert said == [f"{at} {what}" for at in ("initial", "trained") for what in ("mean_absolute_error", "accuracy")]
     monkeypatch.setattr("sys.argv", ["learnability", "--steps", "-1"])
     with pytest.raises(SystemExit):
         module.main()

@@ -2,8 +2,9 @@
 
     python tests/support/mutants.py [distances templates encodings constructions] [--sample 30] [--jobs 2]
 
-What cannot matter is left alone: annotations, docstrings, what errors say, assertions (``strict`` of zip too), texts. Mutants that were shown to
-be the same program stand in ``equivalent_mutants.txt``, each with its reason; they are counted apart.
+What cannot matter is left alone: annotations, docstrings, what errors say and what is printed, assertions (``strict``
+of zip, too). Mutants that were shown to be the same program stand in ``equivalent_mutants.txt``, each with its reason;
+they are counted apart.
 
 mutmut will not do here: pytest runs anew in one process for each of its mutants, which jaxtyping's plugin refuses, and
 it leaves alone all that stands outside functions, where this house keeps its registries and constants. Each mutant has
@@ -152,9 +153,11 @@ def _children(node: ast.AST) -> list[ast.AST]:
             return []
         case ast.Raise() | ast.Assert() | ast.JoinedStr() | ast.Import() | ast.ImportFrom() | ast.arguments():
             return []
-        case ast.Expr(value=ast.Constant()):  # a docstring
+        case (
+            ast.Expr(value=ast.Constant()) | ast.If(test=ast.Compare(left=ast.Name("__name__")))
+        ):  # a docstring; a script
             return []
-        case ast.Call(func=ast.Name(name)) if name in MESSAGES or name == "isinstance":
+        case ast.Call(func=ast.Name(name)) if name in {*MESSAGES, "isinstance", "print"}:
             return []
         case ast.keyword(arg="strict"):  # of zip: an assertion
             return []
