@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from constructions import learnability as module
-from constructions.absolute import ClosedForm
+from constructions.absolute import AbsolutePosition, ClosedForm
 from constructions.learnability import GRID, RESULTS, VARIANTS, LearningConfig, learnability, measure, train_from
 from constructions.learning_measures import (
     TARGETS,
@@ -81,6 +81,44 @@ def test_its_loss_is_the_one_that_is_derived():
     loss = value(error_measures(built(config), tokens(config), "classification"), "loss")
     wanted = [math.log(sum(math.exp(-((t - k) ** 2) / 2) for k in range(1, T + 1))) for t in range(1, T + 1)]
     assert loss == pytest.approx(sum(wanted) / T, abs=1e-4)
+
+
+def test_starts_are_the_construction_that_with_noise_or_a_random_decoder():
+    for name, construction in (("closed_form", ClosedForm()), ("absolute_position", AbsolutePosition())):
+        for target in TARGETS:
+            shape = small(start=name, target=target).decoder_config()
+            exact = hand_built(shape, target, construction)
+            written = construction.build(T, torch.float32)
+            noisy = {kind: STARTS[kind].build(shape, target, 5) for kind in STARTS if kind.startswith(f"{name}_")}
+            generators = {kind: torch.Generator().manual_seed(5) for kind in noisy}
+            assert not any(decoder.training for decoder in noisy.values()) and noisy
+            for parameter, weight in exact.named_parameters():
+                if parameter not in ("head.weight", "token_embedding.weight"):
+                    assert torch.equal(weight, written.get_parameter(parameter)), parameter
+                assert torch.equal(built(small(start=name, target=target)).get_parameter(parameter), weight)
+                for kind, decoder in noisy.items():
+                    n = torch.randn(weight.shape, generator=generators[kind])
+                    wanted = weight * (1 + 0.05 * n) if kind.endswith("times_noise") else weight + 0.01 * n
+                    torch.testing.assert_close(decoder.get_parameter(parameter), wanted)
+    for name in ("random", "random_alike"):
+        shape = small(start=name).decoder_config()
+        for parameter, weight in Decoder(shape, seed=5).named_parameters():
+            assert torch.equal(STARTS[name].build(shape, "regression", 5).get_parameter(parameter), weight)
+
+
+def test_positions_are_read_as_numbers_or_as_one_of_as_many_classes_as_tokens():
+    logits = torch.zeros(1, 3, 5)
+    logits[0, :, 0] = torch.tensor([1.0, 2.0, 4.0]) / 3
+    assert TARGETS["regression"].position(logits).tolist() == [pytest.approx([1, 2, 4])]
+    assert float(TARGETS["regression"].loss(logits)) == pytest.approx(1 / 27)
+    logits = torch.zeros(2, 3, 5)
+    logits[:, :, 4] = 9  # no class: there are three positions
+    logits[:, 0, 1], logits[:, 1, 2], logits[1, 2, 0] = 2, 3, 1
+    assert TARGETS["classification"].position(logits).tolist() == [[2, 3, 1], [2, 3, 1]]
+    e = math.e
+    first, second = math.log(2 + e**2), math.log(2 + e**3)
+    losses = [[first, second, math.log(3)], [first, second, math.log(2 + e)]]
+    assert float(TARGETS["classification"].loss(logits)) == pytest.approx(sum(map(sum, losses)) / 6, rel=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
