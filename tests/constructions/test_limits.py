@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from constructions import CONSTRUCTIONS, AbsolutePosition
+from constructions import limits as module
 from constructions.limits import SAMPLES, SEARCHES, TABLE, _starts, first_failure, first_failure_sampled
 from probe.errors import ProbeError
 
@@ -44,6 +45,9 @@ def test_windows_stand_at_every_fraction_of_an_octave_and_at_the_end():
     assert _starts(100, 16, 1) == [0, 16, 48, 84]
     assert _starts(40, 8, 2) == [0, 3, 8, 14, 24, 32]
     assert _starts(16, 16, 4) == _starts(10, 16, 4) == [0]
+    # Where windows overlap a position is looked at once.
+    seen = {position for start in _starts(2**20, 32, 4) for position in range(start, start + 32)}
+    assert set(ROWS[ROWS.length == 2**20].positions_checked) == {len(seen)} == {1782}
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 8), (8, 0), (-1, 8)])
@@ -71,6 +75,37 @@ def test_a_search_doubles_the_length_until_it_fails_or_ends():
     assert lengths == [10, 20, 33] and rows.holds.all() and set(rows.attention) == {"fused"}
     lengths.clear()
     assert first_failure(Fails(), torch.float64, most=1, least=1).holds.all() and lengths == [1]
+
+
+def test_main_makes_the_table_or_the_rows_of_some(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "TABLE", tmp_path / "limits.csv")
+    searches = (("newton", torch.float64, 64), ("closed_form", torch.bfloat16, 128), ("closed_form", torch.float64, 16))
+    monkeypatch.setattr(module, "SEARCHES", searches)
+    monkeypatch.setattr(module, "SAMPLES", (("closed_form", torch.float32, 512),))
+    module.main()
+    rows = pd.read_csv(module.TABLE)
+    columns = CONSTRUCTIONS["newton"].check(2).columns.drop(["claim", "source"])
+    assert list(rows.columns) == list(columns)
+    keys = rows[["construction", "dtype", "length", "quantity"]].apply(tuple, axis=1).tolist()
+    made = [("closed_form", "bfloat16", 128), ("closed_form", "float32", 512), ("closed_form", "float64", 16)]
+    made.append(("newton", "float64", 64))
+    assert keys == [(*key, quantity) for key in made for quantity in ("position", "content")]
+    assert rows.positions_checked.tolist() == [128, 128, 374, 374, 16, 16, 64, 64]
+    assert rows.first_failure[0] == 95 and rows.first_failure[1:].isna().all()
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:4] for line in shown[::2]] == [
+        list(map(str, key)) for key in (made[1], made[3], made[0], made[2])
+    ]
+    assert shown[4].split()[-1] == "95" and shown[4].split()[4] == "position"
+
+    # The rows of one construction are made anew, those of the others stay as they are.
+    rows.assign(largest_error=7.0, first_failure=3).to_csv(module.TABLE, index=False)
+    module.main(["closed_form"])
+    again = pd.read_csv(module.TABLE)
+    assert again[:6].equals(rows[:6].astype(again.dtypes))
+    assert again[6:].largest_error.tolist() == [7.0, 7.0] and again[6:].first_failure.tolist() == [3, 3]
+    with pytest.raises(ProbeError, match="unknown construction in the table 'chords'; known: closed_form, newton"):
+        module.main(["chords"])
 
 
 @pytest.mark.parametrize(("name", "dtype", "most"), SHORT, ids=str)
