@@ -3,8 +3,8 @@
     python tests/support/mutants.py [distances templates encodings constructions] [--sample 30] [--jobs 2]
 
 What cannot matter is left alone: annotations, docstrings, what errors say and what is printed, assertions (``strict``
-of zip, too). Slow tests are not run. Mutants that were shown to be the same program stand in ``equivalent_mutants.txt``, each with its reason;
-they are counted apart.
+of zip, too). Mutants that were shown to be the same program stand in ``equivalent_mutants.txt``, each with its reason;
+they are counted apart. Tests marked slow are not run.
 
 mutmut will not do here: pytest runs anew in one process for each of its mutants, which jaxtyping's plugin refuses, and
 it leaves alone all that stands outside functions, where this house keeps its registries and constants. Each mutant has
