@@ -334,8 +334,7 @@ def tests_of(mutant: Mutant, found: dict, budget: float) -> list[str]:
     wanted, seconds = set(range(mutant.line, mutant.end_line + 1)), found["seconds"]
     ran = {test for test, lines in found["lines"].items() if wanted & set(lines[mutant.path])}
     at_import = mutant.whole or wanted & set(found["imported"][mutant.path])
-    touched = {test for test, lines in found["lines"].items() if lines[mutant.path]}
-    chosen = sorted(seconds if at_import else ran, key=lambda test: (test not in touched, seconds[test]))
+    chosen = sorted(seconds if at_import else ran, key=seconds.__getitem__)
     total, kept = 0.0, []
     for test in chosen:
         total += seconds[test]
