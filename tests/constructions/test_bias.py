@@ -1,9 +1,11 @@
 import dataclasses
+import math
 import sys
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from constructions import CONSTRUCTIONS, ExactAlibi, RelativePosition, RotaryKernel
 from constructions.kernels import fit_errors, t5_tables
@@ -94,6 +96,36 @@ def test_a_fit_as_fine_as_the_sequence_is_long_is_the_bias():
     tables = t5_tables(3)
     rows = fit_errors(lambda distance: tables[t5_bucket(distance)].T, (100,), length=100)
     assert rows["total_variation"].max() < 1e-4
+
+
+def test_a_fits_error_is_the_largest_total_variation_to_a_least_squares_fit():
+    rows, n = (
+        fit_errors(lambda distance: torch.stack([-distance.double().sqrt(), -distance / 3.0]), (3, 5), length=14),
+        14,
+    )
+    distance = np.arange(n)
+    for found in rows.itertuples():
+        angle = distance[:, None] * np.pi * np.arange(found.n_frequencies) / n
+        basis = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+        wanted = -np.sqrt(distance) if found.head == 0 else -distance / 3
+        fitted = basis @ np.linalg.lstsq(basis, wanted, rcond=1e-5)[0]
+        apart = [
+            np.abs(softmax(fitted[t::-1]) - softmax(wanted[t::-1])).sum() / 2 if t else 0.0  # t, t - 1, …, 0 away
+            for t in range(n)
+        ]
+        assert found.total_variation == pytest.approx(max(apart), rel=1e-3)
+    assert rows[["n_frequencies", "head"]].to_numpy().tolist() == [[3, 0], [3, 1], [5, 0], [5, 1]]
+
+
+def test_a_table_is_looked_up_by_units_that_compare_bits():
+    construction, length = CONSTRUCTIONS["rotary_kernel"], 11
+    mlp, layout = construction.build(length).layers[2].mlp, construction.layout(length)
+    for t in range(1, length + 1):
+        bits = [t >> j & 1 for j in range(4)]
+        assert mlp.up_proj.weight[t - 1, list(layout["bits"])].tolist() == [2.0 * bit - 1 for bit in bits]
+        assert mlp.up_proj.bias[t - 1].item() == 1 - sum(bits)
+        cosines = [math.cos(t * 10000 ** (-k / 16)) for k in range(16)]
+        assert mlp.down_proj.weight[list(layout["cos"]), t - 1].tolist() == pytest.approx(cosines, abs=1e-15)
 
 
 def test_fits_have_as_many_frequencies_as_they_say():

@@ -338,10 +338,10 @@ def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "GRID", (small(layers=2),))
     monkeypatch.setattr(module, "VARIANTS", (small(), small(start="closed_form")))
     monkeypatch.setattr(
-        "sys.argv", ["learnability", "--folder", str(tmp_path / "new"), "--steps", "1", "--seeds", "3", "4"]
+        "sys.argv", ["learnability", "--folder", str(tmp_path / "new" / "er"), "--steps", "1", "--seeds", "3", "4"]
     )
     module.main()
-    rows = pd.read_csv(tmp_path / "new" / "learnability.csv")
+    rows = pd.read_csv(tmp_path / "new" / "er" / "learnability.csv")
     assert list(rows.columns) == COLUMNS
     assert rows.groupby("run").seed.first().tolist() == [3, 4, 3, 3]
     lines = capsys.readouterr().out.splitlines()
