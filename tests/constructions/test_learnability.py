@@ -57,8 +57,8 @@ def trained() -> pd.DataFrame:
 def test_the_construction_is_what_the_measures_call_one(target):
     config = small(start="closed_form", target=target)
     decoder, seen = built(config), tokens(config)
-    (head,) = {each.head for each in head_measures(decoder, seen)}
-    assert head == 0
+    measured = head_measures(decoder, seen)
+    assert {(each.site, each.layer, each.head) for each in measured} == {("attn.hook_pattern", 0, 0)}
     found = {each.metric: each.value for each in head_measures(decoder, seen)}
     assert found == pytest.approx({"slope": -1, "c": 0, "spread": 0, "evenness": 1, "correlation": 1}, abs=1e-6)
 
