@@ -341,6 +341,7 @@ def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
         "sys.argv", ["learnability", "--folder", str(tmp_path / "new" / "er"), "--steps", "1", "--seeds", "3", "4"]
     )
     module.main()
+    assert torch.get_num_threads() == 1
     rows = pd.read_csv(tmp_path / "new" / "er" / "learnability.csv")
     assert list(rows.columns) == COLUMNS
     assert rows.groupby("run").seed.first().tolist() == [3, 4, 3, 3]

@@ -83,6 +83,7 @@ def test_main_makes_the_table_or_the_rows_of_some(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(module, "SEARCHES", searches)
     monkeypatch.setattr(module, "SAMPLES", (("closed_form", torch.float32, 512),))
     module.main()
+    assert torch.get_num_threads() == 1
     rows = pd.read_csv(module.TABLE)
     columns = CONSTRUCTIONS["newton"].check(2).columns.drop(["claim", "source"])
     assert list(rows.columns) == list(columns)
