@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from constructions import CONSTRUCTIONS, AbsolutePosition, ExactPosition, ThroughNorm
+from constructions import CONSTRUCTIONS, AbsolutePosition, ExactPosition, Newton, ThroughNorm
 from constructions.observing import observe
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
@@ -70,6 +70,16 @@ def test_dropped_in_as_it_is_the_theorem_fails():
         decoder.load_state_dict({**decoder.state_dict(), **plain.state_dict()})
         rows = AbsolutePosition().check(256, decoder=decoder.eval()).set_index("quantity")
         assert rows.largest_error["position"] > 50
+
+
+@pytest.mark.parametrize("normalization", ["rms", "layer"])
+def test_gated_units_go_through_too(normalization):
+    through = ThroughNorm(Newton(), normalization, {"position": "length"}, (torch.float64,))
+    decoder = through.build(48)
+    assert decoder.config.activation == "swiglu" and through.check(48, decoder=decoder).holds.all()
+    with torch.no_grad():
+        decoder.layers[1].mlp.gate_proj.weight *= 1.01
+    assert not through.check(48, decoder=decoder).holds.any()
 
 
 def test_a_smaller_constant_lets_the_content_through(construction, monkeypatch):
