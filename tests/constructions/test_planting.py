@@ -195,6 +195,17 @@ def test_room_is_four_rows_and_a_head_if_nothing_is_said_and_none_if_none_is_wan
     assert widen(random_decoder(n_kv_heads=2), heads=0).config.n_kv_heads == 2
 
 
+@pytest.mark.parametrize("encoding", ["learned", "randomized"])
+def test_a_row_that_one_position_alone_writes_is_not_free(encoding):
+    wide = widen(random_decoder(encoding=encoding))
+    table = wide.encoding.weight if encoding == "learned" else wide.encoding.base.weight
+    assert free_rows(wide) == [32, 33, 34, 35]
+    with torch.no_grad():
+        table[-1, 33] = 1e-3
+        wide.head.weight[0, 32] = 1e-3
+    assert free_rows(wide) == [34, 35]
+
+
 @pytest.mark.parametrize("normalization", ["layer", "rms"])
 def test_what_was_planted_is_said(normalization):
     options = {} if normalization == "layer" else {"normalization": "rms", "activation": "swiglu"}
