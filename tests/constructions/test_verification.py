@@ -134,4 +134,5 @@ def test_claims_hold_on_other_sequences_too():
     names = ["absolute_position", "positional_heads", "order_of_the_prefix"]
     zero, one = (verify(names, lengths=(32,), seed=seed) for seed in (0, 1))
     assert one["holds"].all() and len(one) == len(zero)
+    assert zero.equals(verify(names, lengths=(32,)))
     assert (one["largest_error"] != zero["largest_error"]).any()  # other tokens were drawn
