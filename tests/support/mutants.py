@@ -223,9 +223,12 @@ class Tests:
 
         return line(frame, event, arg)
 
+    def begin(self) -> None:
+        """Before pytest: a conftest.py is imported before anything is collected."""
+        sys.settrace(self._call)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self):
-        sys.settrace(self._call)
         try:
             return (yield)
         finally:
@@ -314,6 +317,7 @@ def examine(files: list[str], test_files: list[str]) -> dict:
 
         def act() -> int:
             plugin = Tests(files)
+            plugin.begin()
             code = int(pytest.main([*PYTEST, *test_files], plugins=[plugin]))
             told.write_text(json.dumps(plugin.found() | {"modules": list(sys.modules)}))
             return code
