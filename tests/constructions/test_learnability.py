@@ -1,5 +1,6 @@
 """Training towards the construction, and measures of how near it comes; the construction itself is their oracle."""
 
+import dataclasses
 import inspect
 import math
 
@@ -284,8 +285,32 @@ def test_the_rate_rises_over_a_twentieth_and_falls_to_zero_and_gradients_are_cli
     seen.clear(), drawn.clear()
     learnability([config], seeds=(0,), steps=1)
     assert [row[:2] for row in seen] == [(0.003, 0.0)] and drawn == [256, 32, 256]
-    assert inspect.signature(learnability).parameters["steps"].default == 1000  # those of the table
-    assert inspect.signature(learnability).parameters["seeds"].default == (0, 1)
+
+
+def test_what_is_trained_if_nothing_is_said_is_what_the_table_holds():
+    parameters = inspect.signature(learnability).parameters
+    assert (parameters["steps"].default, parameters["seeds"].default) == (1000, (0, 1))
+    assert parameters["configs"].default == GRID
+    stated = {"normalization": "none", "bos": True, "target": "classification", "layers": 2, "start": "random"}
+    stated |= {"length": 64, "d_model": 64, "n_heads": 4}
+    assert dataclasses.asdict(LearningConfig()) == stated
+    config = LearningConfig().decoder_config()
+    assert (config.d_vocab, config.n_ctx, config.d_model, config.n_heads, config.n_layers) == (64, 64, 64, 4, 2)
+    assert (config.activation, config.normalization, config.encoding) == ("relu", "none", "none")
+    assert LearningConfig(length=9).decoder_config().d_vocab == 16  # the tokens
+
+
+def test_the_content_of_embeddings_is_nobodys_to_measure():
+    config, layout = small(start="closed_form"), ClosedForm().layout(T)
+    exact, moved = built(config), built(config)
+    with torch.no_grad():
+        moved.token_embedding.weight[:, layout.content] += 1
+    assert all(each.value == 0 for each in weight_measures(moved, exact, exact, layout))
+    with torch.no_grad():
+        moved.token_embedding.weight[:, layout.content.start - 1] += 1  # 1/t's row
+    found = weight_measures(moved, exact, exact, layout)
+    assert value(found, "change_from_construction") == value(found, "change_from_start") == 0
+    assert value(found, "weight_elsewhere") > 0
 
 
 def test_the_initial_stage_is_the_start_itself(trained):

@@ -65,6 +65,14 @@ def test_random_decoders_are_three_with_every_parameter_drawn():
             assert torch.equal(parameter, same) and parameter.std() > 0.1 and not (parameter == 0).any()
 
 
+def test_a_gradient_is_that_of_its_own_tokens():
+    decoder = next(module.random_decoders(0))
+    one, other = torch.full((1, 20), 3), torch.tensor([[0] + 19 * [3]])
+    alone = module._gradient_share(decoder, other)
+    module._gradient_share(decoder, one)
+    assert module._gradient_share(decoder, other) == alone > 1e-6
+
+
 def blind(seed):
     """Decoders that hand their embeddings on, which are all alike, whatever stands where."""
     for decoder in module.random_decoders(seed):
