@@ -118,6 +118,7 @@ def test_units_one_by_one_are_the_same_as_in_columns():
         zero_weights(decoder)
     units = [({0: 1.0, 3: 0.5}, -0.25, {4: 3.0}), ({0: -2.0}, 1.0, {4: 7.0})]
     assert write_units(one_by_one, 0, units, {5: -1.5}, first=2) == 4
+    assert write_units(one_by_one, 0, [], first=8) == 8  # none, behind the last
     read, bias = {0: torch.tensor([1.0, -2.0]), 3: torch.tensor([0.5, 0.0])}, torch.tensor([-0.25, 1.0])
     write = {4: torch.tensor([3.0, 7.0])}
     write_mlp_units(columns, 0, read=read, bias=bias, write=write, output_bias={5: -1.5}, first=2)
@@ -131,6 +132,10 @@ def test_units_one_by_one_are_the_same_as_in_columns():
         (lambda d: head_weights(d, 2, 0), r"layer must lie in 0…1, got 2"),
         (lambda d: head_weights(d, 0, -1), r"head must lie in 0…1, got -1"),
         (lambda d: head_weights(small(n_kv_heads=1), 0, 0), r"n_kv_heads = n_heads"),
+        (
+            lambda d: write_mlp_units(d, 2, read={}, bias=torch.zeros(3), write={}),
+            r"layer must lie in 0…1, got 2",
+        ),
         (
             lambda d: write_mlp_units(d, 0, read={}, bias=torch.zeros(3), write={}, first=6),
             r"d_mlp is 8, got units 6…8",

@@ -334,11 +334,13 @@ def examine(files: list[str], test_files: list[str]) -> dict:
 
 
 def tests_of(mutant: Mutant, found: dict, budget: float) -> list[str]:
-    """Those that run the mutated lines, the quickest first, as many as take no longer than the budget in all."""
+    """Those that run the mutated lines, the quickest first, as many as take no longer than the budget in all. What acts
+    at import may be seen by any test; those of the file's own stand before all others then."""
     wanted, seconds = set(range(mutant.line, mutant.end_line + 1)), found["seconds"]
     ran = {test for test, lines in found["lines"].items() if wanted & set(lines[mutant.path])}
-    at_import = mutant.whole or wanted & set(found["imported"][mutant.path])
-    chosen = sorted(seconds if at_import else ran, key=seconds.__getitem__)
+    at_import = mutant.whole or bool(wanted & set(found["imported"][mutant.path]))
+    own = f"test_{Path(mutant.path).stem}.py"
+    chosen = sorted(seconds if at_import else ran, key=lambda test: (at_import and own not in test, seconds[test]))
     total, kept = 0.0, []
     for test in chosen:
         total += seconds[test]
