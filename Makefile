@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo test docs lint notebooks clean
+.PHONY: demo test docs lint notebooks mutants clean
 
 demo: $(STAMP)
 	$(BIN)/probe study --folder runs/demo
@@ -21,6 +21,10 @@ docs: $(STAMP)
 # All of them, or NAMES="01_… 05_…": run anew, their figures kept as pictures. Wants a Chromium or Chrome.
 notebooks: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/refresh_notebooks.py $(NAMES)
+
+# Changes of the code that no test notices, in all groups or GROUPS="distances …"; SAMPLE=30 for so many of each file.
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/mutants.py --jobs $(JOBS) $(if $(SAMPLE),--sample $(SAMPLE)) $(GROUPS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -89,9 +89,10 @@ def first_failure_sampled(
         seen = observe(decoder, part, sites, cache=_prefix(decoder, tokens[:, :start]), attention="explicit")
         t = torch.arange(start + 1, start + part.shape[1] + 1)
         errors = construction.stream_errors(seen[sites[0]][0], seen[sites[1]][0], t, length)
-        positions.append(t)
+        new = t > (positions[-1][-1] if positions else 0)  # the first windows overlap
+        positions.append(t[new])
         for quantity, error in errors.items():
-            found.setdefault(quantity, []).append(error)
+            found.setdefault(quantity, []).append(error[new])
     t, errors = torch.cat(positions), {quantity: torch.cat(parts) for quantity, parts in found.items()}
     return _rows(construction, t, errors, length, dtype, "explicit", decoder)
 

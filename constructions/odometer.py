@@ -60,7 +60,7 @@ class Odometer(StreamConstruction):
         return Layout(**self.sizes())
 
     def width(self, length: int) -> int:
-        return max(2 * max(J for _, J in self.levels), sum(J for _, J in self.levels) + self.levels[-1][0] + 1)
+        return max(2 * max(J for _, J in self.levels), sum(J for _, J in self.levels) + self.levels[-1][0])
 
     def d_head(self, length: int) -> int:
         """A channel for each threshold of a level and one more, and a dimension for each threshold that is matched."""

@@ -109,9 +109,10 @@ def free_rows(decoder: Decoder) -> list[int]:
     """The coordinates of the stream that nothing writes and nothing reads."""
     used = decoder.token_embedding.weight.abs().amax(0) + decoder.head.weight.abs().amax(0)
     if decoder.encoding.embeds:
-        probe_positions = torch.arange(min(2, decoder.config.n_ctx))
-        zeros = used.new_zeros(1, len(probe_positions), len(used))
-        used = used + decoder.encoding.embed(zeros, probe_positions).abs().amax((0, 1))
+        last = decoder.encoding.last_position
+        positions = torch.arange(decoder.config.n_ctx if last is None else last + 1)
+        zeros = used.new_zeros(1, len(positions), len(used))
+        used = used + decoder.encoding.embed(zeros, positions).abs().amax((0, 1))
     for block in decoder.layers:
         for projection in (block.attention.o_proj, block.mlp.down_proj):
             used = used + projection.weight.abs().amax(1)

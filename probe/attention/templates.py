@@ -174,8 +174,7 @@ def _named(name: str, sign: int = 1) -> Callable[[Theta], dict[str, Tensor]]:
 
 def _buckets(distance: Tensor) -> Float64[Tensor, "distance bucket"]:
     """One indicator for each of T5's buckets that is within reach."""
-    bucket = t5_bucket(distance.long(), T5_BUCKETS)
-    return F.one_hot(bucket, int(bucket[-1]) + 1).double()
+    return F.one_hot(t5_bucket(distance.long(), T5_BUCKETS)).double()
 
 
 def _bucket_biases(theta: Theta) -> dict[str, Tensor]:

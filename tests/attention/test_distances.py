@@ -168,6 +168,7 @@ def test_pattern_distance_of_literal_patterns():
     assert pattern_distance(diagonal, first, "wasserstein").tolist() == [[1.0]]
     assert pattern_distance(diagonal, first, "total_variation").item() == pytest.approx(2 / 3)
     assert pattern_distance(diagonal, first, "jensen_shannon").item() == pytest.approx(2 / 3 * math.log(2))
+    assert pattern_distance(diagonal, first).item() == pytest.approx(2 / 3 * math.log(2))
 
 
 @pytest.mark.parametrize("block", [1, 40, 10**9])
@@ -180,6 +181,32 @@ def test_pattern_distance_equals_a_loop_over_rows(name, block, monkeypatch):
         for h in range(2):
             rows = [DISTANCES[name](p[b, h, t], q[0, h, t]) for t in range(int(lengths[b]))]
             assert float(got[b, h]) == pytest.approx(float(sum(rows)) / len(rows), rel=1e-12, abs=1e-14)
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """The shapes of the differences of rows, where that is the distance."""
+    seen = []
+
+    def distance(p, q):
+        seen.append((p - q).shape)
+        return (p - q).sum(-1)
+
+    monkeypatch.setitem(DISTANCES, "seen", distance)
+    return seen
+
+
+def test_pattern_distance_takes_half_a_mebibyte_at_once_and_no_key_after_the_last_query(pieces):
+    pattern_distance(causal(4, 2, 256), causal(1, 2, 256), "seen")
+    assert pieces == [(4, 2, 32, keys) for keys in range(32, 257, 32)]
+    assert math.prod(pieces[-1]) * torch.float64.itemsize == 2**19
+
+
+def test_pattern_distance_of_the_least_pieces(pieces, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 11)  # two rows of one pattern, one of three
+    pattern_distance(causal(1, 1, 5), causal(1, 1, 5), "seen")
+    pattern_distance(causal(1, 1, 3), causal(3, 1, 3), "seen")
+    assert pieces == [(1, 1, 2, 2), (1, 1, 2, 4), (1, 1, 1, 5)] + [(3, 1, 1, keys) for keys in (1, 2, 3)]
 
 
 def test_pattern_distance_ignores_the_padding():
@@ -237,6 +264,7 @@ def test_check_ignores_the_padding_and_honours_the_tolerance():
     with pytest.raises(ProbeError, match=r"row 0 sums to 0.99"):
         check_pattern(short)
     check_pattern(short, tolerance=0.02)
+    check_pattern(torch.eye(3)[None, None], tolerance=0.0)
 
 
 @pytest.mark.parametrize("lengths", [torch.tensor([5]), torch.tensor([0, 5]), torch.tensor([5, 6])])

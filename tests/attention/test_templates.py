@@ -73,7 +73,10 @@ def test_alibi_is_that_of_bloom(n_heads):
     n = 30
     bias = build_alibi_tensor(torch.ones(1, n), n_heads, torch.float32).view(n_heads, 1, n)
     want = softmax(bias.double().expand(-1, n, -1))
-    torch.testing.assert_close(TEMPLATES["alibi"](random_pattern(1, n_heads, n)).pattern, want, atol=1e-6, rtol=0)
+    template = TEMPLATES["alibi"](random_pattern(1, n_heads, n))
+    torch.testing.assert_close(template.pattern, want, atol=1e-6, rtol=0)
+    assert list(template.parameters) == ["slope"] and template.n_parameters == 0
+    torch.testing.assert_close(template.parameters["slope"], bias[:, 0, 1].double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("n_heads", [8, 12])
@@ -111,7 +114,15 @@ def test_t5_is_that_of_hugging_face(n_buckets, max_distance):
     template = TEMPLATES["t5"](random_pattern(1, N_HEADS, 150), None, TemplateContext(table.float(), max_distance))
     want = hugging_face_t5(table, 150, max_distance)
     torch.testing.assert_close(template.pattern, want, atol=1e-6, rtol=0)
-    assert template.n_parameters == 0
+    assert template.n_parameters == 0 and list(template.parameters) == ["bucket_bias"]
+    assert torch.equal(template.parameters["bucket_bias"], table.float().double().T)
+
+
+def test_t5_has_hugging_faces_distance_where_none_is_named():
+    # Over the buckets' edges: a last bucket from 129 on would begin one token later.
+    table = random_table(N_HEADS, 1)
+    template = TEMPLATES["t5"](random_pattern(1, N_HEADS, 150), None, TemplateContext(table))
+    torch.testing.assert_close(template.pattern, hugging_face_t5(table, 150), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("n, reach", [(10, 10), (17, 17), (60, 27), (140, 32)])
@@ -143,7 +154,7 @@ def test_t5_wants_a_table_that_fits():
     with pytest.raises(ProbeError, match=r"n_buckets × 3 heads, got \(32, 2\)"):
         TEMPLATES["t5"](pattern, None, TemplateContext(torch.zeros(32, 2)))
     with pytest.raises(ProbeError, match="with NaN or infinity"):
-        TEMPLATES["t5"](pattern, None, TemplateContext(torch.full((32, 3), math.nan)))
+        TEMPLATES["t5"](pattern, None, TemplateContext(torch.eye(32, 3).index_fill(0, torch.tensor(31), math.nan)))
     assert "t5" not in available_templates(TemplateContext())
     assert available_templates(CONTEXT) == list(TEMPLATES)
 

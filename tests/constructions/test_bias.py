@@ -1,9 +1,13 @@
 import dataclasses
+import math
+import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
-from constructions import CONSTRUCTIONS, ExactAlibi, RotaryKernel
+from constructions import CONSTRUCTIONS, ExactAlibi, RelativePosition, RotaryKernel
 from constructions.kernels import fit_errors, t5_tables
 from constructions.observing import observe
 from constructions.weights import head_weights, zero_weights
@@ -94,6 +98,53 @@ def test_a_fit_as_fine_as_the_sequence_is_long_is_the_bias():
     assert rows["total_variation"].max() < 1e-4
 
 
+def test_a_fits_error_is_the_largest_total_variation_to_a_least_squares_fit():
+    rows, n = (
+        fit_errors(lambda distance: torch.stack([-distance.double().sqrt(), -distance / 3.0]), (3, 5), length=14),
+        14,
+    )
+    distance = np.arange(n)
+    for found in rows.itertuples():
+        angle = distance[:, None] * np.pi * np.arange(found.n_frequencies) / n
+        basis = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+        wanted = -np.sqrt(distance) if found.head == 0 else -distance / 3
+        fitted = basis @ np.linalg.lstsq(basis, wanted, rcond=1e-5)[0]
+        apart = [
+            np.abs(softmax(fitted[t::-1]) - softmax(wanted[t::-1])).sum() / 2 if t else 0.0  # t, t - 1, …, 0 away
+            for t in range(n)
+        ]
+        assert found.total_variation == pytest.approx(max(apart), rel=1e-3)
+    assert rows[["n_frequencies", "head"]].to_numpy().tolist() == [[3, 0], [3, 1], [5, 0], [5, 1]]
+
+
+def test_a_table_is_looked_up_by_units_that_compare_bits():
+    construction, length = CONSTRUCTIONS["rotary_kernel"], 11
+    mlp, layout = construction.build(length).layers[2].mlp, construction.layout(length)
+    for t in range(1, length + 1):
+        bits = [t >> j & 1 for j in range(4)]
+        assert mlp.up_proj.weight[t - 1, list(layout["bits"])].tolist() == [2.0 * bit - 1 for bit in bits]
+        assert mlp.up_proj.bias[t - 1].item() == 1 - sum(bits)
+        cosines = [math.cos(t * 10000 ** (-k / 16)) for k in range(16)]
+        assert mlp.down_proj.weight[list(layout["cos"]), t - 1].tolist() == pytest.approx(cosines, abs=1e-15)
+
+
+def test_fits_have_as_many_frequencies_as_they_say():
+    for name, n in (("logarithmic_bias", 64), ("t5_bias", 128), ("rotary_kernel", 16)):
+        construction = CONSTRUCTIONS[name]
+        assert construction.n_frequencies == n and f" {n} " in construction.claim
+        assert construction.position_dimensions(100) == 2 * n
+    rows = fit_errors(lambda distance: -torch.log1p(distance.double())[None], length=10)
+    assert rows["n_frequencies"].tolist() == [8, 16, 32, 64, 128, 256] and set(rows["length"]) == {10}
+
+
+def test_tables_fall_like_trained_ones_one_head_half_as_fast_as_the_other():
+    tables = torch.stack([t5_tables(seed) for seed in range(100)]).numpy()
+    falls = -np.log1p(np.arange(32.0) ** 1.3)
+    np.testing.assert_allclose(tables.mean(0), np.stack([falls, falls / 2], axis=1), atol=0.05)
+    np.testing.assert_allclose(tables.std(0), 0.1, atol=0.03)
+    assert torch.equal(t5_tables(), t5_tables(0))
+
+
 @pytest.mark.slow
 def test_alibi_at_8192_in_float32():
     """Total variation to the true pattern within 1e-6, at the slopes 2⁻¹…2⁻⁸, and at slopes that no float holds."""
@@ -121,6 +172,62 @@ def test_one_percent_of_the_last_layers_weights_is_too_much(name, needed):
     missing = set(weights) - set(needed(construction, length, weights, (1.01, 0.99)))
     small = {w for w in missing if abs(decoder.get_parameter(w[0])[w[1]].item()) < 1e-3}  # a cosine near its zero
     assert missing == small
+
+
+@pytest.mark.parametrize("construction", [ExactAlibi(torch.tensor([0.5, 0.25])), RelativePosition(torch.ones(2))])
+def test_every_score_and_every_pattern_counts_and_no_hidden_key_does(construction, monkeypatch):
+    """One number of what is seen is changed at a time: the error is by how much, at its query and nowhere else."""
+    n, last = 5, f"blocks.{construction.layers - 1}.attn"
+    decoder, tokens = construction.build(n), construction.tokens(n)
+    _, right = construction.errors(decoder, tokens, "explicit")
+    home = sys.modules[type(construction).__module__]
+    look = home.query_windows if isinstance(construction, ExactAlibi) else home.observe
+
+    def changed(site, at, by):
+        def of(seen):
+            if site in seen:
+                seen[site] = seen[site].clone()
+                seen[site][0][at] += by
+            return seen
+
+        def looked(*arguments, edits=None, **options):
+            if edits:  # the content alone, which is what is compared with
+                return look(*arguments, edits=edits, **options)
+            seen = look(*arguments, **options)
+            return of(seen) if isinstance(seen, dict) else [(query, of(values)) for query, values in seen]
+
+        monkeypatch.setattr(home, look.__name__, looked)
+        return construction.errors(decoder, tokens, "explicit")[1]
+
+    for head in range(2):
+        for t in range(n):
+            for i in range(n):
+                found = changed(f"{last}.hook_attn_scores", (head, t, i), 0.25)
+                wanted = torch.zeros(n, dtype=torch.float64)
+                wanted[t] = 0.25 if i <= t else 0
+                torch.testing.assert_close(found["scores"], wanted, atol=1e-9, rtol=0)
+                assert torch.equal(found["pattern"], right["pattern"])
+                found = changed(f"{last}.hook_pattern", (head, t, i), 0.25)
+                wanted[t] = 0.125  # a total variation
+                torch.testing.assert_close(found["pattern"], wanted, atol=1e-9, rtol=0)
+                assert torch.equal(found["scores"], right["scores"])
+
+
+def test_the_bounds_of_slopes_are_slopes():
+    for construction in (ExactAlibi(torch.tensor([0.0, 1.0])), RelativePosition(torch.tensor([-1.0, 1.0]))):
+        assert construction.check(20).holds.all()
+
+
+def test_a_heads_content_has_twelve_dimensions_behind_those_of_the_bias():
+    for name in ("exact_alibi", "logarithmic_bias", "t5_bias", "rotary_kernel"):
+        construction, length = CONSTRUCTIONS[name], 8
+        decoder, first = construction.build(length), construction.position_dimensions(length)
+        rows = construction.layout(length).content
+        assert decoder.config.d_head == first + 12
+        for head in range(construction.n_heads):
+            weights = head_weights(decoder, construction.layers - 1, head)
+            for matrix in (weights.W_Q, weights.W_K):
+                assert (matrix[rows, first:] != 0).all() and not matrix[rows, :first].any()
 
 
 def test_wrong_slopes_are_refused():

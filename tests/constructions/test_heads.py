@@ -36,6 +36,22 @@ def test_patterns_are_the_literal_matrices(construction, dtype):
 
 
 @each_made
+def test_the_stream_holds_shifted_bits_and_the_code_of_the_window(construction, dtype):
+    length = 100
+    layout, site = construction.layout(length), f"blocks.{construction.layers - 2}.hook_resid_post"
+    stream = observe(construction.build(length, dtype), construction.tokens(length), (site,))[site][0]
+    for t, row in enumerate(stream, start=1):
+        for k in (0, -1, -BACK, WINDOW):
+            if t + k >= 0:
+                assert row[list(layout[f"bits {k}"])].tolist() == [t + k >> j & 1 for j in range(len(layout["bits 0"]))]
+        assert row[list(layout["residue"])].tolist() == [float(r == t % 16) for r in range(16)]
+        late = t % 16 >= 8
+        for name, number, counts in (("aligned", t, late), ("shifted", t + WINDOW, not late)):
+            wanted = [float(number >> (4 + j) & 1) if counts else 0.0 for j in range(len(layout[name]))]
+            assert row[list(layout[name])].tolist() == wanted, (name, t)
+
+
+@each_made
 def test_what_z_tells_is_no_less_than_what_the_pattern_lacks(construction, dtype):
     """The bound that the check reads off z, beside the pattern itself, in a decoder that is wrong."""
     length = 200

@@ -1,15 +1,21 @@
 """Training towards the construction, and measures of how near it comes; the construction itself is their oracle."""
 
+import dataclasses
+import inspect
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy.stats import linregress
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from constructions import learnability as module
-from constructions.absolute import ClosedForm
-from constructions.learnability import GRID, RESULTS, VARIANTS, LearningConfig, learnability, measure
+from constructions.absolute import AbsolutePosition, ClosedForm
+from constructions.learnability import GRID, RESULTS, VARIANTS, LearningConfig, learnability, measure, train_from
 from constructions.learning_measures import (
     TARGETS,
     error_measures,
@@ -52,8 +58,8 @@ def trained() -> pd.DataFrame:
 def test_the_construction_is_what_the_measures_call_one(target):
     config = small(start="closed_form", target=target)
     decoder, seen = built(config), tokens(config)
-    (head,) = {each.head for each in head_measures(decoder, seen)}
-    assert head == 0
+    measured = head_measures(decoder, seen)
+    assert {(each.site, each.layer, each.head) for each in measured} == {("attn.hook_pattern", 0, 0)}
     found = {each.metric: each.value for each in head_measures(decoder, seen)}
     assert found == pytest.approx({"slope": -1, "c": 0, "spread": 0, "evenness": 1, "correlation": 1}, abs=1e-6)
 
@@ -76,6 +82,44 @@ def test_its_loss_is_the_one_that_is_derived():
     loss = value(error_measures(built(config), tokens(config), "classification"), "loss")
     wanted = [math.log(sum(math.exp(-((t - k) ** 2) / 2) for k in range(1, T + 1))) for t in range(1, T + 1)]
     assert loss == pytest.approx(sum(wanted) / T, abs=1e-4)
+
+
+def test_starts_are_the_construction_that_with_noise_or_a_random_decoder():
+    for name, construction in (("closed_form", ClosedForm()), ("absolute_position", AbsolutePosition())):
+        for target in TARGETS:
+            shape = small(start=name, target=target).decoder_config()
+            exact = hand_built(shape, target, construction)
+            written = construction.build(T, torch.float32)
+            noisy = {kind: STARTS[kind].build(shape, target, 5) for kind in STARTS if kind.startswith(f"{name}_")}
+            generators = {kind: torch.Generator().manual_seed(5) for kind in noisy}
+            assert not any(decoder.training for decoder in noisy.values()) and noisy
+            for parameter, weight in exact.named_parameters():
+                if parameter not in ("head.weight", "token_embedding.weight"):
+                    assert torch.equal(weight, written.get_parameter(parameter)), parameter
+                assert torch.equal(built(small(start=name, target=target)).get_parameter(parameter), weight)
+                for kind, decoder in noisy.items():
+                    n = torch.randn(weight.shape, generator=generators[kind])
+                    wanted = weight * (1 + 0.05 * n) if kind.endswith("times_noise") else weight + 0.01 * n
+                    torch.testing.assert_close(decoder.get_parameter(parameter), wanted)
+    for name in ("random", "random_alike"):
+        shape = small(start=name).decoder_config()
+        for parameter, weight in Decoder(shape, seed=5).named_parameters():
+            assert torch.equal(STARTS[name].build(shape, "regression", 5).get_parameter(parameter), weight)
+
+
+def test_positions_are_read_as_numbers_or_as_one_of_as_many_classes_as_tokens():
+    logits = torch.zeros(1, 3, 5)
+    logits[0, :, 0] = torch.tensor([1.0, 2.0, 4.0]) / 3
+    assert TARGETS["regression"].position(logits).tolist() == [pytest.approx([1, 2, 4])]
+    assert float(TARGETS["regression"].loss(logits)) == pytest.approx(1 / 27)
+    logits = torch.zeros(2, 3, 5)
+    logits[:, :, 4] = 9  # no class: there are three positions
+    logits[:, 0, 1], logits[:, 1, 2], logits[1, 2, 0] = 2, 3, 1
+    assert TARGETS["classification"].position(logits).tolist() == [[2, 3, 1], [2, 3, 1]]
+    e = math.e
+    first, second = math.log(2 + e**2), math.log(2 + e**3)
+    losses = [[first, second, math.log(3)], [first, second, math.log(2 + e)]]
+    assert float(TARGETS["classification"].loss(logits)) == pytest.approx(sum(map(sum, losses)) / 6, rel=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -124,6 +168,37 @@ def test_head_measures_agree_with_the_pattern_and_scipy():
         assert found[head, "evenness"] == pytest.approx(evenness.mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("batch", [2, 7])
+def test_site_measures_are_scikit_learns_ridge_on_standardised_coordinates(batch):
+    config = small(layers=2)
+    decoder, seen = built(config), tokens(config, batch)
+    half, t = batch // 2, torch.arange(2, T + 1).double()
+    wanted = torch.stack([1 / t, t.log(), t], dim=1).numpy()
+    for alpha in (1.0, 0.1):
+        found = site_measures(decoder, seen) if alpha == 1 else site_measures(decoder, seen, alpha)
+        assert len(found) == 5 * 3
+        for site, layer in (
+            ("hook_resid_mid", 0),
+            ("hook_resid_post", 0),
+            ("hook_resid_mid", 1),
+            ("hook_resid_post", 1),
+        ):
+            hidden = trace(decoder, seen, [f"blocks.{layer}.{site}"]).hidden(f"blocks.{layer}.{site}")[:, 1:].double()
+            fit, test = hidden[:half].flatten(0, 1).numpy(), hidden[half:].flatten(0, 1).numpy()
+            ridge = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(fit, np.tile(wanted, (half, 1)))
+            residual = np.tile(wanted, (batch - half, 1)) - ridge.predict(test)
+            r2 = 1 - (residual**2).sum(0) / ((batch - half) * ((wanted - wanted.mean(0)) ** 2).sum(0))
+            got = [value(found, f"r2_{what}", site, layer) for what in ("reciprocal", "log", "position")]
+            assert got == pytest.approx(r2.tolist(), rel=1e-6)
+
+
+def test_the_least_that_can_be_measured():
+    seen = tokens(small(length=3), 2)
+    for measures in (head_measures, site_measures):
+        found = measures(built(small()), seen)
+        assert len({(each.site, each.layer, each.head, each.metric) for each in found}) == len(found) > 0
+
+
 @pytest.mark.parametrize("normalization", ["none", "layer"])
 def test_without_bos_a_constant_string_holds_no_position(normalization):
     config = small(layers=2, bos=False, normalization=normalization)
@@ -164,9 +239,78 @@ def test_rows_are_tidy_and_the_same_twice(trained):
     assert not by_run[0].equals(by_run[1])
 
 
+def test_weights_are_measured_where_they_start_from_a_construction(trained):
+    of_weights = trained[trained.metric.isin(["change_from_start", "change_from_construction", "weight_elsewhere"])]
+    assert set(of_weights.run) == {2, 3} and set(of_weights.start) == {"closed_form_times_noise"}
+    without_site = of_weights[of_weights.site.isna()]
+    assert (without_site.groupby(["run", "stage"]).metric.nunique() == 3).all()
+    config = small(start="random_alike")  # its shape alone
+    assert not {each.metric for each in measure(built(config), config, built(config))} & set(of_weights.metric)
+
+
 def test_training_lowers_the_loss(trained):
     loss = trained[trained.metric == "loss"].pivot(index="run", columns="stage", values="value")
     assert (loss.trained < loss.initial).all()
+
+
+def test_the_rate_rises_over_a_twentieth_and_falls_to_zero_and_gradients_are_clipped(monkeypatch):
+    seen, drawn = [], []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+            seen.append((group["lr"], group["weight_decay"], norm))
+            return super().step(closure)
+
+    class Config(LearningConfig):
+        def tokens(self, batch, generator):
+            drawn.append(batch)
+            return super().tokens(batch, generator)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    config = Config(length=T, d_model=16, n_heads=2, layers=1)
+    decoder = built(config)
+    with torch.no_grad():
+        decoder.head.weight.mul_(100)  # so that there is something to clip
+    train_from(decoder, config, steps=40, generator=torch.Generator().manual_seed(0))
+    rates, decays, norms = zip(*seen, strict=True)
+    assert rates == pytest.approx([0.0015, 0.003, *(0.003 * n / 38 for n in range(38, 0, -1))])
+    assert set(decays) == {0.0} and set(drawn) == {32} and not decoder.training
+    assert max(norms) == pytest.approx(1, abs=1e-4)
+    seen.clear(), drawn.clear()
+    learnability([config], seeds=(0,), steps=1, batch_size=5, learning_rate=0.5, weight_decay=0.25)
+    assert [row[:2] for row in seen] == [(0.5, 0.25)] and drawn == [256, 5, 256]
+    seen.clear(), drawn.clear()
+    learnability([config], seeds=(0,), steps=1)
+    assert [row[:2] for row in seen] == [(0.003, 0.0)] and drawn == [256, 32, 256]
+
+
+def test_what_is_trained_if_nothing_is_said_is_what_the_table_holds():
+    parameters = inspect.signature(learnability).parameters
+    assert (parameters["steps"].default, parameters["seeds"].default) == (1000, (0, 1))
+    assert parameters["configs"].default == GRID
+    stated = {"normalization": "none", "bos": True, "target": "classification", "layers": 2, "start": "random"}
+    stated |= {"length": 64, "d_model": 64, "n_heads": 4}
+    assert dataclasses.asdict(LearningConfig()) == stated
+    config = LearningConfig().decoder_config()
+    assert (config.d_vocab, config.n_ctx, config.d_model, config.n_heads, config.n_layers) == (64, 64, 64, 4, 2)
+    assert (config.activation, config.normalization, config.encoding) == ("relu", "none", "none")
+    assert LearningConfig(length=9).decoder_config().d_vocab == 16  # the tokens
+
+
+def test_the_content_of_embeddings_is_nobodys_to_measure():
+    config, layout = small(start="closed_form"), ClosedForm().layout(T)
+    exact, moved = built(config), built(config)
+    with torch.no_grad():
+        moved.token_embedding.weight[:, layout.content] += 1
+    assert all(each.value == 0 for each in weight_measures(moved, exact, exact, layout))
+    with torch.no_grad():
+        moved.token_embedding.weight[:, layout.content.start - 1] += 1  # 1/t's row
+    found = weight_measures(moved, exact, exact, layout)
+    assert value(found, "change_from_construction") == value(found, "change_from_start") == 0
+    assert value(found, "weight_elsewhere") > 0
 
 
 def test_the_initial_stage_is_the_start_itself(trained):
@@ -219,13 +363,20 @@ def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "GRID", (small(layers=2),))
     monkeypatch.setattr(module, "VARIANTS", (small(), small(start="closed_form")))
     monkeypatch.setattr(
-        "sys.argv", ["learnability", "--folder", str(tmp_path / "new"), "--steps", "1", "--seeds", "3", "4"]
+        "sys.argv", ["learnability", "--folder", str(tmp_path / "new" / "er"), "--steps", "1", "--seeds", "3", "4"]
     )
     module.main()
-    rows = pd.read_csv(tmp_path / "new" / "learnability.csv")
+    assert torch.get_num_threads() == 1
+    rows = pd.read_csv(tmp_path / "new" / "er" / "learnability.csv")
     assert list(rows.columns) == COLUMNS
     assert rows.groupby("run").seed.first().tolist() == [3, 4, 3, 3]
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].split()[-2:] for line in lines] == [[s, "random"] for s in "343"] + [
+        ["3", "closed_form"]
+    ]
+    for line in lines:
+        said = [" ".join(part.split()[:2]) for part in line.split(" | ")[1:]]
+        assert said == [f"{at} {what}" for at in ("initial", "trained") for what in ("mean_absolute_error", "accuracy")]
     monkeypatch.setattr("sys.argv", ["learnability", "--steps", "-1"])
     with pytest.raises(SystemExit):
         module.main()

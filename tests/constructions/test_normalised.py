@@ -1,7 +1,8 @@
 import pytest
 import torch
+from scipy.stats import kstest
 
-from constructions import CONSTRUCTIONS, AbsolutePosition, ExactPosition, ThroughNorm
+from constructions import CONSTRUCTIONS, AbsolutePosition, ExactPosition, Newton, ThroughNorm
 from constructions.observing import observe
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
@@ -71,6 +72,16 @@ def test_dropped_in_as_it_is_the_theorem_fails():
         assert rows.largest_error["position"] > 50
 
 
+@pytest.mark.parametrize("normalization", ["rms", "layer"])
+def test_gated_units_go_through_too(normalization):
+    through = ThroughNorm(Newton(), normalization, {"position": "length"}, (torch.float64,))
+    decoder = through.build(48)
+    assert decoder.config.activation == "swiglu" and through.check(48, decoder=decoder).holds.all()
+    with torch.no_grad():
+        decoder.layers[1].mlp.gate_proj.weight.zero_()  # one step of three is not taken
+    assert not through.check(48, decoder=decoder).holds.any()
+
+
 def test_a_smaller_constant_lets_the_content_through(construction, monkeypatch):
     monkeypatch.setitem(__import__("constructions.normalised").normalised.CONSTANT, torch.float32, 4.0)
     assert not construction.check(1024, torch.float32).holds.all()
@@ -88,6 +99,49 @@ def test_weights_are_needed(construction, needed):
         ]
     found = needed(construction, 48, weights, (0.0,))
     assert len(found) >= 0.8 * len(weights) > 20
+
+
+def test_it_is_as_wide_as_the_mirror_wants_with_two_heads_and_32_units_more(construction):
+    for name, least in (("exact_position", 256), ("odometer_two", 1024), ("positional_heads", 256)):
+        through = CONSTRUCTIONS[f"{name}_through_{construction.normalization}_norm"]
+        for length in (5, LENGTH):
+            inner, ours = through.inner.config(length), through.config(length)
+            half = next(width for width in (128, 256, 512, 1024) if width >= inner.d_model + 2)
+            assert ours.d_model == max(least, 2 * half)
+            assert (ours.n_heads, ours.d_mlp) == (inner.n_heads + 2, inner.d_mlp + 32)
+            kept = ("n_layers", "d_head", "activation", "score_scale", "d_vocab", "n_ctx", "encoding", "bias")
+            assert all(getattr(ours, each) == getattr(inner, each) for each in kept)
+
+
+def test_the_other_heads_and_units_are_drawn_as_a_decoders_first_weights(construction):
+    """Of variance 1 over what is read, and 2 n_layers times less where they write: see ``Decoder.reset_parameters``."""
+    inner, decoder = construction.inner.config(LENGTH), construction.written(LENGTH, torch.float32)
+    config, content = decoder.config, construction.inner.layout(LENGTH).content
+    x = observe(decoder, construction.tokens(LENGTH), ["hook_embed"])["hook_embed"][0]
+    with torch.no_grad():
+        gain = (decoder.layers[0].attention_norm(x) / x)[x != 0].median()
+    q = int((x[0] == x[0, 0]).sum())
+    half, of_head, of_unit = config.d_model // 2, inner.n_heads * config.d_head, inner.d_mlp
+
+    def of_content(matrix):
+        """Of "other row": the content's rows alone, and the mirror image is the negative."""
+        here, mirrored = matrix[:, q : q + inner.d_model], matrix[:, half + q : half + q + inner.d_model]
+        assert torch.equal(here, -mirrored)
+        assert not torch.cat([here[:, : content.start], here[:, content.stop :]], dim=1).any()
+        return here[:, content].flatten()
+
+    drawn = {"heads read": [], "units read": [], "heads write": [], "units write": []}
+    depth = (2 * config.n_layers) ** 0.5
+    for layer in decoder.layers:
+        attention, mlp = layer.attention, layer.mlp
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            drawn["heads read"].append(2 * gain * of_content(projection.weight.detach()[of_head:]) * 13**0.5)
+        drawn["units read"].append(2 * gain * of_content(mlp.up_proj.weight.detach()[of_unit:]) * 13**0.5)
+        written = of_content(attention.o_proj.weight.detach()[:, of_head:].T)
+        drawn["heads write"].append(written * config.d_head**0.5 * depth)
+        drawn["units write"].append(of_content(mlp.down_proj.weight.detach()[:, of_unit:].T) * 32**0.5 * depth)
+    for what, numbers in drawn.items():
+        assert kstest(torch.cat(numbers).numpy(), "norm").pvalue > 1e-3, what
 
 
 def test_other_normalizations_are_refused():

@@ -172,6 +172,82 @@ def test_bad_input_is_one_clear_line():
         plant(widen(decoder), bos=19)
 
 
+def test_room_is_four_rows_and_a_head_if_nothing_is_said_and_none_if_none_is_wanted():
+    decoder = random_decoder(norm_eps=1e-3).double().train()
+    wide = widen(decoder)
+    assert (wide.config.d_model, wide.config.n_heads, wide.config.n_kv_heads) == (36, 5, 5)
+    assert (
+        wide.config.norm_eps == pytest.approx(1e-3 * 32 / 36) and wide.training and not widen(decoder.eval()).training
+    )
+    assert (wide.config.bias, wide.config.tie_embeddings) == (True, False)
+    same = widen(decoder, rows=0, heads=0)
+    assert (same.config.d_model, same.config.n_heads, same.config.norm_eps) == (32, 4, 1e-3)
+    torch.testing.assert_close(same(sequences()), decoder(sequences()), atol=1e-12, rtol=1e-12)
+    # Tiny hidden states, which eps counts beside.
+    with torch.no_grad():
+        decoder.token_embedding.weight.mul_(1e-2)
+    torch.testing.assert_close(widen(decoder)(sequences()), decoder(sequences()), atol=1e-12, rtol=1e-12)
+    for what in ("rows", "heads"):
+        with pytest.raises(ProbeError, match=f"{what} must be an integer of at least 0, got -1"):
+            widen(decoder, **{what: -1})
+    assert widen(random_decoder(encoding="alibi"), heads=0).config.d_model == 36
+    assert widen(random_decoder(encoding="sinusoidal"), rows=0).config.n_heads == 5
+    assert widen(random_decoder(n_kv_heads=2), heads=0).config.n_kv_heads == 2
+
+
+@pytest.mark.parametrize("encoding", ["learned", "randomized"])
+def test_a_row_that_one_position_alone_writes_is_not_free(encoding):
+    wide = widen(random_decoder(encoding=encoding))
+    table = wide.encoding.weight if encoding == "learned" else wide.encoding.base.weight
+    assert free_rows(wide) == [32, 33, 34, 35]
+    with torch.no_grad():
+        table[-1, 33] = 1e-3
+        wide.head.weight[0, 32] = 1e-3
+    assert free_rows(wide) == [34, 35]
+
+
+@pytest.mark.parametrize("normalization", ["layer", "rms"])
+def test_what_was_planted_is_said(normalization):
+    options = {} if normalization == "layer" else {"normalization": "rms", "activation": "swiglu"}
+    wide = widen(random_decoder(**options).double())
+    mirrored = normalization == "layer"
+    planted = plant(wide, layer=1, length=40, bos=0, amplitude=0.01)
+    assert (planted.layer, planted.head, planted.length, planted.slope) == (1, 4, 40, 0.01 / 40)
+    assert (planted.row, planted.twin) == ((34, 35) if mirrored else (33, None))
+    embedding = planted.decoder.token_embedding.weight
+    assert embedding[0, 32:].tolist() == ([0.01, -0.01, 0, 0] if mirrored else [0.01, 0, 0, 0])
+    assert not embedding[1:, 32:].any() and not planted.decoder.training
+    tokens = sequences(length=40)
+    tokens[:, 0], tokens[:, 1] = 0, 1
+    site = "blocks.1.hook_resid_mid"
+    stream = trace(planted.decoder, tokens, [site])[site]
+    assert (planted.read(stream) - torch.arange(40)).abs().max() < 0.06  # the curvature is .05
+    if mirrored:
+        torch.testing.assert_close(stream[..., 35], -stream[..., 34], atol=1e-12, rtol=0)
+    usual = plant(wide)
+    assert (usual.layer, usual.length, usual.slope) == (0, 64, 1e-3 / 64)
+    assert usual.decoder.token_embedding.weight[1, 32].item() == 1e-3
+    assert plant(wide, bos=18, layer=2, length=2).length == 2
+    for message, wrong in {
+        "length must be an integer of at least 2, got 1": {"length": 1},
+        "amplitude must be a number above 0, got 0": {"amplitude": 0},
+        "layer must lie in 0…2, got -1": {"layer": -1},
+        "bos must lie in 0…18, got -1": {"bos": -1},
+    }.items():
+        with pytest.raises(ProbeError, match=message):
+            plant(wide, **wrong)
+
+
+@pytest.mark.parametrize("encoding", ["alibi_learned", "t5", "transformer_xl", "cope", "xpos"])
+def test_an_encoding_that_acts_on_the_planted_head_is_refused(encoding):
+    wide = widen(random_decoder(encoding=encoding, bias=True))
+    if encoding in ("alibi_learned", "t5"):  # the new head's bias is 0 or e^0 a token
+        with torch.no_grad():
+            next(wide.encoding.parameters()).fill_(1)
+    with pytest.raises(ProbeError, match=f"encoding '{encoding}' acts on head 4 of layer 0"):
+        plant(wide)
+
+
 def test_a_hybrid_decoder_takes_it_where_the_encoding_is_silent():
     decoder = random_decoder(encoding="rotary", position_layers=(1, 2))
     planted = plant(widen(decoder), layer=0)

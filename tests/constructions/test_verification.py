@@ -1,8 +1,10 @@
+import pandas as pd
 import pytest
 import torch
 
 import constructions
-from constructions import CONSTRUCTIONS, PROPOSITIONS, AbsolutePosition, verify
+from constructions import CONSTRUCTIONS, PROPOSITIONS, AbsolutePosition, Construction, verify
+from constructions.construction import short
 from probe.errors import ProbeError
 
 COLUMNS = ["construction", "claim", "quantity", "source", "length", "dtype", "attention"]
@@ -66,6 +68,44 @@ def test_the_full_level_goes_to_the_longest_claims():
     }
 
 
+@pytest.mark.parametrize(
+    ("level", "lengths", "paths", "longest"),
+    [
+        ("quick", (64, 256), ("explicit", "fused"), {}),
+        ("default", (64, 256, 1024), ("explicit",), {}),
+        ("full", (64, 256, 1024), ("explicit", "fused"), {"float64": 4096, "float32": 2048}),
+    ],
+)
+def test_levels_run_what_they_say_with_a_claims_own_tokens(level, lengths, paths, longest, monkeypatch):
+    ran, told = [], []
+
+    def check(self, length, dtype, decoder=None, tokens=None, attention="explicit"):
+        assert torch.equal(tokens, self.tokens(length, 7))
+        ran.append((self.name, length, short(dtype), attention))
+        return pd.DataFrame({"construction": [self.name]})
+
+    monkeypatch.setattr(Construction, "check", check)
+    proposition = PROPOSITIONS["equal_tokens_in_layer_one"]
+    wanted = ["absolute_position", "relative_position", "odometer_two_through_rms_norm", proposition]
+    rows = verify(wanted, level=level, seed=7, on_progress=lambda done, total: told.append((done, total)))
+    expected = [
+        ("absolute_position", n, dtype, at) for n in lengths for dtype in ("float64", "float32") for at in paths
+    ]
+    expected += [("relative_position", n, dtype, "explicit") for n in lengths for dtype in ("float64", "float32")]
+    expected += [("absolute_position", n, dtype, "fused") for dtype, n in longest.items()]
+    if longest:
+        expected.append(("relative_position", 2048, "float64", "explicit"))  # 1024 in float32 is a usual length
+    if level != "default":
+        name = "odometer_two_through_rms_norm"
+        expected += [(name, n, "bfloat16", path) for n in lengths for path in paths]
+        expected += [(name, 8193, "bfloat16", "fused")] * bool(longest)
+    assert sorted(ran) == sorted(expected)
+    assert rows.construction[: len(ran)].tolist() == [name for name, *_ in ran]
+    assert rows.index.tolist() == list(range(len(rows))) and set(rows.construction[len(ran) :]) == {proposition.name}
+    total = len(ran) + 1
+    assert told[-1] == (total, total) and [done for done, _ in told] == sorted({done for done, _ in told})
+
+
 def test_constructions_are_taken_by_name_or_as_they_are():
     by_name = verify(["absolute_position"], lengths=(8,))
     assert by_name.equals(verify([AbsolutePosition()], lengths=(8,)))
@@ -94,4 +134,5 @@ def test_claims_hold_on_other_sequences_too():
     names = ["absolute_position", "positional_heads", "order_of_the_prefix"]
     zero, one = (verify(names, lengths=(32,), seed=seed) for seed in (0, 1))
     assert one["holds"].all() and len(one) == len(zero)
+    assert zero.equals(verify(names, lengths=(32,)))
     assert (one["largest_error"] != zero["largest_error"]).any()  # other tokens were drawn

@@ -1,6 +1,17 @@
 import pytest
 import torch
 
+from constructions.layout import (
+    BOS,
+    CONTENT,
+    D_MODEL,
+    D_VOCAB,
+    IS_BOS,
+    ONE,
+    POSITION,
+    Layout,
+    write_embeddings,
+)
 from constructions.weights import head_weights, perturbed, write_head, write_mlp_units, write_units, zero_weights
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
@@ -25,6 +36,35 @@ def test_head_weights_are_the_matrices_of_q_k_v_and_the_output():
             torch.testing.assert_close(kept[site][:, :, head], x @ matrix)
         written = written + kept["attn.hook_z"][:, :, head] @ W.W_O
     torch.testing.assert_close(kept["hook_attn_out"], written)
+
+
+def test_a_layout_is_three_rows_what_is_named_and_the_content():
+    layout = Layout(bits=2, near=1, not_bos=1)
+    assert (ONE, IS_BOS, POSITION) == (0, 1, 2) and BOS == 0 and D_VOCAB == 32
+    assert [layout[name] for name in ("bits", "near", "not_bos")] == [range(3, 5), range(5, 6), range(6, 7)]
+    assert layout.row("near") == 5 and "near" in layout and "far" not in layout
+    assert layout.content == slice(7, 20) and layout.d_model == 20
+    assert (Layout().content, Layout().d_model) == (CONTENT, D_MODEL) == (slice(3, 16), 16)
+    embedded = torch.zeros(3, 20)
+    for row in range(20):
+        stream = embedded.clone()
+        stream[1, row] = -2
+        touched = row in (0, 1) or row >= 7
+        assert layout.change(embedded, stream).tolist() == [0, 2 if touched else 0, 0]
+
+
+def test_embeddings_are_the_rows_of_a_layout():
+    layout = Layout(near=1, not_bos=1)
+    content = torch.randn(5, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    named = torch.tensor([[1, 1, 0, 0, 0]] + 4 * [[1, 0, 0, 0, 1]], dtype=torch.float64)
+    decoder = small(d_model=18)
+    zero_weights(decoder)
+    write_embeddings(decoder, layout)
+    assert torch.equal(decoder.token_embedding.weight, torch.cat([named, content], dim=1))
+    decoder = small(d_model=16)
+    zero_weights(decoder)
+    write_embeddings(decoder, seed=0)
+    assert torch.equal(decoder.token_embedding.weight, torch.cat([named[:, :3], content], dim=1))
 
 
 def test_zeroed_decoder_is_all_zero_and_written_entries_are_the_only_others():
@@ -78,6 +118,7 @@ def test_units_one_by_one_are_the_same_as_in_columns():
         zero_weights(decoder)
     units = [({0: 1.0, 3: 0.5}, -0.25, {4: 3.0}), ({0: -2.0}, 1.0, {4: 7.0})]
     assert write_units(one_by_one, 0, units, {5: -1.5}, first=2) == 4
+    assert write_units(one_by_one, 0, [], first=8) == 8  # none, behind the last
     read, bias = {0: torch.tensor([1.0, -2.0]), 3: torch.tensor([0.5, 0.0])}, torch.tensor([-0.25, 1.0])
     write = {4: torch.tensor([3.0, 7.0])}
     write_mlp_units(columns, 0, read=read, bias=bias, write=write, output_bias={5: -1.5}, first=2)
@@ -91,6 +132,10 @@ def test_units_one_by_one_are_the_same_as_in_columns():
         (lambda d: head_weights(d, 2, 0), r"layer must lie in 0…1, got 2"),
         (lambda d: head_weights(d, 0, -1), r"head must lie in 0…1, got -1"),
         (lambda d: head_weights(small(n_kv_heads=1), 0, 0), r"n_kv_heads = n_heads"),
+        (
+            lambda d: write_mlp_units(d, 2, read={}, bias=torch.zeros(3), write={}),
+            r"layer must lie in 0…1, got 2",
+        ),
         (
             lambda d: write_mlp_units(d, 0, read={}, bias=torch.zeros(3), write={}, first=6),
             r"d_mlp is 8, got units 6…8",

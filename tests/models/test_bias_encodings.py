@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
+from scipy.stats import kstest
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcons
 
@@ -138,6 +139,10 @@ def test_kerples_gradient_is_finite_at_distance_0_and_at_hidden_keys(kernel):
         assert parameter.grad.isfinite().all() and (parameter.grad != 0).all()
 
 
+def test_sandwich_has_128_dimensions_as_in_the_papers_listing_where_none_are_named():
+    np.testing.assert_array_equal(bias_of(made("sandwich")), bias_of(made("sandwich", d_bar=128)))
+
+
 @pytest.mark.parametrize("d_bar", [128, 6])
 def test_sandwich_is_the_product_of_sinusoidal_positions(d_bar):
     # The listing in the paper's appendix.
@@ -167,6 +172,26 @@ def test_fire_is_the_papers_formula(threshold):
     np.testing.assert_allclose(bias_of(fire), by_loops(entry), rtol=1e-10, atol=1e-12)
 
 
+def test_fires_first_values_are_those_of_its_listing_and_of_torch():
+    fire = made("fire")
+    assert (fire.c.item(), fire.multiplier.item(), fire.threshold) == (pytest.approx(0.1), 1.0, 512.0)
+    assert len(fire.in_weight) == len(fire.in_bias) == fire.out_weight.shape[1] == 32
+    wide = made("fire", width=5000)
+    for drawn, most in ((wide.in_weight, 1), (wide.in_bias, 1), (wide.out_weight, 5000**-0.5)):
+        assert kstest(drawn.detach().numpy().ravel() / most, "uniform", (-1, 2)).pvalue > 0.01
+
+
+def test_fire_holds_64_mebibytes_of_hidden_numbers_and_one_query_at_the_least(monkeypatch):
+    fire, seen = made("fire").float(), []
+    monkeypatch.setattr(fire, "_mlp", lambda x: seen.append(len(x)) or torch.zeros(*x.shape, 4))
+    like = torch.zeros(())
+    fire.bias(torch.arange(600), torch.arange(1024), like)
+    assert seen == [512, 88] and 512 * 1024 * 32 * torch.float32.itemsize == 64 * 2**20
+    seen.clear()
+    fire.bias(torch.arange(3), torch.arange(2**19 + 1), like)
+    assert seen == [1, 1, 1]
+
+
 def test_fire_is_made_for_some_queries_at_a_time(monkeypatch):
     fire = made("fire")
     whole = bias_of(fire)
@@ -191,8 +216,9 @@ def test_fire_is_made_for_some_queries_at_a_time(monkeypatch):
 def test_scattered_positions_give_the_rows_and_columns_of_the_whole(name, options):
     encoding = made(name, **options)
     everywhere = encoding.bias(torch.arange(50), torch.arange(50), LIKE)
-    query, key = torch.tensor([3, 40, 41, 49]), torch.tensor([0, 2, 39])
-    torch.testing.assert_close(encoding.bias(query, key, LIKE), everywhere[:, query][:, :, key])
+    for query, key in (([3, 40, 41, 49], [0, 2, 39]), (range(1, 20, 2), range(0, 30, 2)), (range(9), range(0, 9, 2))):
+        query, key = torch.tensor(query), torch.tensor(key)
+        torch.testing.assert_close(encoding.bias(query, key, LIKE), everywhere[:, query][:, :, key])
 
 
 def test_bad_options_are_one_clear_line():
@@ -204,6 +230,8 @@ def test_bad_options_are_one_clear_line():
         made("kerple", kernel="gauss")
     with pytest.raises(ProbeError, match="even d_bar, got 7"):
         made("sandwich", d_bar=7)
+    with pytest.raises(ProbeError, match="d_bar must be an integer of at least 2, got 0"):
+        made("sandwich", d_bar=0)
     with pytest.raises(ProbeError, match="width must be an integer of at least 1, got 0"):
         made("fire", width=0)
     with pytest.raises(ProbeError, match="threshold must be a number above 0, got -1"):

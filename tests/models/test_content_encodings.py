@@ -39,6 +39,7 @@ POSITIONS = {
     "one query": (torch.tensor([10]), torch.arange(11)),
     "from 100 on": (torch.arange(100, 111), torch.arange(100, 111)),
     "scattered": (torch.tensor([9, 30, 31]), torch.tensor([0, 4, 5, 9, 30, 31])),
+    "every other": (torch.arange(0, 22, 2), torch.arange(0, 22, 2)),
 }
 
 
@@ -60,6 +61,20 @@ def test_transformer_xl_is_the_papers_formula(query, key):
                         to_key, to_distance = u[h] @ k[b, h, j].numpy(), (q[b, h, i].numpy() + v[h]) @ W_R[h] @ r
                         wanted[b, h, i, j] = SCALE * (to_key + to_distance)
     np.testing.assert_allclose(content_bias(encoding, q, k, query, key), wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("place", POSITIONS)
+def test_transformer_xl_makes_one_vector_a_distance_where_positions_are_in_order(place, monkeypatch):
+    encoding, (query, key) = made("transformer_xl"), POSITIONS[place]
+    in_order = place not in ("scattered", "every other")
+    monkeypatch.setattr(encoding, "_scattered" if in_order else "_shifted", None, raising=False)
+    content_bias(encoding, *random_qk(len(query), len(key)), query, key)
+
+
+def test_cope_starts_as_nope_with_64_positions():
+    encoding = make_encoding("cope", {}, **DIMS)
+    encoding.reset_parameters(torch.Generator().manual_seed(0))
+    assert torch.equal(encoding.embedding, torch.zeros(2, 64, 8))
 
 
 def test_transformer_xl_is_hugging_faces_relative_attention():

@@ -3,12 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from probe.errors import ProbeError
-from probe.models.encodings import ENCODINGS, alibi_slopes, make_encoding, rotate, t5_bucket
+from probe.models.encodings import ENCODINGS, RelativeBias, alibi_slopes, make_encoding, rotate, t5_bucket
+from probe.models.encodings.randomized import POSITIONAL
 
 DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64, "n_layers": 2}
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -34,7 +36,7 @@ def test_alibi_slopes_are_those_of_hugging_face(n_heads):
     torch.testing.assert_close(alibi_slopes(n_heads).float(), bias[:, 0, 1], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (8, 20), (16, 1000)])
+@pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (8, 20), (16, 1000), (2, 2), (2, 9), (3, 7)])
 def test_t5_buckets_are_those_of_hugging_face(n_buckets, max_distance):
     distance = torch.arange(-5, 2000)
     theirs = T5Attention._relative_position_bucket(
@@ -83,9 +85,9 @@ def test_alibi_bias_is_a_literal_matrix():
 def test_t5_bias_is_the_table_at_the_bucket():
     t5 = make_encoding("t5", {}, **DIMS).double()
     t5.reset_parameters(torch.Generator().manual_seed(0))
-    query, key = torch.arange(20, 40), torch.arange(40)
+    query, key = torch.arange(20, 240), torch.arange(240)
     bias = t5.bias(query, key, LIKE)
-    for q in (20, 33, 39):
+    for q in (20, 33, 39, 113, 239):
         for k in (0, 5, 20):
             bucket = T5Attention._relative_position_bucket(torch.tensor([k - q]), False, 32, 128)
             torch.testing.assert_close(bias[:, q - 20, k], t5.weight[bucket.item()])
@@ -100,8 +102,61 @@ def test_t5_gradient_counts_each_bucket():
     assert torch.equal(t5.weight.grad, counts[:, None].expand(-1, 4).float())
 
 
-def test_the_first_six_keep_their_places():
-    assert list(ENCODINGS)[:6] == ["none", "learned", "sinusoidal", "t5", "alibi", "rotary"]
+def test_a_relative_bias_has_to_say_what_it_is():
+    with pytest.raises(NotImplementedError):
+        RelativeBias(**DIMS).bias(torch.arange(3), torch.arange(3), LIKE)
+
+
+def test_all_keep_their_places():
+    # The seeds of a study go by them.
+    names = "none learned sinusoidal t5 alibi rotary alibi_learned transformer_xl fire kerple sandwich xpos cope"
+    assert list(ENCODINGS) == [*names.split(), "randomized", "alibi_keys"]
+
+
+def test_an_encoding_says_where_it_acts(encoding):
+    x = torch.zeros(1, 5, 16, dtype=torch.float64)
+    assert encoding.embeds == bool((encoding.embed(x, torch.arange(5)) != 0).any())
+    q, positions = torch.zeros(1, 4, 5, 8, dtype=torch.float64), torch.arange(5)
+    if encoding.reads_content:
+        assert encoding.content_bias(1, q, q, positions, positions, 1.0).shape == (1, 4, 5, 5)
+    else:
+        with pytest.raises(NotImplementedError):
+            encoding.content_bias(1, q, q, positions, positions, 1.0)
+
+
+@pytest.mark.parametrize("name", [*POSITIONAL, "none", "cope", "alibi_keys"])
+def test_an_encoding_says_how_far_it_knows_positions(name):
+    encodings = [make_encoding(name, {}, **DIMS)]
+    if name in POSITIONAL:
+        encodings.append(make_encoding("randomized", {"base": name, "max_position": 64}, **(DIMS | {"n_ctx": 40})))
+    for encoding in encodings:
+        assert encoding.last_position == (63 if name == "learned" else None)
+        far = torch.tensor([0, 63])
+        x = torch.zeros(1, 2, 16)
+        encoding.embed(x, far)
+        if name == "learned":
+            with pytest.raises(ProbeError, match="has 64 positions .* reaches position 64"):
+                encoding.embed(x, far + 1)
+        else:
+            encoding.embed(x, far + 10**6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "std"),
+    [
+        ("learned", "weight", 0.02),  # GPT-2's
+        ("t5", "weight", 1 / 8),  # T5's, d_model^-1/2
+        ("transformer_xl", "W_R", 1 / 8),
+        ("transformer_xl", "u", 0.02),  # Transformer-XL's init_std
+        ("transformer_xl", "v", 0.02),
+    ],
+)
+def test_first_draws_are_normal(name, parameter, std):
+    dims = DIMS | {"d_model": 64, "n_heads": 64, "d_head": 64}
+    encoding = make_encoding(name, {}, **dims)
+    encoding.reset_parameters(torch.Generator().manual_seed(0))
+    drawn = getattr(encoding, parameter).detach().numpy().ravel()
+    assert kstest(drawn / std, "norm").pvalue > 0.01
 
 
 def test_every_encoding_answers_in_the_dtype_that_is_asked(encoding):
@@ -132,3 +187,22 @@ def test_bad_input_is_one_clear_line():
         make_encoding("rotary", {}, **(DIMS | {"d_head": 7}))
     with pytest.raises(ProbeError, match="even d_model, got 15"):
         make_encoding("sinusoidal", {}, **(DIMS | {"d_model": 15}))
+    with pytest.raises(ProbeError, match="base must be a number above 0, got 0"):
+        make_encoding("sinusoidal", {"base": 0}, **DIMS)
+    with pytest.raises(ProbeError, match="want n_buckets >= 2 and max_distance > n_buckets // 2, got 1 and 128"):
+        make_encoding("t5", {"n_buckets": 1}, **DIMS)
+    with pytest.raises(ProbeError, match="got 32 and 16"):
+        make_encoding("t5", {"max_distance": 16}, **DIMS)
+    with pytest.raises(ProbeError, match="max_distance must be an integer of at least 1, got True"):
+        make_encoding("t5", {"max_distance": True}, **DIMS)
+
+
+@pytest.mark.parametrize("dimension", DIMS)
+def test_dimensions_are_no_options(dimension):
+    with pytest.raises(ProbeError, match=f"'none' has no option '{dimension}'; it has: none"):
+        make_encoding("none", {dimension: 3}, **DIMS)
+
+
+def test_where_no_number_of_layers_is_named_there_is_one():
+    dims = {name: size for name, size in DIMS.items() if name != "n_layers"}
+    assert len(make_encoding("transformer_xl", {}, **dims).W_R) == len(make_encoding("cope", {}, **dims).embedding) == 1

@@ -25,7 +25,9 @@ def test_otherwise_they_are_one_fixed_sequence_and_its_beginnings():
     a, b = (make_encoding("randomized", {"base": base}, **DIMS) for base in ("sinusoidal", "alibi"))
     state = torch.get_rng_state()
     whole = a.positions(10, random=False)
-    assert (whole.diff() > 0).all() and whole.min() >= 0 and whole.max() < 2048
+    assert (whole.diff() > 0).all() and whole.min() >= 0 and whole.max() < 2048 == a.max_position
+    # The same in every model that was ever saved.
+    assert whole.tolist() == [327, 684, 913, 1241, 1316, 1425, 1649, 1939, 2011, 2013]
     assert torch.equal(a.positions(4, random=False), whole[:4])
     assert torch.equal(b.positions(10, random=False), whole)
     assert torch.equal(torch.get_rng_state(), state)
@@ -82,6 +84,8 @@ def test_bad_options_are_one_clear_line(make_decoder):
 
     refused(r"max_position \(31\) must be at least n_ctx \(32\)", max_position=31)
     refused("max_position must be an integer of at least 1, got 0", max_position=0)
+    refused("max_position must be an integer of at most 16777216, got 16777217", max_position=2**24 + 1)
+    make_decoder(encoding="randomized", encoding_options={"max_position": 32})
     for base in ("none", "cope", "randomized", "rope"):
         refused(f"unknown base of randomized positions '{base}'; known: alibi, alibi_learned, fire", base=base)
     refused(

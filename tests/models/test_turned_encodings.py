@@ -51,6 +51,20 @@ def test_xpos_is_rotary_with_a_decay_of_each_plane():
     # The released code's numbers: (arange(0, d, 2) + 0.4 d) / 1.4 d to the position from the middle over the base.
     scale = (np.arange(0, 8, 2) + 0.4 * 8) / (1.4 * 8)
     np.testing.assert_allclose(decay[:, :4].numpy(), scale ** ((np.arange(30)[:, None] - 32) / 16), rtol=1e-12)
+    odd = make_encoding("xpos", {"scale_base": 16}, **(DIMS | {"n_ctx": 65}))
+    assert torch.equal(odd.decay(positions, LIKE), decay)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_xpos_leaves_half_of_the_dtypes_range_to_queries_and_keys(dtype):
+    # The steepest plane's ζ is 0.4/1.4 for every 512 tokens; the middle is at 32.
+    furthest = 32 + int(512 * np.log(torch.finfo(dtype).max) / 2 / np.log(1.4 / 0.4))
+    encoding, like = make_encoding("xpos", {}, **DIMS), torch.zeros((), dtype=dtype)
+    factors = encoding.decay(torch.tensor([32, furthest]), like)
+    assert (factors[0] == 1).all()
+    assert float(factors[1].min().double().log()) == pytest.approx(-np.log(torch.finfo(dtype).max) / 2, rel=1e-3)
+    with pytest.raises(ProbeError, match=f"at positions 32…{furthest + 1} leave the range"):
+        encoding.decay(torch.tensor([32, furthest + 1]), like)
 
 
 def test_xpos_refuses_positions_that_leave_the_range_of_the_dtype(make_decoder, random_tokens):
@@ -125,6 +139,19 @@ def test_context_extensions_are_those_of_hugging_face(scaling, fraction, base, l
     assert slowed[-1] == pytest.approx(factor) and slowed[0] == pytest.approx(factor if scaling == "linear" else 1)
 
 
+@pytest.mark.parametrize(
+    ("base", "length"),
+    [(1.5, 64), (2.0, 4096), (10000.0, 6)],
+    ids=["a ramp that does not end", "no plane as it was", "a step in place of the ramp"],
+)
+def test_yarns_ramp_is_that_of_hugging_face_at_its_ends(base, length):
+    frequencies, _ = hugging_face("yarn", 4.0, base, 1.0, length)
+    encoding = make_encoding(
+        "rotary", {"base": base, "scaling": "yarn", "factor": 4.0}, **(DIMS | {"d_head": 64, "n_ctx": length})
+    )
+    torch.testing.assert_close(encoding.frequencies.float(), frequencies, rtol=2e-6, atol=0)
+
+
 def test_yarn_lengthens_what_is_turned_and_nothing_else():
     options = {"fraction": 0.5, "scaling": "yarn", "factor": 4}
     rotation = make_encoding("rotary", options, **DIMS).rotation(torch.arange(6), LIKE)
@@ -172,6 +199,8 @@ def test_bad_scalings_are_one_clear_line(make_decoder):
     bad("factor must be a number at least 1 and below 1e.09, got 0.5", scaling="yarn", factor=0.5)
     bad("a factor wants a scaling other than 'none', got factor 2 without one", factor=2.0)
     bad("trained_length must be an integer of at least 1, got 0", scaling="yarn", trained_length=0)
+    bad("factor must be a number at least 1 and below 1e.09, got 1000000000.0", scaling="yarn", factor=1e9)
     bad("yarn wants a base above 1, got 0.5", scaling="yarn", factor=2, base=0.5)
+    bad("yarn wants a base above 1, got 1", scaling="yarn", factor=2, base=1)
     with pytest.raises(ProbeError, match="'xpos' has no option 'scaling'; it has: base, scale_base"):
         make_decoder(encoding="xpos", encoding_options={"scaling": "yarn"})
