@@ -6,13 +6,26 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo test docs lint notebooks mutants clean
+.PHONY: demo test lowest docs lint notebooks mutants clean
 
 demo: $(STAMP)
 	$(BIN)/probe study --folder runs/demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# The doors of the package with the oldest of everything that pyproject.toml admits, in an environment of its own.
+LOWEST = .venv-lowest
+lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/support/lower_bounds.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt \
+	    -e ".[figures]" pytest pytest-xdist hypothesis beartype psutil
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile \
+	    -o addopts="--import-mode=importlib --strict-markers" -o filterwarnings= \
+	    tests/test_tracing.py tests/test_cli.py tests/report tests/models/test_lens.py tests/models/test_pretrained.py \
+	    tests/position/test_ridge.py tests/position/test_erasure.py
 
 docs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
@@ -39,4 +52,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) $(LOWEST) *.egg-info

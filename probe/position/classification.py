@@ -148,7 +148,7 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         n_classes = len(self.classes_)
         if n_classes < 2:
             raise ProbeError(f"a classifier wants at least 2 classes, got one class: {self.classes_.tolist()[0]!r}")
-        given, label = torch.as_tensor(np.require(X, requirements="CW")), torch.as_tensor(index)
+        given, label = torch.as_tensor(np.require(X, requirements=["C", "W"])), torch.as_tensor(index)
         mean = given.mean(0, dtype=torch.float64)
         x = given - mean.to(given.dtype)
         penalty = 1 / (self.C * len(x))

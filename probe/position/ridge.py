@@ -113,7 +113,7 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: igno
         check_alphas([*self.alphas], zero=True)
         check_size("folds", self.folds, least=2)
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32])
-        x, targets = torch.as_tensor(np.require(X, requirements="CW")), as_columns(y)  # torch wants to write
+        x, targets = torch.as_tensor(np.require(X, requirements=["C", "W"])), as_columns(y)  # torch wants to write
         if len(self.alphas) == 1:
             return self._fit_folds([Moments.of(x, targets, torch.float64)], y.ndim)
         _, group = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)

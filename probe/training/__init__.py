@@ -1,5 +1,6 @@
 """How models learn and how well they did."""
 
+from probe.device import fast_products, product_kernels
 from probe.training.data import EncodedExamples, encode
 from probe.training.decoding import greedy
 from probe.training.evaluation import exact_match, predict
@@ -14,10 +15,12 @@ __all__ = [
     "checkpoints_of",
     "encode",
     "exact_match",
+    "fast_products",
     "greedy",
     "league",
     "paired_differences",
     "predict",
+    "product_kernels",
     "read_published",
     "shifted_positions",
     "shifted_texts",
