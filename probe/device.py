@@ -64,14 +64,8 @@ def fast_products(device: torch.device) -> Iterator[None]:
     where the precision has been set by somebody, the block changes nothing. ``product_kernels`` tells which it is.
     One product of tiny matrices takes 10 µs longer, so what works token by token is better left outside.
     """
-    if product_kernels(device) != "oneDNN":
+    with _medium_precision() if product_kernels(device) == "oneDNN" else contextlib.nullcontext():
         yield
-        return
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def product_kernels(device: torch.device) -> str:
@@ -88,19 +82,26 @@ def _untouched() -> bool:
         return False
 
 
+@contextlib.contextmanager
+def _medium_precision() -> Iterator[None]:
+    """Only where the precision is what torch begins with, which is what it is again afterwards."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @functools.cache
 def _medium_error() -> float:
     """The largest relative error of products at precision "medium", forward and backward, plain and in batches."""
     drawn = torch.Generator().manual_seed(0)
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with _medium_precision():
         return max(
             product_error(torch.randn(*shape, generator=drawn), torch.randn(*shape, generator=drawn), transposed)
             for shape in ((256, 256), (512, 512), (8, 64, 64))
             for transposed in (False, True)
         )
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def product_error(a: torch.Tensor, b: torch.Tensor, transposed: bool = False) -> float:
