@@ -7,6 +7,7 @@ logarithm. To add one: write the function, add it to ``DISTANCES``.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
@@ -34,8 +35,19 @@ def jensen_shannon(p: Rows, q: Rows) -> Float64[Tensor, "..."]:
 
 
 def _x_ln_x(x: Rows) -> Rows:
-    """x ln x, exactly 0 where x is 0; a quarter of the time of ``torch.special.entr``."""
-    return x * x.clamp(min=1e-300).log()
+    """x ln x, exactly 0 where x is 0; a tenth of the time of ``torch.special.entr``."""
+    return ln(x.clamp(min=1e-300)).mul_(x)
+
+
+def ln(x: Float64[Tensor, "..."], out: Tensor | None = None) -> Float64[Tensor, "..."]:
+    """The logarithm of numbers from 0 on, into ``out`` where it is given. To one unit in the last place, either way:
+    numpy's own for AVX-512 takes a third of the time of torch's; without AVX-512 numpy takes one number at a time."""
+    if x.device.type == "cpu" and not x.requires_grad and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        out = torch.empty_like(x) if out is None else out
+        with np.errstate(divide="ignore"):  # of 0: -inf, as torch has it
+            np.log(x.numpy(), out=out.numpy())
+        return out
+    return torch.log(x, out=out)
 
 
 def symmetric_kl(p: Rows, q: Rows) -> Float64[Tensor, "..."]:

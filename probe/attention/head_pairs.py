@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from probe.attention.distances import DISTANCES, pattern_distance
+from probe.attention.distances import DISTANCES, ln, pattern_distance
 from probe.errors import unknown_name
 from probe.tracing import checked_lengths
 
@@ -76,7 +76,7 @@ def _of_sequence(
 
 def _symmetric_kl(p: EntriesA, q: EntriesB) -> Sums:
     """Σ (p - q)(ln p - ln q) = Σ p ln p + Σ q ln q - Σ p ln q - Σ q ln p; +inf where exactly one of a pair is 0."""
-    ln_p, ln_q = p.log(), q.log()
+    ln_p, ln_q = ln(p), ln(q)
     has_zeros = bool(torch.minimum(p.amin(), q.amin()) == 0)
     if has_zeros:  # 0 ln 0 = 0; a pair with one zero is infinite whatever stands here
         ln_p, ln_q = ln_p.where(p > 0, 0.0), ln_q.where(q > 0, 0.0)
@@ -92,12 +92,12 @@ def _symmetric_kl(p: EntriesA, q: EntriesB) -> Sums:
 def _jensen_shannon(p: EntriesA, q: EntriesB) -> Sums:
     """½ Σ p ln p + ½ Σ q ln q - Σ m ln m, with m = (p + q)/2. Memory grows with the heads, not with their pairs."""
     p, q = p.clamp(min=_FLOOR), q.clamp(min=_FLOOR)
-    own_p, own_q = (p.log().mul_(p)).sum(-1) / 2, (q.log().mul_(q)).sum(-1) / 2
+    own_p, own_q = ln(p).mul_(p).sum(-1) / 2, ln(q).mul_(q).sum(-1) / 2
     p, q = p.div_(2), q.div_(2)
     m, m_ln_m, mixed = torch.empty_like(q), torch.empty_like(q), p.new_empty(len(p), len(q))
     for head, sums in zip(p, mixed, strict=True):
         torch.add(q, head, out=m)
-        torch.log(m, out=m_ln_m)
+        ln(m, out=m_ln_m)
         torch.sum(m_ln_m.mul_(m), dim=-1, out=sums)
     return own_p[:, None] + own_q - mixed
 

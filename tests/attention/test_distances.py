@@ -271,3 +271,20 @@ def test_check_ignores_the_padding_and_honours_the_tolerance():
 def test_check_refuses_lengths_that_do_not_fit(lengths):
     with pytest.raises(ProbeError, match=r"lengths must be 2 numbers in 1…5, got \["):
         check_pattern(causal(2, 1, 5), lengths)
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])  # numpy's logarithm, and torch's
+def test_the_logarithm_is_exact_to_the_last_place(capability, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    x = torch.cat([torch.logspace(-300, 0, 10_001, dtype=torch.float64), torch.rand(10_000, dtype=torch.float64)])
+    exact = torch.tensor([math.log(value) for value in x.tolist()], dtype=torch.float64)
+    out = torch.empty_like(x)
+    assert module.ln(x, out=out) is out
+    for found in (out, module.ln(x)):
+        torch.testing.assert_close(found, exact, rtol=3e-16, atol=0)
+    assert module.ln(torch.tensor([0.0, 1.0]).double()).tolist() == [-math.inf, 0.0]
+
+
+def test_gradients_pass_through_the_divergence():
+    p, q = (torch.rand(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda p, q: DISTANCES["jensen_shannon"](p / p.sum(), q / q.sum()), (p, q))

@@ -19,12 +19,11 @@ def rotate(x: Float[Tensor, "batch head pos d_head"], rotation: Rotation) -> Flo
     d is the width of the rotation. Where that is less than d_head, the dimensions after the first d stay as they are
     (the layout of GPT-NeoX).
     """
-    cos, sin = (part.unsqueeze(1) for part in rotation)
-    width = cos.shape[-1]
-    if width < x.shape[-1]:
-        return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    half = rotation[0].shape[-1] // 2
+    # A plane's angle stands in both halves. By halves is half the work of x cos + (-second, first) sin.
+    cos, sin = (part[..., :half].unsqueeze(1) for part in rotation)
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 MOST_FACTOR = 1e9  # its powers stay within floating point
