@@ -19,12 +19,11 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.timing import seconds
-from benchmarks.training import ENCODINGS, SMALL, Size, bare_products, config, row, step_of, transformer_lens
+from benchmarks.training import ENCODINGS, SMALL, Size, bare_products, config, decoding, row, step_of, transformer_lens
 from probe.attention import StreamTemplate, stream_attention
 from probe.models.decoder import Decoder
 from probe.models.encodings import alibi_slopes
 from probe.tracing import PATTERN, RESID_POST, trace
-from probe.training import greedy
 
 PAPER = Size(12, 768, 12, batch=64, n_ctx=128, length=128, d_vocab=14_000)
 TINY = Size(2, 32, 2, batch=4, n_ctx=16, length=16)
@@ -80,25 +79,6 @@ def looking(size: Size, device: str, repeats: int) -> None:
 
 
 @torch.no_grad()
-def decoding(size: Size, n_new: int, device: str) -> None:
-    decoder = Decoder(config(size, encoding="rotary", n_ctx=8 + n_new)).to(device).eval()
-    prompts = torch.randint(size.d_vocab, (4, 8)).to(device)
-
-    def without_cache() -> None:
-        tokens = prompts
-        for _ in range(n_new):
-            tokens = torch.cat((tokens, decoder(tokens)[:, -1:].argmax(-1)), dim=1)
-
-    works = {"with": lambda: greedy(decoder, prompts, stop=-1, max_new=n_new), "without": without_cache}
-    taken = timed(works, device, 3)
-    row(
-        f"greedy decoding of {n_new} tokens: with the cache, times faster",
-        "",
-        f"{taken['without'] / taken['with']:.1f}",
-    )
-
-
-@torch.no_grad()
 def long_context(size: Size, n: int, device: str, repeats: int) -> None:
     tokens = torch.randint(size.d_vocab, (1, n)).to(device)
     decoders = {
@@ -149,7 +129,7 @@ def main() -> None:
     for name, size in {"tiny": TINY}.items() if tiny else {"4 layers": SMALL, "107M": PAPER}.items():
         training(name, size, device, 2 if tiny else 15)
         looking(size, device, 2 if tiny else 15)
-    decoding(TINY if tiny else PAPER, 8 if tiny else 256, device)
+    decoding(TINY if tiny else PAPER, 8 if tiny else 256, device, target="")
     long_context(TINY if tiny else PAPER, 64 if tiny else 16_384, device, 2 if tiny else 7)
     streaming(64 if tiny else 32_768, 2 if tiny else 8, 64, device, 2 if tiny else 7)
 

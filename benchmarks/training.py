@@ -7,7 +7,8 @@ On the CPU, in float32 and under bfloat16 autocast, a vocabulary of 128: 4 layer
 64 tokens; and 12 layers, d_model 768, 12 heads, 8 sequences of 64. A step is the forward pass, the loss over all
 tokens, the backward pass and fused AdamW, the same for all. Peers are made from their configs with their own defaults
 (GPT-2's and T5's dropout of 0.1 included; where a size must be said, it is ours, and SwiGLU's hidden layer has the
-width at which Llama has as many parameters). ``TransformerLens`` is its native model. Ours takes float32 products as
+width at which Llama has as many parameters). ``TransformerLens`` is its native model; x-transformers, which nothing
+else here wants, is left out where it is not installed (``pip install x-transformers``). Ours takes float32 products as
 ``train`` does (``probe.device.fast_products``), the others torch's default; then all of them take ours. The floor is
 the products that a step cannot do without, forward and backward, as bare ``torch.mm`` and ``torch.bmm`` on matrices
 that lie ready, taken as ours.
@@ -16,6 +17,7 @@ Then: what ``train`` spends on its batches, how many slots of these are padding,
 a cache and without.
 """
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -122,6 +124,20 @@ class T5Decoder(nn.Module):
         return self.head(self.stack(tokens).last_hidden_state)
 
 
+def x_transformers(size: Size) -> dict[str, nn.Module]:
+    """Its decoder, or nothing where it is not installed."""
+    try:
+        from x_transformers import Decoder as Layers
+        from x_transformers import TransformerWrapper
+    except ModuleNotFoundError as error:
+        print(f"without x-transformers: {error}", file=sys.stderr)
+        return {}
+    layers = Layers(
+        dim=size.d_model, depth=size.n_layers, heads=size.n_heads, attn_dim_head=size.d_model // size.n_heads
+    )
+    return {"x-transformers": TransformerWrapper(num_tokens=size.d_vocab, max_seq_len=size.n_ctx, attn_layers=layers)}
+
+
 def bare_products(size: Size, dtype: torch.dtype, device: str = "cpu"):
     """The products of a step: of each forward one x w also the two of its backward, g wᵀ and xᵀ g."""
     n, d, d_head = size.batch * size.length, size.d_model, size.d_model // size.n_heads
@@ -172,7 +188,7 @@ def steps(size: Size, dtype: torch.dtype, repeats: int) -> None:
         "GPT2LMHeadModel": step(gpt2(size), logits_of=of_output),
         "LlamaForCausalLM": step(llama(size), logits_of=of_output),
         "T5's decoder": step(T5Decoder(size)),
-    }
+    } | {name: step(model) for name, model in x_transformers(size).items()}
     works = ours | lens | others | {"products": fast(bare_products(size, dtype))}
     if dtype == torch.float32:
         works |= {f"{name}, our products": fast(work) for name, work in (lens | others).items()}
@@ -221,9 +237,9 @@ def padding() -> None:
         row(f"padding in batches of 64, {name}", "≤ 3 %", f"{100 * padded:.1f} %")
 
 
-def decoding(n_new: int = 256) -> None:
-    decoder = Decoder(config(encoding="rotary", n_ctx=512)).eval()
-    prompts = torch.randint(D_VOCAB, (4, 8), generator=torch.Generator().manual_seed(0))
+def decoding(size: Size = SMALL, n_new: int = 256, device: str = "cpu", target: str = "5") -> None:
+    decoder = Decoder(config(size, encoding="rotary", n_ctx=2 * n_new)).to(device).eval()
+    prompts = torch.randint(size.d_vocab, (4, 8), generator=torch.Generator().manual_seed(0)).to(device)
 
     @torch.no_grad()
     def without_cache():
@@ -239,7 +255,7 @@ def decoding(n_new: int = 256) -> None:
     taken = seconds({"with": with_cache, "without": without_cache}, repeats=3)
     row(
         f"greedy decoding of {n_new} tokens, times faster with the cache",
-        "5",
+        target,
         f"{taken['without'] / taken['with']:.1f}",
     )
 

@@ -1,7 +1,11 @@
 """Command-line flags made from the fields of dataclasses, and back to what a JSON file would say."""
 
 import argparse
+import dataclasses
+import importlib
+import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -65,20 +69,48 @@ def add_options(
     without: Sequence[str] = (),
     only: Sequence[str] | None = None,
 ) -> None:
-    """A flag for every field of these dataclasses, by the key under which a configuration holds them ("" its own)."""
+    """A flag for every field of these dataclasses, by the key under which a configuration holds them ("" its own).
+
+    Its help is the comment of the field (``#:``), and what holds where nothing is said.
+    """
+    usual = dataclasses.asdict(groups[""]())
     for key, cls in groups.items():
         if only is not None and key:
             continue
         group = parser.add_argument_group(key or cls.__name__.removesuffix("Config").lower())
+        defaults = {f.name: f.default for f in dataclasses.fields(cls)} | (usual[key] if key else usual)
+        comments = _comments(cls)
         for field, kind in _kinds(cls).items():
             if field in _NOT_OPTIONS[key] or field in without or (only is not None and field not in only):
                 continue
-            flag, destination = _flag(field), f"{key}.{field}"
+            value = defaults[field]
+            standing = ",".join(value) if _READERS.get(kind, (None,))[0] is words else _text(kind, value)
+            how: dict[str, Any] = {"dest": f"{key}.{field}", "default": argparse.SUPPRESS}
+            how["help"] = (comments[field] + (f" (default: {standing})" if standing else "")).replace("%", "%%")
             if kind is bool:
-                group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, choices=("true", "false"))
+                group.add_argument(_flag(field), choices=("true", "false"), **how)
             else:
                 read, metavar = _READERS[kind]
-                group.add_argument(flag, dest=destination, default=argparse.SUPPRESS, type=read, metavar=metavar)
+                group.add_argument(_flag(field), type=read, metavar=metavar, **how)
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """What stands behind or above the fields of a dataclass after ``#:``, ``probe.tasks.TASKS`` by its names."""
+    found: dict[str, str] = {}
+    above = ""
+    for line in map(str.strip, inspect.getsource(cls).splitlines()):
+        if line.startswith("#:"):
+            above += line[2:]
+            continue
+        if match := re.match(r"(\w+): .*?(?:#:(.*))?$", line):
+            found.setdefault(match[1], (match[2] or above).strip())
+        above = ""
+    named = {field: re.sub(r"``([a-z.]+)\.([A-Z]+)``", _names, text) for field, text in found.items()}
+    return {field: text.replace("`", "").removesuffix(".") for field, text in named.items()}
+
+
+def _names(table: re.Match[str]) -> str:
+    return ", ".join(getattr(importlib.import_module(table[1]), table[2]))
 
 
 def _kinds(cls: type) -> dict[str, Any]:

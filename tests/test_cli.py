@@ -1,3 +1,4 @@
+import argparse
 import json
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from probe.cli import COMMANDS, _as_typed, main
+from probe.cli import COMMANDS, _as_typed, build_parser, main
+from probe.models.encodings import ENCODINGS
 
 TINY = [
     "--task",
@@ -276,3 +278,21 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for flag in ("--encodings", "--n-layers", "--position-layers", "--learning-rate", "--mixed-precision", "--preset"):
         assert flag in text
+
+
+def test_every_option_says_what_it_is_and_what_holds_without_it():
+    commands = next(a for a in build_parser(COMMANDS)._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {name: {a.dest: a.help for a in parser._actions} for name, parser in commands.choices.items()}
+    assert set(helps) == set(COMMANDS)
+    assert not [(name, option) for name, of in helps.items() for option, text in of.items() if not text]
+    study, sweep = helps["study"], helps["sweep"]
+    assert study[".encodings"] == f"Any of {', '.join(ENCODINGS)} (default: none,t5,alibi,rotary,sinusoidal)"
+    assert study["model.n_layers"] == "blocks (default: 3)"  # the study's, where the decoder's config has none
+    assert (study["training.steps"], sweep["training.steps"]) == (
+        "of the optimizer, AdamW (default: 1000)",
+        "of the optimizer, AdamW (default: 2000)",
+    )
+    assert study["model.d_head"] == "dimensions of a head"  # follows from the others
+    assert study["training.warmup"] == "share of the steps (default: 0.06)"
+    assert sweep[".tasks"].endswith("(default: copy,reverse)")
+    assert study[".load"] == "encoding -> checkpoint or released model, not trained here"

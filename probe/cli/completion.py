@@ -14,7 +14,7 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
         "probe completion zsh > DIRECTORY/_probe, of a directory in fpath; "
         "probe completion fish > ~/.config/fish/completions/probe.fish"
     )
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, help="whose completion is written")
 
 
 def _completion(options: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ def _of_models(own: Add) -> Add:
         )
         own(parser)
         parser.add_argument("--tokens", metavar="FILE", help="token ids, .npy (default: a task's held-out sequences)")
-        parser.add_argument("--preset", default="default")
+        parser.add_argument("--preset", default="default", help="a study's, whose task it is (default: %(default)s)")
         parser.add_argument("--config", metavar="FILE", help="a study's JSON file")
         add_json(parser)
         add_device(parser)

@@ -22,7 +22,7 @@ def _add_examine(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="replace every head's pattern (default: if fast)",
     )
-    parser.add_argument("--seed", type=seed, metavar="N")
+    parser.add_argument("--seed", type=seed, metavar="N", help="of what is drawn (default: 0)")
     add_json(parser)
     add_device(parser)
 

@@ -35,9 +35,9 @@ def _study(options: argparse.Namespace) -> int:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", required=True, help="where the run goes")
-    parser.add_argument("--encoding", default="none")
+    parser.add_argument("--encoding", default="none", help="how it sees position (default: %(default)s)")
     parser.add_argument("--keep-checkpoints", action="store_true", help="for `probe fit --over-training`")
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--preset", default="default", help="a study's; default, text or paper (default: %(default)s)")
     parser.add_argument("--config", metavar="FILE", help="a study's JSON file")
     add_device(parser)
     add_study_options(

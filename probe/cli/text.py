@@ -43,7 +43,8 @@ def _of_models(name: str, own: Add) -> Add:
             "--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)"
         )
         parser.add_argument("--n-prompts", type=int, default=10, metavar="N", help="of a length and depth")
-        parser.add_argument("--seed", type=seed, default=0, metavar="N")
+        help_of_seed = "of what is drawn (default: %(default)s)"
+        parser.add_argument("--seed", type=seed, default=0, metavar="N", help=help_of_seed)
         add_json(parser)
         add_device(parser)
 

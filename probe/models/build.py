@@ -1,7 +1,7 @@
 """Every kind of model, built from its config: what trains, is saved and is measured under one calling convention."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 from probe.errors import unknown_name
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
@@ -11,6 +11,10 @@ Model = Decoder | ClockworkRNN
 ModelConfig = DecoderConfig | ClockworkConfig
 
 
+@overload
+def build(config: DecoderConfig, seed: int | None = 0, device: str = "cpu") -> Decoder: ...
+@overload
+def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> Model: ...
 def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> Model:
     """The model of a config, with weights drawn from the seed, or undrawn where it is None; on the ``device`` "meta"
     they have no memory yet."""

@@ -111,7 +111,7 @@ class DecoderConfig:
     activation: str = "gelu"  #: "relu", "gelu", "gelu_tanh" or "swiglu"
     normalization: str = "layer"  #: "layer", "rms" or "none"
     norm_eps: float = 1e-5  #: what norms add to the variance, or to the mean square
-    bias: bool | tuple[str, ...] = True
+    bias: bool | tuple[str, ...] = True  #: whether linear maps have one, or which parts of a layer
     encoding: str = "none"  #: a name in ``ENCODINGS``
     encoding_options: dict[str, Any] = field(default_factory=dict)  #: the encoding's own options
     position_layers: tuple[int, ...] | None = None  #: the layers that see position, 0-based
@@ -121,8 +121,8 @@ class DecoderConfig:
     dropout: float = 0.0  #: share of the numbers that training sets to 0
     attention_function: str = "softmax"  #: "softmax", "log_length", "ssmax", "entmax15" or "asentmax"
     attention_options: dict[str, Any] = field(default_factory=dict)  #: the attention function's own options
-    parallel: bool = False
-    embedding_norm: bool = False
+    parallel: bool = False  #: whether attention and MLP read the same stream
+    embedding_norm: bool = False  #: whether a norm stands behind the token embedding
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen

@@ -16,9 +16,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from probe.config import check_number, check_size
+from probe.device import fast_products
 from probe.errors import ProbeError
 
-CHUNK = 512  # rows that go through the loss at once: they stay in a core's cache between the two products
+CHUNK = 2048  # rows that go through the loss at once
 MEMORY = 20  # steps that L-BFGS remembers
 RENEWALS = (0, 2, 5)  # steps before which the metric is renewed
 LOOKED_AT = 4096  # rows that it is renewed from
@@ -154,7 +155,8 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         penalty = 1 / (self.C * len(x))
         metric = Metric(x, penalty)
         W = x.new_zeros(n_classes, x.shape[1] + 1)
-        W, self.n_iter_ = minimise(Objective(x, label, penalty), W, metric, self.tol, self.max_iter)
+        with fast_products(x.device):
+            W, self.n_iter_ = minimise(Objective(x, label, penalty), W, metric, self.tol, self.max_iter)
 
         W = W.double()
         self.coef_ = W[:, :-1].numpy().copy()

@@ -270,9 +270,7 @@ def drop_encoding(
 ) -> Decoder:
     """A model without its position encoding, trained on for ``training.steps``. DroPE, Gelberg et al. 2025."""
     bare = variant(decoder, encoding="none", position_layers=None)
-    trained = train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
-    assert isinstance(trained, Decoder)  # as its config is a decoder's
-    return trained
+    return train(bare.config, data, training, folder, device=device, initial=bare, on_log=on_log)
 
 
 def losses_of(model: nn.Module, beyond: Beyond) -> ContextLosses:

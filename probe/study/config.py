@@ -24,13 +24,14 @@ FORMAT = 1  # of study.json
 class StudyConfig:
     """What is studied. The default takes minutes on two CPU cores; ``PRESETS["paper"]`` is the paper's size."""
 
-    task: str = "scan"  #: a name in ``TASKS``
+    task: str = "scan"  #: one of ``probe.tasks.TASKS``
     #: The task's own options.
     task_options: dict[str, Any] = field(default_factory=lambda: {"train_length": 16, "test_length": 32})
-    encodings: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "sinusoidal")  #: names in ``ENCODINGS``
+    #: Any of ``probe.models.encodings.ENCODINGS``.
+    encodings: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "sinusoidal")
     load: dict[str, str] = field(default_factory=dict)  #: encoding -> checkpoint or released model, not trained here
-    #: encoding -> how many times it is trained (once where it is not named). The further ones, of other seeds, are
-    #: there for the distance between two models that differ in nothing else.
+    #: encoding -> how many times it is trained, once where it is not named; further ones, of other seeds, are there
+    #: for the distance between two models that differ in nothing else.
     seeds: dict[str, int] = field(default_factory=lambda: {"none": 2})
     n_train: int = 20_000  #: examples to train on, at most
     n_validation: int = 1_000  #: held-out examples of trained lengths
@@ -43,10 +44,10 @@ class StudyConfig:
     )
     trace_sequences: int = 160  #: held-out sequences that models are looked at on
     trace_length: int = 20  #: tokens of each of them
-    verify_lengths: tuple[int, ...] = (64, 256, 1024)  #: at which constructions are verified
-    #: How many times the trained length models of text (the task "passkey") are looked at.
+    verify_lengths: tuple[int, ...] = (64, 256, 1024)  #: lengths at which constructions are verified
+    #: At how many times the trained length models of text (the task "passkey") are looked at.
     extensions: tuple[int, ...] = (2, 4, 8)
-    scale_steps: int = 200  #: for which the scales of heads of such models are trained
+    scale_steps: int = 200  #: steps for which the scales of heads of such models are trained
     seed: int = 0  #: of everything that is drawn
 
     def __post_init__(self) -> None:

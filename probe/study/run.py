@@ -379,8 +379,6 @@ def train_one(
     training = config.training_of(encoding)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that train one model on several GPUs
     with alone(folder) if first else contextlib.nullcontext():
-        trained = train(
+        return train(
             model, data.train, training, folder, device=device, keep_checkpoints=keep_checkpoints, on_log=on_log
         )
-    assert isinstance(trained, Decoder)  # as its config is a decoder's
-    return trained

@@ -32,9 +32,10 @@ class SweepConfig:
     scratchpad by label; a task that knows none is run once, without.
     """
 
-    tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})
+    tasks: Grid = field(default_factory=lambda: {"copy": {}, "reverse": {}})  #: any of ``probe.tasks.TASKS``
+    #: Any of ``probe.models.encodings.ENCODINGS``.
     encodings: Grid = field(default_factory=lambda: {name: {} for name in FIVE})
-    scratchpads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"none": ()})
+    scratchpads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"none": ()})  #: by label, their parts
     seeds: tuple[int, ...] = (0, 1, 2)  #: of weights and data
     n_train: int = 20_000  #: examples to train on, at most
     n_validation: int = 500  #: held-out examples of trained lengths

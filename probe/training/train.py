@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from probe.errors import ProbeError
 from probe.files import claim_folder, read_json_object, write_folder, write_tensors, write_text
 from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
+from probe.models.decoder import Decoder, DecoderConfig
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 
 if TYPE_CHECKING:
@@ -43,20 +44,19 @@ STEPS = f"step-{'[0-9]' * 9}"  # the folders of checkpoints
 class TrainingConfig:
     """How a model is trained. The defaults are Kazemnejad et al. 2023, table 2 (lr 3e-5, linear decay).
 
-    ``accumulation``: into how many parts a batch is cut that go through the model one after the other, for batches
-    that do not fit into memory at once; the gradient stays that of the whole batch. ``compile`` has
-    torch.compile make kernels of the layers, for up to a minute at the start; a CPU gains 0 to 9 % from it.
+    ``accumulation`` is for batches that do not fit into memory at once: the gradient stays that of the whole batch.
+    ``compile`` takes up to a minute at the start; a CPU gains 0 to 9 % from it.
     """
 
     steps: int = 40_000  #: of the optimizer, AdamW
     batch_size: int = 64  #: sequences of a step, over all processes
-    accumulation: int = 1
+    accumulation: int = 1  #: parts of a batch that go through the model one after the other
     learning_rate: float = 3e-5  #: the highest, at the end of the warm-up
     weight_decay: float = 0.05  #: of matrices; vectors have none
     warmup: float = 0.06  #: share of the steps
     clip_norm: float = 1.0  #: the longest gradient that a step takes
     mixed_precision: str = "no"  #: "no" or "bf16"
-    compile: bool = False
+    compile: bool = False  #: whether torch.compile makes kernels of the layers
     seed: int = 0  #: of the first weights, the order of the data and dropout
     log_every: int = 50  #: steps between two lines of the log
     checkpoint_every: int = 1000  #: steps between two checkpoints
@@ -83,6 +83,30 @@ class TrainingConfig:
         return self.learning_rate * min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm))
 
 
+@overload
+def train(
+    model: DecoderConfig,
+    data: EncodedExamples,
+    config: TrainingConfig,
+    folder: str | Path | None = None,
+    *,
+    device: str | None = None,
+    initial: Model | None = None,
+    keep_checkpoints: bool = False,
+    on_log: OnLog | None = None,
+) -> Decoder: ...
+@overload
+def train(
+    model: ModelConfig,
+    data: EncodedExamples,
+    config: TrainingConfig,
+    folder: str | Path | None = None,
+    *,
+    device: str | None = None,
+    initial: Model | None = None,
+    keep_checkpoints: bool = False,
+    on_log: OnLog | None = None,
+) -> Model: ...
 def train(
     model: ModelConfig,
     data: EncodedExamples,
