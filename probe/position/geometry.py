@@ -10,6 +10,7 @@ a draw repeats sequences, so its means are noisier than the sample's, by as much
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.linalg import vecdot
 
 from probe.errors import ProbeError
 from probe.position.moments import precision
@@ -56,6 +58,13 @@ class _States:
         """The mean over sequences at each position, each sequence taken so many times; NaN where none of them is."""
         count = times @ self.present.double()
         return torch.tensordot(times, self.x, dims=1) / count[:, None]
+
+    @functools.cached_property
+    def rows(self) -> tuple[Float64[Tensor, "row d_model"], list[Int[Tensor, "row"]]]:
+        """What is present, and of each row its position, its sequence and its token (as a number below theirs)."""
+        sequence, position = self.present.nonzero(as_tuple=True)
+        tokens = self.tokens[sequence, position].unique(return_inverse=True)[1]
+        return self.x[sequence, position], [position, sequence, tokens]
 
 
 def decompose_hidden(
@@ -115,21 +124,20 @@ def decompose_hidden(
 
 def _parts(states: _States, times: Float64[Tensor, "batch"]) -> tuple[dict[str, float], Float64[Tensor, "pos d_model"]]:
     """The numbers of a decomposition, and pos_t times the root of its weight; a sequence counts so many times."""
-    row, position = states.present.nonzero(as_tuple=True)
-    x, weight = states.x[row, position], times[row]
-    tokens = states.tokens[row, position].unique(return_inverse=True)[1]
+    x, groups = states.rows
+    weight = times[groups[1]]
     rest = x - (weight @ x) / weight.sum()
     by_rounding = states.rounding * weight.sum() * x.shape[-1]
-    total = weight @ rest.square().sum(-1)
+    total = weight @ vecdot(rest, rest)
     total = total if total > by_rounding else torch.tensor(torch.nan)
     found = {}
-    for part, group in zip(PARTS, (position, row, tokens), strict=False):
+    for part, group in zip(PARTS, groups, strict=False):
         means, of_group = _group_means(rest, weight, group)
         if part == "position":
             pos = means * of_group.sqrt()[:, None]
-        rest = rest - means[group]
-        found[f"share_{part}"] = ((of_group @ means.square().sum(-1)) / total).item()
-    found["share_residual"] = ((weight @ rest.square().sum(-1)) / total).item()
+        rest -= means[group]
+        found[f"share_{part}"] = ((of_group @ vecdot(means, means)) / total).item()
+    found["share_residual"] = ((weight @ vecdot(rest, rest)) / total).item()
     spectrum = torch.linalg.svdvals(pos).square()
     spectrum = spectrum if spectrum.sum() > by_rounding else spectrum * torch.nan
     running = spectrum.cumsum(0) / spectrum.sum()
