@@ -12,9 +12,13 @@ import sys
 
 PYTHON = [sys.executable, "-c"]
 ALL = "import probe; [getattr(probe, name) for name in probe.__all__]"
+TRACED = """import probe, torch
+decoder = probe.Decoder(probe.DecoderConfig(d_vocab=9, n_ctx=8, n_layers=1, d_model=16, n_heads=2, encoding="t5"))
+probe.trace(decoder, torch.ones(1, 4).long())"""
 TARGETS = {
     "import probe": ("≤ 1.15", [*PYTHON, "import probe"]),
     "import probe, a decoder and its trace": ("≤ 1.15", [*PYTHON, "import probe; probe.Decoder, probe.trace"]),
+    "import probe, a T5 decoder made and traced": ("", [*PYTHON, TRACED]),
     "import probe, and all that its names stand for": ("", [*PYTHON, ALL]),
     "probe --help": ("< 2", [sys.executable, "-m", "probe", "--help"]),
     "probe study --help": ("", [sys.executable, "-m", "probe", "study", "--help"]),

@@ -37,6 +37,7 @@ from probe.errors import ProbeError, unknown_name
 from probe.models.checks import check_call
 from probe.models.config import MOST, SITES
 from probe.models.layers import Hook, Hooks
+from probe.models.undrawn import undrawn
 
 # Under a Decoder's names, both "batch pos d_model": what a layer reads, and its hidden state at every step.
 LAYER_SITES = ("hook_resid_pre", "hook_resid_post")
@@ -194,7 +195,7 @@ class ClockworkRNN(nn.Module):
         """
         super().__init__()
         self.config = config
-        with torch.device("meta"):  # keeps torch's layers from drawing weights of their own
+        with undrawn():
             self.token_embedding = nn.Embedding(config.d_vocab, config.d_model)
             self.dropout = nn.Dropout(config.dropout)
             layers = nn.ModuleList(ClockworkLayer(config) for _ in range(config.n_layers))

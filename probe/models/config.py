@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from probe.config import FILL, MOST_SIZE, Filled, check_flag, check_name, check_
 from probe.errors import ProbeError
 from probe.models.attention_functions import ATTENTION_FUNCTIONS, AttentionFunction, make_attention_function
 from probe.models.encodings import PositionEncoding, make_encoding
+from probe.models.undrawn import undrawn
 
 # What a hook can see. hook_embed is the token embedding alone, behind its norm if it has one and before any position is
 # added. Between attention and MLP a parallel block has no stream: no hook_resid_mid. Shapes: residual stream "batch pos
@@ -155,7 +155,7 @@ class DecoderConfig:
         for name in ("encoding_options", "attention_options"):
             if not isinstance(getattr(self, name), dict):
                 raise ProbeError(f"{name} must be a mapping, got {getattr(self, name)!r}")
-        with torch.device("meta"):
+        with undrawn():
             encoding = self.make_encoding()
             self.make_attention_function()
         if self.position_layers is not None:

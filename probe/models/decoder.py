@@ -19,6 +19,7 @@ from probe.models.checks import check_call
 from probe.models.config import BLOCK_SITES, SITES, DecoderConfig, sites_of_block
 from probe.models.encodings.base import future_keys
 from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, KVCache
+from probe.models.undrawn import undrawn
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
 
@@ -42,7 +43,7 @@ class Decoder(nn.Module):
         """
         super().__init__()
         self.config = config
-        with torch.device("meta"):  # keeps torch's layers from drawing weights of their own
+        with undrawn():
             self.token_embedding = nn.Embedding(config.d_vocab, config.d_model)
             if config.embedding_norm:
                 self.embedding_norm = config.make_norm()

@@ -79,7 +79,7 @@ class T5(RelativeBias):
         super().__init__(**dimensions)
         check_size("n_buckets", n_buckets, most=2**20)
         check_size("max_distance", max_distance)
-        t5_bucket(torch.zeros(1, dtype=torch.long), n_buckets, max_distance)  # refuses impossible sizes at once
+        t5_bucket(torch.zeros(1, dtype=torch.long, device="cpu"), n_buckets, max_distance)  # refuses impossible sizes
         self.n_buckets, self.max_distance = n_buckets, max_distance
         self.weight = nn.Parameter(torch.empty(n_buckets, self.n_heads))
 
