@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from probe.attention.distances import DISTANCES, ln, pattern_distance
+from probe.attention.distances import DISTANCES, FLOOR, ln, pattern_distance
 from probe.errors import unknown_name
 from probe.tracing import checked_lengths
 
@@ -26,7 +26,6 @@ Sums = Float64[Tensor, "head_a head_b"]
 # so that equal heads are at 0 and small distances keep their digits.
 NEAR = 1e-6
 
-_FLOOR = 1e-300  # stands for 0 in x ln x, which is then -7e-298; smaller numbers would make the logarithm slow
 _BLOCK = 2**15  # numbers in a buffer: a few of 256 KiB stay in the cache
 
 
@@ -91,7 +90,7 @@ def _symmetric_kl(p: EntriesA, q: EntriesB) -> Sums:
 
 def _jensen_shannon(p: EntriesA, q: EntriesB) -> Sums:
     """½ Σ p ln p + ½ Σ q ln q - Σ m ln m, with m = (p + q)/2. Memory grows with the heads, not with their pairs."""
-    p, q = p.clamp(min=_FLOOR), q.clamp(min=_FLOOR)
+    p, q = p.clamp(min=FLOOR), q.clamp(min=FLOOR)
     own_p, own_q = ln(p).mul_(p).sum(-1) / 2, ln(q).mul_(q).sum(-1) / 2
     p, q = p.div_(2), q.div_(2)
     m, m_ln_m, mixed = torch.empty_like(q), torch.empty_like(q), p.new_empty(len(p), len(q))

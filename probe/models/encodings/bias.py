@@ -37,16 +37,20 @@ def t5_bucket(distance: Int[Tensor, "..."], n_buckets: int = 32, max_distance: i
     With h = n_buckets // 2: distances 0…h-1 have buckets of their own; a distance d >= h has
     min(h + floor(ln(d/h) / ln(max_distance/h) * (n_buckets - h)), n_buckets - 1). Raffel et al. 2020, section 2.1.
     """
+    _check_buckets(n_buckets, max_distance)
     exact = n_buckets // 2
-    if exact < 1 or max_distance <= exact:
-        raise ProbeError(
-            f"t5 buckets want n_buckets >= 2 and max_distance > n_buckets // 2, got {n_buckets} and {max_distance}"
-        )
     distance = distance.clamp(min=0)
     # The logarithm is taken in float64: in float32 a distance on a bucket's edge could fall on the wrong side.
     log_ratio = torch.log(distance.clamp(min=exact).double() / exact) / math.log(max_distance / exact)
     logarithmic = exact + (log_ratio * (n_buckets - exact)).long()
     return torch.where(distance < exact, distance, logarithmic.clamp(max=n_buckets - 1))
+
+
+def _check_buckets(n_buckets: int, max_distance: int) -> None:
+    if n_buckets < 2 or max_distance <= n_buckets // 2:
+        raise ProbeError(
+            f"t5 buckets want n_buckets >= 2 and max_distance > n_buckets // 2, got {n_buckets} and {max_distance}"
+        )
 
 
 class RelativeBias(PositionEncoding):
@@ -79,7 +83,7 @@ class T5(RelativeBias):
         super().__init__(**dimensions)
         check_size("n_buckets", n_buckets, most=2**20)
         check_size("max_distance", max_distance)
-        t5_bucket(torch.zeros(1, dtype=torch.long, device="cpu"), n_buckets, max_distance)  # refuses impossible sizes
+        _check_buckets(n_buckets, max_distance)
         self.n_buckets, self.max_distance = n_buckets, max_distance
         self.weight = nn.Parameter(torch.empty(n_buckets, self.n_heads))
 
