@@ -1,14 +1,16 @@
 """Files that are whole or not there: written beside their final name, then renamed."""
 
 import contextlib
+import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from probe.errors import ProbeError
 
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_JSON = 2**26  # bytes: the largest index of a released model has a tenth of that
+
+KINDS_OF_FILE = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -71,16 +81,44 @@ def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
+def check_plain(path: str | Path) -> None:
+    """Refuse a path that does not lead to a plain file, before a library opens it. A link to a plain file is one.
+
+    Raises:
+        ProbeError: where there is no file, or where there is a folder, a pipe, a device or a socket.
+    """
+    open_plain(path).close()
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """A plain file, opened to read its bytes. A pipe or a device is refused: reading one may never come to an end.
+
+    Raises:
+        ProbeError: where there is no file, or where there is a folder, a pipe, a device or a socket.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise ProbeError(f"{path}: no such file") from None
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.EISDIR):  # a socket; on some systems a folder
+            raise ProbeError(f"{path}: must be a plain file") from None
+        raise
+    kind = stat.S_IFMT(os.fstat(number).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(number)
+        raise ProbeError(f"{path}: must be a plain file, got {KINDS_OF_FILE.get(kind, 'something else')}")
+    return os.fdopen(number, "rb")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an error names the file.
 
     Stricter than JSON, which allows a key twice and strings that no file name or page can hold.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_JSON + 1)
-    except FileNotFoundError:
-        raise ProbeError(f"{path}: no such file") from None
+    with open_plain(path) as file:
+        content = file.read(MOST_JSON + 1)
     if len(content) > MOST_JSON:
         raise ProbeError(f"{path}: at most {MOST_JSON} bytes of JSON were wanted, got more")
     try:
