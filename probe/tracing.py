@@ -1,7 +1,7 @@
 """The one door between models and measurements: run a model, keep what was asked for, under one set of names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Trace(Shown):
     lengths: Int[Tensor, "batch"]
     values: dict[str, Tensor]  #: what was kept, by full site name; ``trace[site]`` asks for one
     n_layers: int  #: of the model
+    #: by layer, which keys a query sees where that is not all keys up to its own: layers with a sliding window, say
+    masks: dict[int, Bool[Tensor, "#batch #head query key"]] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.values:
@@ -50,8 +52,34 @@ class Trace(Shown):
         return self[block_site(layer, PATTERN)]
 
     def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:
-        """The scores of a layer, before the softmax; -inf where the key is in the future."""
+        """The scores of a layer, before the softmax; -inf where the key is hidden from the query."""
         return self[block_site(layer, SCORES)]
+
+    def visible(self, layer: int) -> Bool[Tensor, "#batch #head query key"]:
+        """True where a query of a layer sees the key: all keys up to its own, unless the layer hides more of them (a
+        sliding window). What the scores hide, if the trace holds them, counts."""
+        if layer not in self.masks and block_site(layer, SCORES) in self.values:
+            found = mask_of_scores(self.scores(layer))
+            if found is not None:
+                self.masks[layer] = found
+        n = self.tokens.shape[1]
+        return self.masks.get(layer, torch.ones(1, 1, n, n, dtype=torch.bool).tril())
+
+    def n_visible(self, layer: int) -> Int[Tensor, "query"]:
+        """How many keys each query of a layer sees: its own and those right before it, so that t + 1 is all of them.
+
+        Raises:
+            ProbeError: where a layer hides other keys than the furthest ones, or not the same ones in every sequence
+                and head: no measurement of position here knows what to make of that.
+        """
+        visible = self.visible(layer)
+        n_visible = visible[0, 0].sum(-1)
+        if visible.shape[:2] != (1, 1) or not torch.equal(visible[0, 0], nearest_keys(n_visible)):
+            raise ProbeError(
+                f"layer {layer} must show each query its own key and the nearest before it, the same number in every "
+                "sequence and head; its scores are -inf at other keys too"
+            )
+        return n_visible
 
     def hidden(self, site: str) -> Float[Tensor, "batch pos d_model"]:
         """Hidden states at a site, checked to be finite."""
@@ -61,6 +89,25 @@ class Trace(Shown):
         if not value.isfinite().all():
             raise ProbeError(f"hidden states at {site!r} must be finite, got NaN or infinity")
         return value
+
+
+def nearest_keys(n_visible: Int[Tensor, "query"]) -> Bool[Tensor, "query key"]:
+    """True where query t sees key i because it is one of its ``n_visible[t]`` nearest, its own included."""
+    distance = torch.arange(len(n_visible), device=n_visible.device)[:, None] - torch.arange(
+        len(n_visible), device=n_visible.device
+    )
+    return (distance >= 0) & (distance < n_visible[:, None])
+
+
+def mask_of_scores(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "#batch #head query key"] | None:
+    """True where a key up to the query's own has a score above -inf, with batch and head of size 1 where all agree.
+    None for the plain causal mask. Scores of future keys are not read."""
+    seen = (scores != -torch.inf).tril()
+    together = seen[:1, :1]
+    if not torch.equal(seen, together.expand_as(seen)):
+        return seen.cpu()
+    causal = torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
+    return None if torch.equal(together[0, 0], causal) else together.cpu()
 
 
 def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
@@ -108,17 +155,50 @@ def trace(
     _check_tokens(tokens)
     lengths = checked_lengths(lengths, *tokens.shape)
     kept: dict[str, list[Tensor]] = {}
-    n_layers = visit(
-        model,
-        tokens,
-        sites,
-        lambda site, value, _: kept.setdefault(site, []).append(value.cpu()),
-        batch_size=batch_size,
-    )
+    hidden: dict[int, list[Tensor | None]] = {}
+    sites = expand_sites(sites, model)
+    watched = [] if isinstance(model, Model) else _scores_beside_patterns(sites, model)
+
+    def keep(site: str, value: Tensor, rows: slice) -> None:
+        if site in watched:
+            hidden.setdefault(int(site.split(".")[1]), []).append(mask_of_scores(value))
+        if site in sites:
+            kept.setdefault(site, []).append(value.cpu())
+
+    beside = [site for site in watched if site not in sites]
+    n_layers = visit(model, tokens, [*sites, *beside], keep, batch_size=batch_size)
     # What came in one batch is kept as it is: patterns are large, and a copy takes as long as a layer.
     whole = {site: parts[0].contiguous() if len(parts) == 1 else torch.cat(parts) for site, parts in kept.items()}
-    values = {site: whole[site] for site in expand_sites(sites, model)}
-    return Trace(tokens.cpu(), lengths.cpu(), values, n_layers)
+    values = {site: whole[site] for site in sites}
+    return Trace(tokens.cpu(), lengths.cpu(), values, n_layers, _masks(hidden, len(tokens), batch_size))
+
+
+def _scores_beside_patterns(sites: Sequence[str], model: nn.Module) -> list[str]:
+    """The scores of the layers whose patterns are kept, where the model shows them: they tell which keys are hidden,
+    which a weight of 0 does not (it may be rounding)."""
+    known = sites_of(model)
+    beside = [site.removesuffix(PATTERN) + SCORES for site in sites if site.endswith(PATTERN)]
+    return [site for site in beside if site in known]
+
+
+def _masks(hidden: Mapping[int, list[Tensor | None]], n: int, batch_size: int) -> dict[int, Tensor]:
+    """The masks of all batches together, by layer; layers whose mask is plainly causal are left out."""
+    found = {}
+    for layer, parts in hidden.items():
+        masks = [part for part in parts if part is not None]
+        if not masks:
+            continue
+        if len(masks) == len(parts) and all(m.shape[:2] == (1, 1) and torch.equal(m, masks[0]) for m in masks):
+            found[layer] = masks[0]
+            continue
+        n_query, n_heads = masks[0].shape[2], max(mask.shape[1] for mask in masks)
+        causal = torch.ones(1, 1, n_query, n_query, dtype=torch.bool).tril()
+        sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
+        each = [
+            (causal if m is None else m).expand(size, n_heads, -1, -1) for m, size in zip(parts, sizes, strict=True)
+        ]
+        found[layer] = torch.cat(each)
+    return found
 
 
 @torch.no_grad()
@@ -245,6 +325,16 @@ def _check_tokens(tokens: Tensor) -> None:
         raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
 
 
+def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+    """Scores with -inf at every hidden key.
+
+    transformers hides keys of the future, and those that a sliding window has left behind, by the lowest finite number
+    of the dtype, which it adds to their scores or puts in their place; a bridge does so for the future.
+    """
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(future | (scores < torch.finfo(scores.dtype).min / 2), -torch.inf)
+
+
 def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) -> Callable[[Tensor], None]:
     def hook(value: Tensor) -> None:
         fn(site, value, rows)
@@ -259,9 +349,8 @@ def _run_model(model: Model, tokens: Tensor, hooks: Mapping[str, Callable[[Tenso
 def _run_bridge(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
     def at(site: str) -> Callable[[Tensor, Any], None]:
         def hook(value: Tensor, hook: Any) -> None:
-            if site.endswith(SCORES):  # the bridge hides future keys by the lowest finite number
-                future = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu(1)
-                value = value.masked_fill(future, -torch.inf)
+            if site.endswith(SCORES):
+                value = hide_keys(value)
             hooks[site](value)
 
         return hook

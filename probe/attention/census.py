@@ -15,7 +15,7 @@ from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.progress import OnProgress, Steps, untold
-from probe.tracing import PATTERN, Trace, trace, valid_rows
+from probe.tracing import PATTERN, Trace, nearest_keys, trace, valid_rows
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
 SIMPLE = {
@@ -56,13 +56,14 @@ def census(
 
     Templates are fitted on the first half of the sequences; every number is measured on the other half.
 
-    Scores, by ``metric``, means over the query rows 1, 2, … (row 0 has one key):
+    Scores, by ``metric``, means over the query rows that see at least two keys (row 0 sees one):
 
-    - "sink", "previous_token", "diagonal": attention on key 0, on the key before the query, on the query's own;
-    - "uniform": entropy as a share of the greatest possible, ln(t + 1);
+    - "sink", "previous_token", "diagonal": attention on key 0, on the key before the query, on the query's own; that on
+      key 0 over the rows that see it (in a layer with a sliding window, the first ones only);
+    - "uniform": entropy as a share of the greatest possible, ln n for n visible keys, t + 1 where none is hidden;
     - "window", "decay": the share of the Jensen–Shannon divergence from uniform that the fitted window, and the better
       of exponential (ALiBi) and power-law decay, explains; 0 where they are worse than uniform, or rise with distance;
-    - "induction": attention on keys that follow an earlier occurrence of the query's token, over the rows that have
+    - "induction": attention on keys that follow an earlier occurrence of the query's token, over the rows that see
       such keys; "induction_expected": what the head's best template would put there;
     - "content": the share of that divergence that the best template does not explain;
     - "explained_variance": 1 - Σ (pattern - template)² / Σ (pattern - uniform)² of the best template.
@@ -114,7 +115,7 @@ def census(
         n_counted = (weights @ counted.sum(-1).double())[:, None].clamp(min=1e-300)
     found, encodings, steps = [], layer_encodings(model), Steps(traced.n_layers, on_progress)
     for layer in range(traced.n_layers):
-        heads = _Layer(checked_pattern(traced, layer), traced, fitted_on, measured_on, weights)
+        heads = _Layer(layer, traced, fitted_on, measured_on, weights)
         scores = heads.scores()
         labels, use = heads.labels(scores), ["not ablated"] * len(heads.best)
         if head_detector:
@@ -162,18 +163,18 @@ def _counted(traced: Trace, scored: Bool[Tensor, "batch scored_pos"] | None) -> 
 class _Layer:
     """The heads of one layer: their templates, scores and labels. Stacks are "draw head", the first draw the value."""
 
-    def __init__(self, pattern: Tensor, traced: Trace, fitted_on: slice, measured_on: slice, weights: Tensor):
+    def __init__(self, layer: int, traced: Trace, fitted_on: slice, measured_on: slice, weights: Tensor):
+        pattern, self.n_visible = checked_pattern(traced, layer), traced.n_visible(layer)
         self.weights = weights
         self.pattern, self.lengths = pattern[measured_on], traced.lengths[measured_on]
         self.tokens = traced.tokens[measured_on]
-        n_query = pattern.shape[-1]
-        self.rows = valid_rows(self.lengths, n_query) & (torch.arange(n_query) > 0)
-        uniform = TEMPLATES["uniform"](pattern[fitted_on]).pattern
+        self.rows = valid_rows(self.lengths, pattern.shape[-1]) & (self.n_visible > 1)
+        uniform = TEMPLATES["uniform"](pattern[fitted_on], n_visible=self.n_visible).pattern
         self.from_uniform = self._distance(uniform)
         self.explained = {}
         templates = {}
         for name in KIND_OF:
-            template = TEMPLATES[name](pattern[fitted_on], traced.lengths[fitted_on])
+            template = TEMPLATES[name](pattern[fitted_on], traced.lengths[fitted_on], n_visible=self.n_visible)
             templates[name] = template.pattern
             share = 1 - self._distance(template.pattern) / self.from_uniform.where(self.from_uniform > 0, 1.0)
             self.explained[name] = share.where(self.from_uniform > 0, 0.0)
@@ -202,8 +203,9 @@ class _Layer:
         pattern, n_query = self.pattern, self.pattern.shape[-1]
         query = torch.arange(n_query)
         best = torch.stack([self.explained[name][:, h] for h, name in enumerate(self.best)], dim=-1)
-        greatest = torch.log(query + 1.0).double().expand(len(pattern), 1, -1)
-        follows = follows_earlier(self.tokens)
+        greatest = self.n_visible.double().log().expand(len(pattern), 1, -1)
+        follows = follows_earlier(self.tokens) & nearest_keys(self.n_visible)
+        sees_first = self.rows & (self.n_visible == query + 1)
         has_such = follows.any(-1) & self.rows
         squares = {
             name: ((pattern - of).square().sum(-1)).where(self.rows[:, None], 0.0).sum(-1)
@@ -211,7 +213,7 @@ class _Layer:
         }
         against = self.weights @ squares["uniform"]
         return {
-            "sink": self._mean(pattern[..., 0]),
+            "sink": self._mean(pattern[..., 0], sees_first),
             "previous_token": self._mean(pattern[..., query, (query - 1).clamp(min=0)]),
             "diagonal": self._mean(pattern.diagonal(dim1=-2, dim2=-1)),
             "window": self.explained["window"].clamp(min=0),

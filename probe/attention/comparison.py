@@ -93,15 +93,13 @@ def compare_templates(
 
     rows = []
     for layer in range(trace.n_layers):
-        pattern = checked_pattern(trace, layer)[reached]
-        observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on]), pattern[measured_on]
+        pattern, n_visible = checked_pattern(trace, layer)[reached], trace.n_visible(layer)[reached[-1]]
+        observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on], n_visible), pattern[measured_on]
         uniform = TEMPLATES["uniform"].of(observed, context).pattern
         if nulls:
-            shuffle = shuffled(pattern, generator)
-            shuffled_observed, shuffled_held_out = (
-                Observed(shuffle[fitted_on], lengths[fitted_on]),
-                shuffle[measured_on],
-            )
+            shuffle = shuffled(pattern, n_visible, generator)
+            shuffled_observed = Observed(shuffle[fitted_on], lengths[fitted_on], n_visible)
+            shuffled_held_out = shuffle[measured_on]
         of_uniform, of_seed = {}, {}
         for distance in distances:
             each = pattern_distance(held_out, uniform[None], distance, lengths[measured_on])

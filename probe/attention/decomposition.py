@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
@@ -23,7 +23,7 @@ from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
 from probe.shown import Shown
-from probe.tracing import Trace, valid_rows
+from probe.tracing import Trace, nearest_keys, valid_rows
 
 CONTENT = ("none", "pair")
 
@@ -67,10 +67,11 @@ def split_scores(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ScoreSplit:
-    """Split the scores of every head by least squares over all cells i ≤ t of all sequences.
+    """Split the scores of every head by least squares over all cells of all sequences that are seen: i ≤ t, and in a
+    layer with a sliding window t - window < i ≤ t.
 
     Args:
-        trace: scores of the layers (site ``SCORES``), finite where the key is not in the future.
+        trace: scores of the layers (site ``SCORES``), -inf at hidden keys and finite at all others.
         content: "none" leaves content in the residual, where its mean over sequences adds noise to the other parts;
             "pair" fits one value for each pair of a query's and a key's token besides. In the first layer of a model
             whose scores are content plus a bias, that is exact: f_rel is the bias, up to its constant.
@@ -85,34 +86,32 @@ def split_scores(
     n_position = int(trace.lengths.max())
     if n_position < 2:
         raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
-    pairs = PairCounts.of(trace.tokens[:, :n_position], trace.lengths) if content == "pair" else None
-    design = Design(trace.lengths, n_position, pairs)
-    if pairs is not None and design.n_cells < 4 * len(pairs):
-        raise ProbeError(
-            f"content 'pair' wants at least 4 cells a pair of tokens, got {design.n_cells:.0f} cells of {len(pairs)} "
-            "pairs: trace more sequences, or leave content in the residual ('none')"
-        )
     bootstrap = Bootstrap.draw(len(trace.tokens), n_bootstrap, confidence, seed)
     n = len(trace.tokens)
     weights, parts = bootstrap.value_and_draws if n > 1 else None, []
+    design = None
     for layer in range(trace.n_layers) if layers is None else layers:
-        cells = _checked_scores(trace, layer, n_position)
+        n_visible = trace.n_visible(layer)[:n_position]
+        seen = valid_rows(trace.lengths, n_position)[..., None] & nearest_keys(n_visible)
+        if design is None or not torch.equal(design.n_visible, n_visible):  # most layers hide the same keys
+            design = _design(trace, content, n_visible, seen)
+        cells = _checked_scores(trace, layer, seen)
         squares = cells.square().sum((-2, -1))
         right = _right_sides(cells, trace.lengths, design)
         mean = _mean(right, design)
         left: dict[tuple[str, ...], Tensor] = {(): squares - 2 * mean * right[..., :n_position].sum(-1)}
-        left[()] += mean.square() * (trace.lengths * (trace.lengths + 1) / 2)[:, None]
+        left[()] += mean.square() * design.cells_of_each[:, None]
         _check_varies(left[()].sum(0), squares.sum(0), layer)
         for subset in subsets(_parts(design)):
             theta = design.solve(right.sum(0), subset)
-            residual = (cells - design.fitted(theta)).where(_seen(trace.lengths, n_position), 0.0)
+            residual = (cells - design.fitted(theta)).where(seen[:, None], 0.0)
             left[subset] = residual.square().sum((-2, -1))
         basis = settled(theta, design)[None]  # the last subset holds all parts
         if weights is not None:
             unexplained = _right_sides(residual, trace.lengths, design)
             basis = torch.cat((basis, _pull(unexplained, right, design)))
         curves = Curves(basis, weights, design)
-        shares = share_rows(left, weights) | _toeplitz_of_means(left, cells, trace.lengths)
+        shares = share_rows(left, weights) | _toeplitz_of_means(left, cells, design)
         shares |= curves.shape(left[()].sum(0))
         parts.append((layer, shares, curves))
     return _collected(parts, bootstrap if n > 1 else None, n, content)
@@ -138,7 +137,7 @@ def split_long_context(
 
     def visit(layer: int, inputs: AttentionInputs) -> None:
         for q, k in zip(inputs.q, inputs.k, strict=True):
-            sums = ScoreSums.of_queries_and_keys(q, k, inputs.scale, inputs.bias)
+            sums = ScoreSums.of_queries_and_keys(q, k, inputs.scale, inputs.bias, inputs.window)
             found.setdefault(layer, []).append(sums)
 
     for sequence in tokens.split(1):
@@ -159,7 +158,8 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         n, _, _, n_position = of_layer.sums.shape
         if n_position < 2:
             raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
-        design = Design(torch.full((n,), n_position), n_position)
+        n_visible = torch.arange(1, n_position + 1).clamp(max=of_layer.window or n_position)
+        design = Design(torch.full((n,), n_position), n_position, n_visible=n_visible)
         right, weights = of_layer.sums.flatten(-2), None if n == 1 or bootstrap is None else bootstrap.value_and_draws
         mean = _mean(right, design)
         squares = of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n
@@ -179,6 +179,19 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
     return _collected(parts, bootstrap if n > 1 else None, n, "none")
 
 
+def _design(
+    trace: Trace, content: str, n_visible: Int[Tensor, "position"], seen: Bool[Tensor, "sequence query key"]
+) -> Design:
+    pairs = PairCounts.of(trace.tokens[:, : len(n_visible)], seen) if content == "pair" else None
+    design = Design(trace.lengths, len(n_visible), pairs, n_visible)
+    if pairs is not None and design.n_cells < 4 * len(pairs):
+        raise ProbeError(
+            f"content 'pair' wants at least 4 cells a pair of tokens, got {design.n_cells:.0f} cells of {len(pairs)} "
+            "pairs: trace more sequences, or leave content in the residual ('none')"
+        )
+    return design
+
+
 def _pull(
     unexplained: Float64[Tensor, "sequence head unknown"],
     right: Float64[Tensor, "sequence head unknown"],
@@ -194,11 +207,6 @@ def _parts(design: Design) -> tuple[str, ...]:
     return PARTS if design.pairs is None else (*PARTS, "content")
 
 
-def _seen(lengths: Int[Tensor, "sequence"], n_position: int) -> Tensor:
-    future = torch.ones(n_position, n_position, dtype=torch.bool).triu(1)
-    return valid_rows(lengths, n_position)[:, None, :, None] & ~future
-
-
 def _right_sides(cells: Tensor, lengths: Tensor, design: Design) -> Float64[Tensor, "sequence head unknown"]:
     sums = ScoreSums.of_scores(cells, lengths).sums.flatten(-2)
     return sums if design.pairs is None else torch.cat((sums, design.pairs.sums(cells)), dim=-1)
@@ -209,9 +217,11 @@ def _mean(right: Float64[Tensor, "sequence head unknown"], design: Design) -> Fl
     return right[..., : design.n].sum((0, -1)) / design.n_cells
 
 
-def _checked_scores(trace: Trace, layer: int, n_position: int) -> Float64[Tensor, "sequence head query key"]:
+def _checked_scores(
+    trace: Trace, layer: int, seen: Bool[Tensor, "sequence query key"]
+) -> Float64[Tensor, "sequence head query key"]:
+    n_position, seen = seen.shape[-1], seen[:, None]
     scores = trace.scores(layer)[..., :n_position, :n_position]
-    seen = _seen(trace.lengths, n_position)
     bad = seen & ~scores.isfinite()
     if bad.any():
         b, h, t, i = bad.nonzero()[0].tolist()
@@ -231,12 +241,13 @@ def _check_varies(variance: Float64[Tensor, "head"], squares: Float64[Tensor, "h
         )
 
 
-def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, lengths: Tensor) -> Stacks:
+def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, design: Design) -> Stacks:
     """What f_rel explains of the mean scores' variance within rows."""
-    reached = valid_rows(lengths, cells.shape[-1]).sum(0).double()
-    sums = cells.sum(0)
-    rows = sums.sum(-1) / reached / torch.arange(1, cells.shape[-1] + 1)
-    variance = ((sums / reached[:, None] - rows[..., None]).tril().square() * reached[:, None]).sum((-2, -1))
+    reached, sums = design.weights, cells.sum(0)
+    means = sums / reached[:, None]
+    rows = means.sum(-1, keepdim=True) / design.n_visible[:, None]
+    seen = nearest_keys(design.n_visible)
+    variance = ((means - rows).where(seen, 0.0).square() * reached[:, None]).sum((-2, -1))
     explained = (left["query",] - left["query", "distance"]).sum(0)
     return {("mean", "distance", "toeplitz_r2"): explained[None] / or_nan(variance[None], left[()].sum(0)[None])}
 

@@ -33,33 +33,50 @@ def by_distance(rows: Float[Tensor, "*stack query key"]) -> Float[Tensor, "*stac
     return rows.gather(-1, (index[:, None] - index).clamp(min=0).expand(rows.shape)).tril()
 
 
-def pattern_from_bias(bias: Float[Tensor, "head distance"]) -> Float64[Tensor, "head query key"]:
-    """The causal pattern of the scores b(query - key): each head's rows are softmax_{i ≤ t} b(t - i)."""
-    n = bias.shape[-1]
-    future = torch.ones(n, n, dtype=torch.bool).triu(1)
-    scores = bias.double()[:, None].expand(-1, n, -1).masked_fill(future, -torch.inf)
-    return by_distance(scores.softmax(-1))
+def pattern_from_bias(
+    bias: Float[Tensor, "head distance"], n_visible: Int[Tensor, "query"] | None = None
+) -> Float64[Tensor, "head query key"]:
+    """The causal pattern of the scores b(query - key): each head's rows are softmax_{i ≤ t} b(t - i).
+
+    ``n_visible`` says how many keys each query sees, its nearest ones, where that is not all of them; then ``bias`` may
+    end after as many distances as any query sees.
+    """
+    n_visible = torch.arange(1, bias.shape[-1] + 1) if n_visible is None else n_visible
+    n = len(n_visible)
+    bias = torch.nn.functional.pad(bias.double(), (0, n - bias.shape[-1]))
+    hidden = torch.arange(n) >= n_visible[:, None]
+    return by_distance(bias[:, None].expand(-1, n, -1).masked_fill(hidden, -torch.inf).softmax(-1))
 
 
 @dataclass(frozen=True)
 class DistanceMass:
     """All that the fits have to know of the observed patterns: they enter the objectives through nothing else.
 
+    A row counts by how many keys it sees, which are its nearest ones. Where no key is hidden, row t sees the distances
+    0…t. Where a layer hides keys, a row is filed under the furthest distance that it sees: with a sliding window of w
+    keys all rows from w - 1 on under w - 1, so that no distance from w on is in any row.
+
     ``mass[h, d]`` is the attention that head h pays at distance d, as a mean over rows (it sums to 1 over d);
-    ``rows[h, t]`` the share of the rows that are rows t (it sums to 1), one for all heads unless rows have weights;
-    ``first[h, t]`` the attention that rows t pay to key 0, in the unit of ``mass``: the part of ``mass[h, t]`` that a
-    sink on the first token may account for.
+    ``rows[h, d]`` the share of the rows that see the distances 0…d (it sums to 1), one for all heads unless rows have
+    weights; ``first[h, d]`` the attention that these rows pay to key 0, in the unit of ``mass``, where key 0 is the
+    furthest that they see: the part of ``mass[h, d]`` that a sink on the first token may account for; ``sees_first[d]``
+    the share of the rows of which that is so.
     """
 
     mass: Float64[Tensor, "head distance"]
-    rows: Float64[Tensor, "#head query"]
-    first: Float64[Tensor, "head query"]
+    rows: Float64[Tensor, "#head distance"]
+    first: Float64[Tensor, "head distance"]
+    sees_first: Float64[Tensor, "#head distance"]
 
     @classmethod
     def of(
-        cls, pattern: Float[Tensor, "batch head query key"], lengths: Int[Tensor, "batch"] | None = None
+        cls,
+        pattern: Float[Tensor, "batch head query key"],
+        lengths: Int[Tensor, "batch"] | None = None,
+        n_visible: Int[Tensor, "query"] | None = None,
     ) -> "DistanceMass":
-        """Those of causal patterns; rows at or beyond a sequence's length do not count.
+        """Those of causal patterns; rows at or beyond a sequence's length do not count. ``n_visible`` is how many keys
+        each query sees, all up to its own where None.
 
         Raises:
             ProbeError: for rows that do not sum to 1 over the keys that they see (NaN, no softmax, not causal), or
@@ -68,7 +85,8 @@ class DistanceMass:
         batch, _, n_query, _ = pattern.shape
         valid = valid_rows(checked_lengths(lengths, batch, n_query), n_query)
         total = sum(p.where(v[:, None], 0.0).double() for p, v in zip(pattern, valid, strict=True))
-        mass, n_rows = by_distance(total).sum(-2), valid.sum()
+        by_row = by_distance(total)
+        mass, n_rows = by_row.sum(-2), valid.sum()
         all_mass = mass.sum(-1, keepdim=True)
         wrong = ~((all_mass[:, 0] / n_rows - 1).abs() <= torch.finfo(pattern.dtype).eps ** 0.5)
         if wrong.any():
@@ -78,7 +96,26 @@ class DistanceMass:
                 f"{head} sum to {float(all_mass[head, 0] / n_rows):.6g} on average"
             )
         # Divided by its own sum, not by the number of rows: they sum to 1 only up to the rounding of their dtype.
-        return cls(mass / all_mass, (valid.sum(0).double() / n_rows)[None], total[..., 0] / all_mass)
+        return cls.by_row(mass / all_mass, valid.sum(0).double() / n_rows, total[..., 0] / all_mass, n_visible)
+
+    @classmethod
+    def by_row(
+        cls,
+        mass: Float64[Tensor, "head distance"],
+        rows: Float64[Tensor, "query"],
+        first: Float64[Tensor, "head query"],
+        n_visible: Int[Tensor, "query"] | None = None,
+    ) -> "DistanceMass":
+        """Those of the mass by distance, the share of rows t among all rows, and the attention of rows t to key 0."""
+        if n_visible is None:
+            return cls(mass, rows[None], first, rows[None])
+        furthest, width = n_visible - 1, int(n_visible.max())
+        sees_first = (furthest == torch.arange(len(n_visible))).double()
+
+        def filed(x: Float64[Tensor, "*head query"]) -> Float64[Tensor, "*head distance"]:
+            return torch.zeros(*x.shape[:-1], width, dtype=x.dtype).index_add_(-1, furthest, x)
+
+        return cls(mass[:, :width], filed(rows)[None], filed(first * sees_first), filed(rows * sees_first)[None])
 
 
 def fit(observed: DistanceMass, features: Features) -> Theta:

@@ -28,7 +28,8 @@ def distance_from_template(
     check_names("template", [template], TEMPLATES)
     traced = trace(model, tokens, [PATTERN], lengths=lengths)
     fitted = [
-        TEMPLATES[template](checked_pattern(traced, layer), traced.lengths).pattern for layer in range(traced.n_layers)
+        TEMPLATES[template](checked_pattern(traced, layer), traced.lengths, n_visible=traced.n_visible(layer)).pattern
+        for layer in range(traced.n_layers)
     ]
 
     def measure(layer: int, pattern: Tensor, lengths: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
-from probe.tracing import PATTERN, trace, valid_rows
+from probe.tracing import PATTERN, nearest_keys, trace, valid_rows
 
 BY_HEAD = ("layer", "head", "layer_encoding", "metric", "value")
 
@@ -42,8 +42,10 @@ def attention_on(
     - "on_first": on key 0, where that is not marked;
     - "on_recent": on the last ``window`` keys, the query's own among them, but for those above;
     - "elsewhere": on all others. These four add up to 1;
-    - "on_keys_uniform": what uniform attention has on the marked keys: the control;
-    - "reach": Σ_i p_i (t - i) / (t / 2), the mean attended distance beside that of uniform attention, in [0, 2].
+    - "on_keys_uniform": what uniform attention over the keys that the layer shows has on the marked ones: the control,
+      0 where a sliding window hides all of them;
+    - "reach": Σ_i p_i (t - i) / (t / 2), the mean attended distance compared with that of uniform attention on all keys
+      up to the query's own, in [0, 2].
 
     Args:
         model: any that ``trace`` reads.
@@ -78,7 +80,6 @@ def attention_on(
         by_sequence = by_query.where(queries[:, None], 0.0).sum(-1) / n_queries[:, None]
         return bootstrap.value_and_draws @ by_sequence
 
-    uniform = marked.sum(-1).double() / (position + 1)
     encodings, parts = layer_encodings(model), []
     for layer in range(traced.n_layers):
         pattern = checked_pattern(traced, layer)
@@ -87,6 +88,8 @@ def attention_on(
             for name, mask in (("on_keys", marked), ("on_first", first), ("on_recent", recent))
         }
         on["elsewhere"] = 1 - sum(on.values(), start=torch.zeros(()))
+        n_visible = traced.n_visible(layer)
+        uniform = (marked & nearest_keys(n_visible)).sum(-1).double() / n_visible
         on["on_keys_uniform"] = mean(uniform[:, None]).expand_as(on["on_keys"])
         on["reach"] = mean((pattern * distance).sum(-1))
         for metric, draws in on.items():

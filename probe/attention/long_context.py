@@ -68,17 +68,21 @@ def compare_long_context(
     if bins < 1:
         raise ProbeError(f"bins must be at least 1, got {bins}")
     mass: dict[int, Float64[Tensor, "head distance"]] = {}
+    windows: dict[int, int | None] = {}
 
     def collect(layer: int, inputs: AttentionInputs) -> None:
         for q, k in zip(inputs.q, inputs.k, strict=True):
-            streamed = stream_attention(q, k, scale=inputs.scale, bias=inputs.bias, histogram=True)
+            windows[layer] = inputs.window
+            streamed = stream_attention(
+                q, k, scale=inputs.scale, bias=inputs.bias, window=inputs.window, histogram=True
+            )
             assert streamed.histogram is not None  # it was asked for
             of_sequence = streamed.histogram.double().cpu()
             mass[layer] = mass[layer] + of_sequence if layer in mass else of_sequence
 
     for sequence in tokens[: n // 2].split(1):
         attention_inputs(model, sequence, collect, layers)
-    found = {layer: _Fitted.to(of / of.sum(-1, keepdim=True)) for layer, of in mass.items()}
+    found = {layer: _Fitted.to(of / of.sum(-1, keepdim=True), windows[layer]) for layer, of in mass.items()}
 
     def measure(layer: int, inputs: AttentionInputs) -> None:
         for q, k in zip(inputs.q, inputs.k, strict=True):
@@ -96,32 +100,42 @@ def compare_long_context(
 class _Fitted:
     """The templates of one layer, and what is measured with them."""
 
-    def __init__(self, biases: dict[str, Float64[Tensor, "head distance"]], n_parameters: dict[str, int]):
-        self.biases, self.n_parameters = biases, n_parameters
+    def __init__(
+        self, biases: dict[str, Float64[Tensor, "head distance"]], n_parameters: dict[str, int], window: int | None
+    ):
+        self.biases, self.n_parameters, self.window = biases, n_parameters, window
         self.streams = {name: StreamTemplate.by_distance(bias) for name, bias in biases.items()}
         self.distances: list[dict[str, Float64[Tensor, "head"]]] = []
         self.pattern: Tensor = torch.zeros(())
         self.nothing = 0.0  # nats: divergences below it are what rounding makes of equal rows
 
     @classmethod
-    def to(cls, mass: Float64[Tensor, "head distance"]) -> "_Fitted":
+    def to(cls, mass: Float64[Tensor, "head distance"], window: int | None) -> "_Fitted":
         n = mass.shape[-1]
         # Every sequence has every row; what lies on key 0 is for sinks, which no kernel of these reads.
-        observed = DistanceMass(mass, torch.full((1, n), 1 / n, dtype=torch.float64), torch.zeros_like(mass))
+        rows, n_visible = torch.full((n,), 1 / n, dtype=torch.float64), torch.arange(1, n + 1).clamp(max=window or n)
+        observed = DistanceMass.by_row(mass, rows, torch.zeros_like(mass), n_visible)
         biases, n_parameters = {UNIFORM: torch.zeros_like(mass)}, {UNIFORM: 0}
         for name, kernel in KERNELS.items():
-            phi, n_parameters[name] = kernel.features_of(n)
-            biases[name] = fit(observed, phi) @ phi.T
-        return cls(biases, n_parameters)
+            phi, n_parameters[name] = kernel.features_of(observed.mass.shape[-1])
+            bias = fit(observed, phi) @ phi.T
+            biases[name] = torch.nn.functional.pad(bias, (0, n - bias.shape[-1]))  # no query sees the distances behind
+        return cls(biases, n_parameters, window)
 
     def measure(self, q: Tensor, k: Tensor, inputs: AttentionInputs, bins: int) -> None:
         streamed = stream_attention(
-            q, k, scale=inputs.scale, bias=inputs.bias, templates=self.streams, jensen_shannon=True
+            q,
+            k,
+            scale=inputs.scale,
+            bias=inputs.bias,
+            window=inputs.window,
+            templates=self.streams,
+            jensen_shannon=True,
         )
         self.nothing = 16 * torch.finfo(streamed.entropy.dtype).eps
         apart = {name: d.jensen_shannon for name, d in streamed.divergence.items()}
         self.distances.append({name: d.double().mean(-1).cpu() for name, d in apart.items() if d is not None})
-        self.pattern = self.pattern + pooled_pattern(q, k, inputs.scale, inputs.bias, bins)
+        self.pattern = self.pattern + pooled_pattern(q, k, inputs.scale, inputs.bias, bins, inputs.window)
 
     def rows(self, layer: int, bootstrap: Bootstrap) -> list[pd.DataFrame]:
         each = {name: torch.stack([d[name] for d in self.distances]) for name in self.biases}
@@ -155,7 +169,7 @@ class _Fitted:
             name = list(self.biases)[best]
             bias = self.biases[name][head : head + 1]
             nothing = torch.zeros(1, length, 1, dtype=torch.float64)
-            template = pooled_pattern(nothing, nothing, 1.0, bias, bins)[0]
+            template = pooled_pattern(nothing, nothing, 1.0, bias, bins, self.window)[0]
             columns = {
                 "layer": layer,
                 "head": head,

@@ -49,7 +49,7 @@ def attention_maps(
     query, key = torch.tril_indices(len(starts), len(starts))
     for layer, heads in nearest_template(rows).groupby("layer"):
         pattern = checked_pattern(trace, layer)
-        observed = Observed(pattern[fitted_on], trace.lengths[fitted_on])
+        observed = Observed(pattern[fitted_on], trace.lengths[fitted_on], trace.n_visible(layer))
         fitted = {name: TEMPLATES[name].of(observed, context).pattern for name in heads["template"].unique()}
         mean = pool((pattern[measured_on].sum(0)[:, :longest] / reached[:longest, None])[..., :longest], bins)
         for best in heads.itertuples():

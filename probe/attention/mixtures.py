@@ -38,7 +38,9 @@ TOLERANCE = 1e-9  # nats
 class SinkMixture:
     """The objective of the mixture, and one step towards its minimum. The first parameter of a head is ln π/(1 - π).
 
-    Without the observed rows' own entropy and with the ridge, the mean over rows of KL(observed row ‖ template row) is
+    A row from which key 0 is hidden (by a sliding window) has no sink: it is the kernel alone. ``sees_first`` says how
+    many rows that leaves. Without the observed rows' own entropy and with the ridge, the mean over rows of
+    KL(observed row ‖ template row) is, of the others,
 
         f = -Σ_t first_t ln(π + (1-π) K_t(0)) - Σ_t Σ_{i>0} mass_ti ln((1-π) K_t(i))
             + ½ RIDGE ((logit π - NO_SINK)² + |θ|²).
@@ -63,7 +65,10 @@ class SinkMixture:
         """The mass and rows of the kernel where the sink takes this share of the attention on key 0."""
         first, observed = share * self.observed.first, self.observed
         return DistanceMass(
-            (observed.mass - first).clamp(min=0), (observed.rows - first).clamp(min=0), observed.first - first
+            (observed.mass - first).clamp(min=0),
+            (observed.rows - first).clamp(min=0),
+            observed.first - first,
+            (observed.sees_first - first).clamp(min=0),
         )
 
     def objective(self, parameters: Theta) -> tuple[PerHead, PerHead]:
@@ -71,18 +76,21 @@ class SinkMixture:
         # Everything as if it were the kernel's, and then what the sink adds to the weight of key 0.
         kernel, rounding = objective(theta, self.observed, self.features)
         odds = logit - self._log_kernel_of_first(theta)
-        value = kernel - F.logsigmoid(-logit)[:, 0] - (self.observed.first * F.softplus(odds)).sum(-1)
+        divided = self.observed.sees_first.sum(-1)  # the share of the rows that have a sink at all
+        value = kernel - divided * F.logsigmoid(-logit)[:, 0] - (self.observed.first * F.softplus(odds)).sum(-1)
         return value + RIDGE / 2 * (logit[:, 0] - NO_SINK).square(), rounding + 1e-15 * value.abs()
 
     def step(self, parameters: Theta) -> tuple[Theta, Theta]:
         theta, weight = parameters[:, 1:], parameters[:, 0].sigmoid()
+        divided = self.observed.sees_first.sum(-1)
         share, kernel = self.expect(parameters)
         of_kernel, kernel_curvature = derivatives(theta, kernel, self.features)
         sink = (share * self.observed.first).sum(-1)
-        gradient = torch.cat([(weight - sink + RIDGE * (parameters[:, 0] - NO_SINK))[:, None], of_kernel], dim=1)
+        of_weight = divided * weight - sink + RIDGE * (parameters[:, 0] - NO_SINK)
+        gradient = torch.cat([of_weight[:, None], of_kernel], dim=1)
 
         curvature = F.pad(kernel_curvature, (1, 0, 1, 0))  # of the complete problem
-        curvature[:, 0, 0] = weight * (1 - weight) + RIDGE
+        curvature[:, 0, 0] = divided * weight * (1 - weight) + RIDGE
         # By how much the two explanations of attention on key 0 differ, as derivatives of their log-odds.
         _, mean = means(theta, self.features)
         contrast = torch.cat([torch.ones_like(share)[..., None], mean - self.features], dim=-1)
@@ -107,7 +115,7 @@ def fit_sink_mixture(observed: DistanceMass, features: Features) -> tuple[PerHea
     mixture, found = SinkMixture(observed, features), []
     for given in STARTS:
         share = torch.full((1, 1), given, dtype=torch.float64)
-        weight = (share * observed.first).sum(-1).clamp(0.001, 0.999)
+        weight = ((share * observed.first).sum(-1) / observed.sees_first.sum(-1)).clamp(0.001, 0.999)
         start = torch.cat([weight.logit()[:, None], fit(mixture.without_sink(share), features)], dim=1)
         *_, last = descend(start, mixture.objective, mixture.step, TOLERANCE)
         found.append(last)

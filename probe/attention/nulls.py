@@ -10,15 +10,16 @@ from probe.attention.head_pairs import head_pair_distances
 
 
 def shuffled(
-    pattern: Float64[Tensor, "batch head query key"], generator: np.random.Generator
+    pattern: Float64[Tensor, "batch head query key"], n_visible: Int[Tensor, "query"], generator: np.random.Generator
 ) -> Float64[Tensor, "batch head query key"]:
-    """In each row the weights on the visible keys in random order, drawn anew for each row, head and sequence.
+    """In each row the weights on the keys that are seen, in random order, drawn anew for each row, head and sequence.
 
     The rows keep their entropy and lose whatever order their keys had.
     """
     keys = pattern.numpy(force=True).copy()
-    for t in range(keys.shape[2]):
-        keys[:, :, t, : t + 1] = generator.permuted(keys[:, :, t, : t + 1], axis=-1)
+    for t, n in enumerate(n_visible.tolist()):
+        seen = (..., t, slice(t + 1 - n, t + 1))
+        keys[seen] = generator.permuted(keys[seen], axis=-1)
     return torch.from_numpy(keys)
 
 

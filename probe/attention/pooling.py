@@ -36,8 +36,10 @@ def pooled_pattern(
     scale: float,
     bias: Float[Tensor, "head distance"] | None = None,
     bins: int = BINS,
+    window: int | None = None,
 ) -> Float64[Tensor, "head query_bin key_bin"]:
-    """``pool`` of the pattern softmax_{i ≤ t}(scale q_t·k_i + bias[t - i]), some rows of it at a time: O(T) memory.
+    """``pool`` of the pattern softmax(scale q_t·k_i + bias[t - i]) over the keys t - window < i ≤ t, some rows of it at
+    a time: O(T) memory.
 
     Rows are made as ``stream_attention`` makes them: half precision is read as float32.
     """
@@ -56,7 +58,7 @@ def pooled_pattern(
         distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(end, device=q.device)
         if bias is not None:
             rows = rows + bias.to(rows)[:, distance.clamp(min=0)]
-        rows = rows.masked_fill(distance < 0, -torch.inf).softmax(-1)
+        rows = rows.masked_fill((distance < 0) | (distance >= (window or n)), -torch.inf).softmax(-1)
         by_key = rows.new_zeros(n_heads, end - start, bins).index_add_(-1, index[:end], rows)
         total.index_add_(1, index[start:end], by_key.double())
     return (total / torch.bincount(index, minlength=bins)[:, None]).cpu()

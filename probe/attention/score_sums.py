@@ -2,7 +2,8 @@
 
 The model is s(t, i) ≈ key_i + query_t + distance_{t-i}, over the cells i ≤ t of all sequences. Least squares asks for
 nothing of the scores but their sums over each key, each query and each distance (and the sum of their squares, for the
-variance). Where scores are scale · q·k + b(t - i), all of these follow from q and k in O(T log T): sums over keys and
+variance). In a layer that hides keys, only the cells that are seen count: those of the nearest keys of each query.
+Where scores are scale · q·k + b(t - i), all of these follow from q and k in O(T log T): sums over keys and
 queries are cumulative sums, sums over distances a correlation, sums of squares a running Gram matrix. So the model is
 fitted exactly at lengths at which no T × T matrix fits.
 """
@@ -12,12 +13,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from probe.attention.distance_family import by_distance
 from probe.errors import ProbeError
-from probe.tracing import valid_rows
+from probe.tracing import nearest_keys, valid_rows
 
 PARTS = ("key", "query", "distance")
 _KEY, _QUERY, _DISTANCE = range(3)
@@ -27,20 +28,22 @@ _TOLERANCE = 1e-13
 
 @dataclass(frozen=True)
 class ScoreSums:
-    """Sums of scores over the cells i ≤ t of each sequence.
+    """Sums of scores over the cells of each sequence that are seen: i ≤ t, or t - window < i ≤ t.
 
     ``sums[..., p, j]`` is the sum over the cells whose key (p = 0), query (1) or distance (2) is j; ``squares`` the sum
-    of squares over all of them.
+    of squares over all of them; ``window`` the number of keys that a query sees at most, None where it sees all.
     """
 
     sums: Float64[Tensor, "sequence head part=3 position"]
     squares: Float64[Tensor, "sequence head"]
+    window: int | None = None
 
     @classmethod
     def of_scores(
         cls, scores: Float[Tensor, "sequence head query key"], lengths: Int[Tensor, "sequence"]
     ) -> "ScoreSums":
-        """Those of scores that are held; rows beyond a sequence's length, and keys after the query, do not count."""
+        """Those of scores that are held, 0 where a key is hidden; rows beyond a sequence's length, and keys after the
+        query, do not count."""
         valid = valid_rows(lengths, scores.shape[-1])[:, None, :, None]
         scores = scores.double().tril().where(valid, 0.0)
         sums = torch.stack((scores.sum(-2), scores.sum(-1), by_distance(scores).sum(-2)), dim=-2)
@@ -53,38 +56,56 @@ class ScoreSums:
         k: Float[Tensor, "kv_head query d_head"],
         scale: float,
         bias: Float[Tensor, "head distance"] | None = None,
+        window: int | None = None,
     ) -> "ScoreSums":
         """Those of one sequence's scale · q_t·k_i + b(t - i), which is never held: O(T log T) time, O(T) memory.
+
+        Args:
+            q, k: queries and keys of one sequence as they enter the scores.
+            scale: what q·k is multiplied with.
+            bias: b by distance, in nats; none where None.
+            window: how many keys a query sees at most, its own included; all up to its own where None.
 
         Raises:
             ProbeError: for shapes that do not fit, or values that are not finite.
         """
         _check_queries_and_keys(q, k, bias)
         group, n = len(q) // len(k), q.shape[1]
-        heads = [_of_head(q[h].double() * scale, k[h // group].double()) for h in range(len(q))]
+        width = n if window is None else min(window, n)
+        heads = [_of_head(q[h].double() * scale, k[h // group].double(), width) for h in range(len(q))]
         sums = torch.stack([s for s, _ in heads])
         squares = torch.stack([s for _, s in heads])
         if bias is not None:
             b = bias[:, :n].to(sums)
+            b = b.where(torch.arange(n, device=b.device) < width, 0.0)
             seen = torch.arange(n, 0, -1, device=b.device)  # T - d: how many cells have the distance d
             squares = squares + 2 * (sums[:, _DISTANCE] * b).sum(-1) + (b.square() * seen).sum(-1)
-            cumulative = b.cumsum(-1)
+            cumulative = b.cumsum(-1)  # beyond the window b is 0, so that this stays what it is at the window's end
             sums = sums + torch.stack((cumulative.flip(-1), cumulative, b * seen), dim=-2)
-        return cls(sums[None].cpu(), squares[None].cpu())
+        return cls(sums[None].cpu(), squares[None].cpu(), window)
 
     @classmethod
     def together(cls, parts: Sequence["ScoreSums"]) -> "ScoreSums":
-        """Those of several sequences of one length."""
-        return cls(torch.cat([part.sums for part in parts]), torch.cat([part.squares for part in parts]))
+        """Those of several sequences of one length and window."""
+        sums, squares = torch.cat([part.sums for part in parts]), torch.cat([part.squares for part in parts])
+        return cls(sums, squares, parts[0].window)
 
 
-def _of_head(q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_head"]) -> tuple[Tensor, Tensor]:
+def _of_head(
+    q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_head"], window: int
+) -> tuple[Tensor, Tensor]:
     n, d = q.shape
-    over_queries = (k * q.flip(0).cumsum(0).flip(0)).sum(-1)
-    over_keys = (q * k.cumsum(0)).sum(-1)
+    # A window's sum is a running sum less the one that stood a window before.
+    queries, keys = q.flip(0).cumsum(0), k.cumsum(0)
+    queries[window:] -= queries[:-window].clone()
+    keys[window:] -= keys[:-window].clone()
+    over_queries = (k * queries.flip(0)).sum(-1)
+    over_keys = (q * keys).sum(-1)
     # Σ_t q_t·k_{t-d}, for all d at once: a correlation, one coordinate of the head at a time.
     spectrum = sum(torch.fft.rfft(q[:, j], 2 * n) * torch.fft.rfft(k[:, j], 2 * n).conj() for j in range(d))
-    over_rows = torch.fft.irfft(spectrum, 2 * n)[:n]
+    over_rows = torch.fft.irfft(spectrum, 2 * n)[:n].where(torch.arange(n, device=q.device) < window, 0.0)
+    if window < n:
+        return torch.stack((over_queries, over_keys, over_rows)), _squares_in_window(q, k, window)
     # Σ_{i ≤ t} (q_t·k_i)² = q_tᵀ (Σ_{i ≤ t} k_i k_iᵀ) q_t: the Gram matrix of the keys before a block, and the block.
     squares, gram = q.new_zeros(()), q.new_zeros(d, d)
     for start in range(0, n, _BLOCK):
@@ -92,6 +113,18 @@ def _of_head(q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_hea
         squares = squares + ((queries @ gram) * queries).sum() + (queries @ keys.T).tril().square().sum()
         gram = gram + keys.T @ keys
     return torch.stack((over_queries, over_keys, over_rows)), squares
+
+
+def _squares_in_window(q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_head"], window: int) -> Tensor:
+    """The sum of squared scores over the cells of a sliding window, some queries at a time: O(T window)."""
+    squares = q.new_zeros(())
+    for start in range(0, len(q), _BLOCK):
+        first = max(0, start - window + 1)
+        scores = q[start : start + _BLOCK] @ k[first : start + _BLOCK].T
+        distance = torch.arange(start, start + len(scores))[:, None] - torch.arange(first, first + scores.shape[1])
+        seen = ((distance >= 0) & (distance < window)).to(q.device)
+        squares = squares + scores.where(seen, 0.0).square().sum()
+    return squares
 
 
 def _check_queries_and_keys(q: Tensor, k: Tensor, bias: Tensor | None) -> None:
@@ -118,9 +151,9 @@ class PairCounts:
     index: Int[Tensor, "sequence query key"]
 
     @classmethod
-    def of(cls, tokens: Int[Tensor, "sequence position"], lengths: Int[Tensor, "sequence"]) -> "PairCounts":
+    def of(cls, tokens: Int[Tensor, "sequence position"], seen: Bool[Tensor, "sequence query key"]) -> "PairCounts":
+        """Those of the cells that are ``seen``."""
         n = tokens.shape[1]
-        seen = valid_rows(lengths, n)[:, :, None].expand(-1, -1, n).tril()
         pairs = tokens[:, :, None] * (int(tokens.max()) + 1) + tokens[:, None, :]
         found, number = pairs[seen].unique(return_inverse=True)
         index = torch.full(pairs.shape, len(found))
@@ -145,24 +178,78 @@ class Design:
     """The normal equations XᵀX θ = Xᵀs of the additive model, applied without being written down.
 
     θ holds T values each for keys, queries and distances, then one for each pair of tokens where there are ``pairs``.
-    With w_t the number of sequences that reach row t, W_j = Σ_{t ≥ j} w_t, the three blocks of XᵀX θ are
+    With w_t the number of sequences that reach row t, and r_t the number of keys that row t sees (its nearest; t + 1
+    where none is hidden), the three blocks of XᵀX θ are
 
-        key i:       W_i key_i       + Σ_{t ≥ i} w_t (query_t + distance_{t-i})
-        query t:     w_t ((t + 1) query_t + Σ_{i ≤ t} (key_i + distance_i))
-        distance d:  W_d distance_d  + Σ_{t ≥ d} w_t (query_t + key_{t-d})
+        key i:       Σ_{t: t - r_t < i ≤ t} w_t (key_i + query_t + distance_{t-i})
+        query t:     w_t (r_t query_t + Σ_{t - r_t < i ≤ t} key_i + Σ_{d < r_t} distance_d)
+        distance d:  Σ_{t: d < r_t} w_t (distance_d + query_t + key_{t-d})
 
-    which are cumulative sums and correlations: O(T log T).
+    which are cumulative sums, and correlations where r_t = min(t + 1, window): O(T log T). Elsewhere (attention in
+    chunks) a matrix stands for the correlations.
     """
 
-    def __init__(self, lengths: Int[Tensor, "sequence"], n_position: int, pairs: PairCounts | None = None):
+    def __init__(
+        self,
+        lengths: Int[Tensor, "sequence"],
+        n_position: int,
+        pairs: PairCounts | None = None,
+        n_visible: Int[Tensor, "position"] | None = None,
+    ):
+        all_keys = torch.arange(1, n_position + 1)
         self.weights = valid_rows(lengths, n_position).sum(0).double()
         self.n, self.pairs = n_position, pairs
-        self.n_cells = float((self.weights * torch.arange(1, n_position + 1)).sum())
-        tail = _tail(self.weights)
-        own = torch.stack((tail, self.weights * torch.arange(1, n_position + 1), tail)).flatten()
+        self.n_visible = all_keys if n_visible is None else n_visible
+        self.window = int(self.n_visible.max())
+        self._crossing = None
+        if not torch.equal(self.n_visible, all_keys.clamp(max=self.window)):
+            # How many cells key i and distance d share: one for each sequence that reaches the row i + d, if it sees i.
+            row = torch.arange(n_position)[:, None] + torch.arange(n_position)
+            there = row.clamp(max=n_position - 1)
+            seen = (row < n_position) & (torch.arange(n_position) < self.n_visible[there])
+            self._crossing = self.weights[there].where(seen, 0.0)
+        #: the cells that count: all of them, and those of each sequence
+        self.n_cells = float((self.weights * self.n_visible).sum())
+        self.cells_of_each = self.n_visible.cumsum(0)[lengths - 1].double()
+        own = torch.stack(
+            (self._to_keys(self.weights), self.weights * self.n_visible, self._to_distances(self.weights))
+        ).flatten()
         if pairs is not None:
             own = torch.cat((own, pairs.counts[_QUERY].sum(-1)))
         self.diagonal = own  # how many cells each unknown stands in
+
+    def _over_keys(self, x: Float64[Tensor, "*stack position"]) -> Float64[Tensor, "*stack position"]:
+        """Σ_{t - r_t < i ≤ t} x_i for each query t."""
+        total = torch.nn.functional.pad(x.cumsum(-1), (1, 0))
+        after = torch.arange(1, self.n + 1)
+        return total[..., after] - total[..., after - self.n_visible]
+
+    def _over_distances(self, x: Float64[Tensor, "*stack position"]) -> Float64[Tensor, "*stack position"]:
+        """Σ_{d < r_t} x_d for each query t."""
+        return x.cumsum(-1)[..., self.n_visible - 1]
+
+    def _to_keys(self, x: Float64[Tensor, "*stack position"]) -> Float64[Tensor, "*stack position"]:
+        """Σ x_t over the queries t that see each key."""
+        at = torch.arange(self.n)
+        change = torch.zeros(*x.shape[:-1], self.n + 1, dtype=x.dtype)
+        change.index_add_(-1, at + 1 - self.n_visible, x)
+        return change.index_add_(-1, at + 1, -x).cumsum(-1)[..., :-1]
+
+    def _to_distances(self, x: Float64[Tensor, "*stack position"]) -> Float64[Tensor, "*stack position"]:
+        """Σ x_t over the queries t that see a key at each distance."""
+        return _tail(torch.zeros_like(x).index_add_(-1, self.n_visible - 1, x))
+
+    def _keys_of(self, distance: Float64[Tensor, "right position"]) -> Float64[Tensor, "right position"]:
+        """Σ_t w_t distance_{t-i} over the queries t that see each key i."""
+        if self._crossing is not None:
+            return distance @ self._crossing.T
+        return _correlation(self.weights, distance.where(torch.arange(self.n) < self.window, 0.0))
+
+    def _distances_of(self, key: Float64[Tensor, "right position"]) -> Float64[Tensor, "right position"]:
+        """Σ_t w_t key_{t-d} over the queries t that see a key at each distance d."""
+        if self._crossing is not None:
+            return key @ self._crossing
+        return _correlation(self.weights, key).where(torch.arange(self.n) < self.window, 0.0)
 
     def of(self, parts: Collection[str]) -> Float64[Tensor, "unknown"]:
         """1 for the unknowns of those parts (``PARTS`` and "content"), 0 for the others."""
@@ -175,11 +262,10 @@ class Design:
         """XᵀX θ."""
         w, positional = self.weights, theta[:, : 3 * self.n].unflatten(-1, (3, self.n))
         key, query, distance = positional.unbind(-2)
-        rows = w * ((key + distance).cumsum(-1) + query * torch.arange(1, self.n + 1))
-        both = _tail(w * query)
-        tail = _tail(w)
-        keys = tail * key + both + _correlation(w, distance)
-        distances = tail * distance + both + _correlation(w, key)
+        cells_of_key, _, cells_of_distance = self.diagonal[: 3 * self.n].unflatten(-1, (3, self.n))
+        rows = w * (self._over_keys(key) + self._over_distances(distance) + query * self.n_visible)
+        keys = cells_of_key * key + self._to_keys(w * query) + self._keys_of(distance)
+        distances = cells_of_distance * distance + self._to_distances(w * query) + self._distances_of(key)
         result = torch.stack((keys, rows, distances), dim=-2)
         if self.pairs is None:
             return result.flatten(-2)
@@ -253,7 +339,7 @@ class Design:
         if self.pairs is not None:
             content = torch.nn.functional.pad(theta[:, 3 * n :], (0, 1))
             cells = cells + content[:, self.pairs.index].transpose(0, 1)
-        return cells.tril()
+        return cells.where(nearest_keys(self.n_visible), 0.0)
 
 
 def _tail(x: Float64[Tensor, "*rest position"]) -> Float64[Tensor, "*rest position"]:

@@ -33,6 +33,7 @@ def settled(theta: Float64[Tensor, "*stack unknown"], design: Design) -> Float64
     slope = _slope(parts[..., 0, 1:], cells[0, 1:])[..., None]
     parts = parts + slope[..., None] * at * torch.tensor([[-1.0], [1.0], [-1.0]])
     means = (parts * cells).sum(-1, keepdim=True) / cells.sum(-1, keepdim=True)
+    # What no cell has (the distances beyond a window) is 0 here, and no row is made of it.
     return torch.where(cells > 0, parts - means, 0.0)
 
 
@@ -94,8 +95,10 @@ class Curves:
         design: Design,
     ):
         n = len(basis) - 1
-        self.cells = design.diagonal[2 * design.n : 3 * design.n]
+        # All keys and queries are in some cell; distances beyond the widest row of keys are in none, and end here.
+        self.cells = design.diagonal[2 * design.n : 2 * design.n + design.window]
         self.parts = dict(zip(PARTS, basis.unbind(-2), strict=True))
+        self.parts["distance"] = self.parts["distance"][..., : design.window]
         if weights is None:
             self.coefficients = torch.ones(1, 1, dtype=torch.float64)
         else:

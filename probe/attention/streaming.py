@@ -6,6 +6,7 @@ P is the causal pattern softmax_{i ≤ t}(scale q_t·k_i + b(t - i)) of a head, 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -50,7 +51,7 @@ class StreamedAttention(Shown):
     """What is known of every row of a causal pattern, without the pattern."""
 
     log_normaliser: Float[Tensor, "... head query"]  #: ln Σ_i exp of the scores
-    entropy: Float[Tensor, "... head query"]  #: in nats, in [0, ln(t + 1)]
+    entropy: Float[Tensor, "... head query"]  #: in nats, in [0, ln n] for the n keys that are seen
     mean_distance: Float[Tensor, "... head query"]  #: Σ_i p_i (t - i), in tokens, in [0, t]
     first: Float[Tensor, "... head query"]  #: the mass on key 0
     previous: Float[Tensor, "... head query"]  #: the mass on key t - 1, 0 where there is none
@@ -66,23 +67,26 @@ def stream_attention(
     *,
     scale: float,
     bias: Float[Tensor, "head distance"] | None = None,
+    window: int | None = None,
     templates: Mapping[str, StreamTemplate] | None = None,
     histogram: bool = False,
     jensen_shannon: bool = False,
     path: str = "auto",
 ) -> StreamedAttention:
-    """Statistics of every row of softmax_{i ≤ t}(scale q_t·k_i + bias[t - i]), of one sequence.
+    """Statistics of every row of softmax(scale q_t·k_i + bias[t - i]), t - window < i ≤ t, of one sequence.
 
     Two paths give the same numbers, within 1e-4 of float64 (absolute, or relative above 1). "fused" costs little more
-    than one fused attention, but it knows no bias, no histogram and no Jensen-Shannon divergence, and only templates
-    that are a line from some distance on (ALiBi, T5). "blocks" makes the pattern some rows at a time and knows
-    everything. Memory: O(query). Half precision is read as float32. Float64 goes by blocks, and so do scores that may
-    be above ``LARGEST_IN_FLOAT32``, which are made in float64.
+    than one fused attention, but it knows no bias, no window, no histogram and no Jensen-Shannon divergence, and only
+    templates that are a line from some distance on (ALiBi, T5). "blocks" makes the pattern some rows at a time and
+    knows everything. Memory: O(query). Half precision is read as float32. Float64 goes by blocks, and so do scores that
+    may be above ``LARGEST_IN_FLOAT32``, which are made in float64.
 
     Args:
         q, k: as they enter the scores, after any rotation; each key head serves head / kv_head query heads.
         scale: what q·k is multiplied with, usually d_head^-1/2.
         bias: what is added to the scores at each distance 0, 1, …, in nats.
+        window: how many keys a query sees at most, its own included; all up to its own where None. Templates, too, are
+            of the keys that are seen.
         templates: what to compare with, by name.
         histogram: whether to collect the mass by distance.
         jensen_shannon: whether to take that divergence from the templates, too.
@@ -93,6 +97,8 @@ def stream_attention(
     """
     templates = templates or {}
     _check(q, k, scale, bias, templates, path)
+    if window is not None and window < 1:
+        raise ProbeError(f"window must be at least 1, got {window}")
     dtype = torch.promote_types(q.dtype, torch.float32)
     of_scores = score_dtype(q, k, scale, bias)
     q, k = q.to(of_scores), k.to(of_scores)
@@ -100,17 +106,18 @@ def stream_attention(
         q.dtype == torch.float64
         or q.device.type not in ("cpu", "cuda")
         or bias is not None
+        or (window is not None and window < q.shape[1])
         or histogram
         or jensen_shannon
         or not all(fused.can_fuse(template) for template in templates.values())
     )
     if needs_blocks and path == "fused":
         raise ProbeError(
-            "the fused path knows no float64, bias, histogram, Jensen-Shannon or template without a tail, nor scores "
-            f"that may be above {LARGEST_IN_FLOAT32:g} nats: use 'blocks'"
+            "the fused path knows no float64, bias, window, histogram, Jensen-Shannon or template without a tail, nor "
+            f"scores that may be above {LARGEST_IN_FLOAT32:g} nats: use 'blocks'"
         )
     if needs_blocks or path == "blocks":
-        return _by_blocks(q, k, scale, bias, templates, histogram, jensen_shannon, dtype)
+        return _by_blocks(q, k, scale, bias, window or q.shape[1], templates, histogram, jensen_shannon, dtype)
     return _by_fused_attention(q, k, scale, templates)
 
 
@@ -169,6 +176,7 @@ def _by_blocks(
     k: Tensor,
     scale: float,
     bias: Tensor | None,
+    window: int,
     templates: Mapping[str, StreamTemplate],
     histogram: bool,
     jensen_shannon: bool,
@@ -182,57 +190,68 @@ def _by_blocks(
     rows = {name: torch.empty_like(q[..., 0], dtype=dtype) for name in names}
     total = torch.zeros(n_heads, n, dtype=torch.float64, device=q.device) if histogram else None
     q = q.view(len(k), -1, n, d_head)
-    step = min(max(1, BLOCK // (n_heads * n)), MAX_ROWS)
+    step = min(max(1, BLOCK // (n_heads * min(n, window + MAX_ROWS))), MAX_ROWS)
     # The widest block goes first, so that all later ones find room in what it leaves; growing ones would find none.
     for start in range((n - 1) // step * step, -1, -step):
         end = min(start + step, n)
-        scores = q[:, :, start:end].reshape(len(k), -1, d_head) @ k[:, :end].transpose(1, 2)
-        scores = scores.view(n_heads, end - start, end).mul_(scale)
+        seen = slice(max(0, start - window + 1), end)  # the keys that some row of the block sees
+        scores = q[:, :, start:end].reshape(len(k), -1, d_head) @ k[:, seen].transpose(1, 2)
+        scores = scores.view(n_heads, end - start, -1).mul_(scale)
         if bias is not None:
-            scores += _by_query(bias[:, :end].to(scores), end - start)
+            scores += _by_query(bias[:, : scores.shape[-1]].to(scores), end - start)
         here = (..., slice(start, end))
-        future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
-        scores[here].masked_fill_(future, -math.inf)
+        query = torch.arange(start, end, device=q.device)
+        key = torch.arange(seen.start, end, device=q.device)
+        masked, hidden = _hidden(query, key, window)
+        scores[masked].masked_fill_(hidden, -math.inf)
         highest = scores.amax(-1, keepdim=True)
         p = _exp(scores.sub_(highest))
-        p[here].masked_fill_(future, 0.0)
+        p[masked].masked_fill_(hidden, 0.0)
         z = p.sum(-1, keepdim=True)
         p /= z
         log_p = scores.sub_(z.log())
-        log_p[here].masked_fill_(future, 0.0)
+        log_p[masked].masked_fill_(hidden, 0.0)
 
-        query = torch.arange(start, end, device=q.device)
-        back = start - torch.arange(end, device=q.device)
+        back = start - key
         rows["log_normaliser"][here] = (highest + z.log()).squeeze(-1)
         rows["entropy"][here] = -vecdot(p, log_p)
         # Divided by its own sum: rounding leaves one that is off by about eps · score, times the length of a block.
         mass, moment = (p @ torch.stack((torch.ones_like(back), back), dim=-1).to(p)).unbind(-1)
         rows["mean_distance"][here] = moment / mass + (query - start)
-        rows["first"][here] = p[..., 0]
-        before = (query - 1).clamp(min=0)[:, None].expand(n_heads, -1, 1)
-        rows["previous"][here] = p.gather(-1, before).squeeze(-1) * (query > 0)
-        rows["self_"][here] = p[here].diagonal(dim1=-2, dim2=-1)
+        rows["first"][here] = p[..., 0] if seen.start == 0 else 0.0
+        before = (query - 1 - seen.start).clamp(min=0)[:, None].expand(n_heads, -1, 1)
+        rows["previous"][here] = p.gather(-1, before).squeeze(-1) * ((query > 0) & (window > 1))
+        rows["self_"][here] = p[..., start - seen.start :].diagonal(dim1=-2, dim2=-1)
         if total is not None:
-            total[:, :end] += _mass_by_distance(p)
+            total[:, : p.shape[-1]] += _mass_by_distance(p)
         for name, b in biases.items():
-            for kind, values in zip(kinds, _compare(p, log_p, b, start, future, jensen_shannon), strict=True):
+            log_z = log_normaliser(b[:, : min(end, window)])[:, query.clamp(max=window - 1)]
+            for kind, values in zip(kinds, _compare(p, log_p, b, log_z, masked, hidden, jensen_shannon), strict=True):
                 getattr(divergence[name], kind)[here] = values
     rows["mean_distance"].clamp_(min=0)
     return StreamedAttention(**rows, divergence=divergence, histogram=None if total is None else (total / n).to(dtype))
 
 
+def _hidden(query: Tensor, key: Tensor, window: int) -> tuple[tuple[Any, ...], Tensor]:
+    """The part of a block's rows and keys in which some keys are hidden, as an index, and which of them are."""
+    masked: tuple[Any, ...] = (...,)
+    if len(key) <= window:  # no key is too far for any row: only those of the block's own rows can be hidden
+        masked, key = (..., slice(len(key) - len(query), None)), query
+    distance = query[:, None] - key
+    return masked, (distance < 0) | (distance >= window)
+
+
 def _compare(
-    p: Tensor, log_p: Tensor, bias: Tensor, start: int, future: Tensor, jensen_shannon: bool
+    p: Tensor, log_p: Tensor, bias: Tensor, log_z: Tensor, masked: tuple[Any, ...], hidden: Tensor, jensen_shannon: bool
 ) -> list[Float[Tensor, "head row"]]:
-    """The divergences of the rows ``start``… of P from those of the template of a bias (float64, by distance)."""
-    end = p.shape[-1]
-    log_z = log_normaliser(bias[:, :end])[:, start:]
+    """The divergences of rows of P from those of the template of a bias (float64, by distance) of that normaliser."""
+    n_rows, n_keys = p.shape[-2:]
     # Rows of a block have nearly the same normaliser: taken off in float64, what is left for float32 is small wherever
     # the template has any mass.
-    log_t = _by_query((bias[:, :end] - log_z[:, :1]).to(p), end - start)
+    log_t = _by_query((bias[:, :n_keys] - log_z[:, :1]).to(p), n_rows)
     log_t -= (log_z - log_z[:, :1]).to(p)[..., None]
     t = _exp(log_t)
-    t[..., start:].masked_fill_(future, 0.0)
+    t[masked].masked_fill_(hidden, 0.0)
     difference = torch.sub(log_p, log_t, out=log_t)
     values = [vecdot(p, difference), -vecdot(t, difference)]
     if jensen_shannon:

@@ -1,8 +1,9 @@
 """Streaming statistics of a model's own attention: its queries and keys as they are computed, one layer at a time."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -19,7 +20,7 @@ from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
 from probe.models.mode import evaluating
 from probe.shown import Shown
-from probe.tracing import PATTERN, block_site, checked_lengths
+from probe.tracing import PATTERN, SCORES, block_site, checked_lengths, hide_keys, mask_of_scores
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
 
@@ -29,12 +30,13 @@ _WITNESSES = 64
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """All that a layer's pattern follows from: softmax_{i ≤ t}(scale q_t·k_i + bias[t - i])."""
+    """All that a layer's pattern follows from: softmax(scale q_t·k_i + bias[t - i]), t - window < i ≤ t."""
 
     q: Float[Tensor, "batch head query d_head"]  #: as they enter the scores, after any rotation
     k: Float[Tensor, "batch kv_head query d_head"]  #: likewise
     scale: float  #: what q·k is multiplied with
     bias: Float[Tensor, "head query"] | None = None  #: by distance, in nats
+    window: int | None = None  #: how many keys a query sees at most; all up to its own where None
 
 
 Visit = Callable[[int, AttentionInputs], None]
@@ -51,8 +53,8 @@ def attention_inputs(
 
     Raises:
         ProbeError: for a layer that does not exist, a model that is neither a ``Decoder`` nor a ``TransformerBridge``,
-            or one whose pattern does not follow from its queries and keys (a bias, a window or a cap that the bridge
-            does not show, as BLOOM's) or is no softmax (entmax).
+            or one whose pattern does not follow from its queries and keys (a bias or a cap that the bridge does not
+            show, as BLOOM's) or is no softmax (entmax).
     """
     if not isinstance(model, Decoder) and not hasattr(model, "run_with_hooks"):
         raise ProbeError(f"streaming wants a Decoder or a TransformerBridge, got {type(model).__name__}")
@@ -120,14 +122,15 @@ def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]
 
     def hook_pattern(layer: int) -> Callable[..., None]:
         def hook(pattern: Tensor, hook: Any) -> None:
-            if len(seen) < 2:
+            if not {"q", "k"} <= seen.keys():
                 return  # what that means is said below
-            q, k = seen.pop("q"), seen.pop("k")
+            q, k, scores = seen.pop("q"), seen.pop("k"), seen.pop("scores", None)
             if decoder is not None:
                 inputs = _inputs(decoder, layer, q, k)
             else:
                 scale = getattr(model.blocks[layer].attn.original_component, "scaling", None) or q.shape[-1] ** -0.5
-                inputs = AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), float(scale))
+                window = None if scores is None else _window_of(scores, layer)
+                inputs = AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), float(scale), window=window)
             _check_pattern(layer, inputs, pattern)
             visited.add(layer)
             visit(layer, inputs)
@@ -138,6 +141,8 @@ def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]
     for layer in layers:
         turned = block_site(layer, ROT_Q) in model.hook_dict
         sites = {"q": ROT_Q, "k": ROT_K} if turned else {"q": "attn.hook_q", "k": "attn.hook_k"}
+        if block_site(layer, SCORES) in model.hook_dict:
+            sites["scores"] = SCORES
         hooks += [(block_site(layer, site), keep(name)) for name, site in sites.items()]
         hooks.append((block_site(layer, PATTERN), hook_pattern(layer)))
     missing = [name for name, _ in hooks if name not in model.hook_dict]
@@ -149,6 +154,18 @@ def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]
             raise ProbeError(f"this bridge has sites for the queries and keys of layer {layer}, but never calls them")
 
 
+def _window_of(scores: Float[Tensor, "batch head query key"], layer: int) -> int | None:
+    """How many keys each query sees at most; None where it sees all up to its own."""
+    mask = mask_of_scores(hide_keys(scores))
+    if mask is None:
+        return None
+    n_visible = mask[0, 0].sum(-1)
+    window = int(n_visible.max())
+    if mask.shape[:2] != (1, 1) or not torch.equal(n_visible, torch.arange(1, len(n_visible) + 1).clamp(max=window)):
+        raise ProbeError(f"streaming needs a causal mask or a sliding window, but layer {layer} hides other keys")
+    return window
+
+
 def _check_pattern(layer: int, inputs: AttentionInputs, pattern: Float[Tensor, "batch head query key"]) -> None:
     """Refuse where some rows of the model's own pattern are not what the inputs make."""
     n = pattern.shape[-1]
@@ -158,11 +175,12 @@ def _check_pattern(layer: int, inputs: AttentionInputs, pattern: Float[Tensor, "
     away = rows[:, None] - torch.arange(n, device=rows.device)
     if inputs.bias is not None:
         scores += inputs.bias[:, away.clamp(min=0)]
-    expected = scores.masked_fill(away < 0, -torch.inf).softmax(-1)
+    hidden = (away < 0) | (away >= (inputs.window or n))
+    expected = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     if not (expected - pattern[:, :, rows]).abs().max() <= torch.finfo(pattern.dtype).eps ** 0.5:
         raise ProbeError(
-            f"the pattern of layer {layer} is not softmax(scale q·k): the model has a bias, a window or a cap that "
-            "this bridge does not show"
+            f"the pattern of layer {layer} is not softmax(scale q·k): the model has a bias or a cap that this bridge "
+            "does not show"
         )
 
 
@@ -174,6 +192,7 @@ class ModelStream(Shown):
     """
 
     layers: dict[int, StreamedAttention]  #: by layer
+    windows: dict[int, int | None] = field(default_factory=dict)  #: by layer, how many keys a query sees at most
 
     def rows(self, n_bins: int = 256) -> pd.DataFrame:
         """Means over sequences and over bins of query positions, ready to be drawn.
@@ -181,7 +200,8 @@ class ModelStream(Shown):
         Returns:
             Columns layer, head, query (the mean position of a bin), metric (entropy in nats; mean_distance in tokens;
             first, previous and self, masses; of each template kl = KL(P‖T), reverse_kl, symmetric_kl and perhaps
-            jensen_shannon, in nats), template (None where there is none), value, and n (rows in the mean).
+            jensen_shannon, in nats), template (None where there is none), value, n (rows in the mean), and n_visible
+            (how many keys the query sees).
         """
         parts = []
         for layer, result in self.layers.items():
@@ -196,7 +216,10 @@ class ModelStream(Shown):
             for (metric, template), value in values.items():
                 keys = {"layer": layer, "metric": metric, "template": template}
                 parts.append(_pooled(value, "query", n_bins).assign(**keys))
-        return pd.concat(parts, ignore_index=True)[["layer", "head", "query", "metric", "template", "value", "n"]]
+        rows = pd.concat(parts, ignore_index=True)
+        widest = rows["layer"].map(lambda layer: self.windows.get(layer) or math.inf)
+        columns = ["layer", "head", "query", "metric", "template", "value", "n", "n_visible"]
+        return rows.assign(n_visible=(rows["query"] + 1).clip(upper=widest))[columns]
 
     def histogram_rows(self, n_bins: int = 256) -> pd.DataFrame:
         """Mean mass per token of distance, in bins of distances; columns layer, head, distance, value, n.
@@ -257,13 +280,16 @@ def stream(
     batch, n = tokens.shape
     of_each = checked_lengths(lengths, batch, n).tolist()
     results: dict[int, list[StreamedAttention]] = {}
+    windows: dict[int, int | None] = {}
 
     def visit(layer: int, inputs: AttentionInputs) -> None:
+        windows[layer] = inputs.window or windows.get(layer)  # sequences shorter than the window do not show it
         streamed = stream_attention(
             inputs.q[0],
             inputs.k[0],
             scale=inputs.scale,
             bias=inputs.bias,
+            window=inputs.window,
             templates=templates,
             histogram=histogram,
             jensen_shannon=jensen_shannon,
@@ -272,22 +298,20 @@ def stream(
 
     for sequence, length in zip(tokens, of_each, strict=True):
         attention_inputs(model, sequence[None, :length], visit, layers)
-    return ModelStream({layer: _stack(parts, n) for layer, parts in results.items()})
+    return ModelStream({layer: _stack(parts, n) for layer, parts in results.items()}, windows)
 
 
 def _stack(parts: list[Any], n: int) -> Any:
     """Results of several sequences as one, with a batch axis in front of every tensor."""
     kind = type(parts[0])
     stacked: dict[str, Any] = {}
-    for field in fields(kind):
-        values = [getattr(part, field.name) for part in parts]
+    for of in fields(kind):
+        values = [getattr(part, of.name) for part in parts]
         if isinstance(values[0], dict):
-            stacked[field.name] = {name: _stack([value[name] for value in values], n) for name in values[0]}
+            stacked[of.name] = {name: _stack([value[name] for value in values], n) for name in values[0]}
         elif values[0] is None:
-            stacked[field.name] = None
+            stacked[of.name] = None
         else:
-            beyond = 0.0 if field.name == "histogram" else torch.nan
-            stacked[field.name] = torch.stack(
-                [F.pad(value, (0, n - value.shape[-1]), value=beyond) for value in values]
-            )
+            beyond = 0.0 if of.name == "histogram" else torch.nan
+            stacked[of.name] = torch.stack([F.pad(value, (0, n - value.shape[-1]), value=beyond) for value in values])
     return kind(**stacked)

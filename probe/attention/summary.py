@@ -21,7 +21,7 @@ def attention_summary(
 ) -> pd.DataFrame:
     """The mean over sequences of ``ROW_STATISTICS``, for every layer, head and query position.
 
-    entropy is in nats, in [0, ln(query + 1)]; mean_distance, Σ_i p_i (query - i), in tokens, in [0, query]; first,
+    entropy is in nats, in [0, ln n_visible]; mean_distance, Σ_i p_i (query - i), in tokens, in [0, query]; first,
     previous and self are the mass on key 0, on the key before the query (0 where there is none), and on its own key.
     ``low`` and ``high`` are the percentile bootstrap interval over sequences. The dense counterpart of ``stream``.
 
@@ -30,18 +30,20 @@ def attention_summary(
         n_bootstrap, confidence, seed: number of draws, coverage in (0, 1), seed of the draws.
 
     Returns:
-        Columns layer, head, query (0-based position), metric, value, low, high, n (sequences that reach the query).
+        Columns layer, head, query (0-based position), metric, value, low, high, n (sequences that reach the query),
+        n_visible (how many keys the query sees: query + 1, or fewer in a layer with a sliding window).
 
     Raises:
         ProbeError: for values that are no attention patterns, no draw, or a confidence outside (0, 1).
     """
     parts = []
     for layer in range(trace.n_layers):
-        pattern = checked_pattern(trace, layer)
+        pattern, n_visible = checked_pattern(trace, layer), trace.n_visible(layer)
         for metric, statistic in ROW_STATISTICS.items():
             rows = _with_intervals(statistic(pattern), trace.lengths, n_bootstrap, confidence, seed)
-            parts.append(rows.assign(layer=layer, metric=metric))
-    return pd.concat(parts, ignore_index=True)[["layer", "head", "query", "metric", "value", "low", "high", "n"]]
+            parts.append(rows.assign(layer=layer, metric=metric, n_visible=n_visible.numpy()[rows["query"]]))
+    columns = ["layer", "head", "query", "metric", "value", "low", "high", "n", "n_visible"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def _with_intervals(

@@ -1,9 +1,11 @@
 """Templates: the attention patterns that position alone would make, to compare what a model attends to with.
 
 A template is a function ``(observed, context) -> FittedTemplate``; it reads no more than the shape of the training
-patterns unless it is a fitted one. Every fit minimises the mean over observed rows of KL(observed row ‖ template row),
-in nats. To add a template: add it to ``TEMPLATES``; if it is exponential in features of the distance, as most are, it
-is one line, ``Template(Kernel(features, names).alone)``.
+patterns, and which keys they hide, unless it is a fitted one. Every fit minimises the mean over observed rows of
+KL(observed row ‖ template row), in nats.
+
+To add a template: add it to ``TEMPLATES``; if it is exponential in features of the distance, as most are, it is one
+line, ``Template(Kernel(features, names).alone)``.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from probe.attention.log_odds import fit_log_odds
 from probe.attention.mixtures import fit_sink_mixture
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
+from probe.tracing import nearest_keys
 
 T5_BUCKETS = 32  # T5's own number, with its max_distance 128
 ROTARY_FREQUENCIES = 16
@@ -41,30 +44,43 @@ class TemplateContext:
 class FittedTemplate:
     """A causal pattern whose rows sum to 1, the parameters of each head, and how many of them were fitted."""
 
-    pattern: Float64[Tensor, "head query key"]  #: rows sum to 1, 0 for keys behind the query
+    pattern: Float64[Tensor, "head query key"]  #: rows sum to 1, 0 for hidden keys
     parameters: dict[str, Float64[Tensor, "head ..."]] = field(default_factory=dict)  #: by name, in nats or tokens
     n_parameters: int = 0  #: fitted for each head
 
 
 class Observed:
-    """What a template may read: patterns "batch head query key" (causal, see ``check_pattern``) and their lengths."""
+    """What a template may read: patterns "batch head query key" (causal, see ``check_pattern``), their lengths, and how
+    many keys each query sees, all up to its own where ``n_visible`` is None (see ``Trace.n_visible``)."""
 
-    def __init__(self, pattern: Float[Tensor, "batch head query key"], lengths: Int[Tensor, "batch"] | None = None):
+    def __init__(
+        self,
+        pattern: Float[Tensor, "batch head query key"],
+        lengths: Int[Tensor, "batch"] | None = None,
+        n_visible: Int[Tensor, "query"] | None = None,
+    ):
         self._pattern, self._lengths = pattern, lengths
-        self.n_heads, self.n_query = pattern.shape[1:3]
+        self.n_heads, n_query = pattern.shape[1:3]
+        self.n_visible = torch.arange(1, n_query + 1) if n_visible is None else n_visible[:n_query]
+        self.reach = int(self.n_visible.max())  #: how many distances, 0 among them, any query sees
 
     @cached_property
     def mass(self) -> DistanceMass:
         """All that fits read; taken once for all of them."""
-        return DistanceMass.of(self._pattern, self._lengths)
+        return DistanceMass.of(self._pattern, self._lengths, self.n_visible)
+
+    def of_bias(self, bias: Float[Tensor, "head distance"]) -> Float64[Tensor, "head query key"]:
+        """The pattern that a bias by distance makes of the keys that are seen."""
+        return pattern_from_bias(bias, self.n_visible)
 
 
 @dataclass(frozen=True)
 class Template:
     """A template, and whether it wants a trained T5 table.
 
-    Called with patterns, the lengths of their sequences (rows beyond them do not count; all do by default) and a
-    context, it gives the template for these heads; ``of`` does so for patterns that several templates are fitted to.
+    Called with patterns, the lengths of their sequences (rows beyond them do not count; all do by default), a context
+    and the number of keys that each query sees (all up to its own by default), it gives the template for these heads;
+    ``of`` does so for patterns that several templates are fitted to.
     """
 
     make: Callable[[Observed, TemplateContext], FittedTemplate]  #: the template for what was observed
@@ -75,8 +91,9 @@ class Template:
         pattern: Float[Tensor, "batch head query key"],
         lengths: Int[Tensor, "batch"] | None = None,
         context: TemplateContext | None = None,
+        n_visible: Int[Tensor, "query"] | None = None,
     ) -> FittedTemplate:
-        return self.of(Observed(pattern, lengths), context or TemplateContext())
+        return self.of(Observed(pattern, lengths, n_visible), context or TemplateContext())
 
     def of(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
         """The template for what was observed, which several may share.
@@ -95,29 +112,42 @@ def available_templates(context: TemplateContext) -> list[str]:
 
 
 def _fixed(rows: Callable[[Int[Tensor, "query"]], Tensor]) -> Callable[[Observed, TemplateContext], FittedTemplate]:
-    """A template that is the same for all heads; ``rows`` makes "query key" from the positions 0…T-1."""
+    """A template that is the same for all heads; ``rows`` makes "query key" from the number of keys that each sees."""
 
     def make(observed: Observed, context: TemplateContext) -> FittedTemplate:
-        one = rows(torch.arange(observed.n_query)).double()
+        one = rows(observed.n_visible).double()
         return FittedTemplate(one.expand(observed.n_heads, -1, -1))
 
     return make
 
 
-def _uniform(query: Int[Tensor, "query"]) -> Float64[Tensor, "query key"]:
-    """1/t on each of the t visible keys: what constant scores give, and theorem 1's layer of Kazemnejad et al. 2023."""
-    return torch.ones(len(query), len(query), dtype=torch.float64).tril() / (query[:, None] + 1)
+def _uniform(n_visible: Int[Tensor, "query"]) -> Float64[Tensor, "query key"]:
+    """1/n on each of the n keys that are seen: what constant scores give, and theorem 1's layer of Kazemnejad et al.
+    2023."""
+    return nearest_keys(n_visible).double() / n_visible[:, None]
 
 
-def _to_key(key: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """All attention on one key of each query."""
-    return lambda query: F.one_hot(key(query), len(query))
+def _at_distance(distance: int) -> Callable[[Tensor], Tensor]:
+    """All attention on the key at that distance, or on the furthest that is seen."""
+
+    def rows(n_visible: Int[Tensor, "query"]) -> Tensor:
+        query = torch.arange(len(n_visible))
+        return F.one_hot(query - (n_visible - 1).clamp(max=distance), len(n_visible))
+
+    return rows
+
+
+def _first_token(n_visible: Int[Tensor, "query"]) -> Tensor:
+    """All attention on the first token; uniform where a query does not see it, as of a head that seeks nothing else."""
+    query = torch.arange(len(n_visible))
+    sees_it = (n_visible == query + 1)[:, None]
+    return F.one_hot(torch.zeros_like(query), len(query)).where(sees_it, _uniform(n_visible))
 
 
 def _alibi(observed: Observed, context: TemplateContext) -> FittedTemplate:
     """softmax(-m_h (t - i)) with each head's own slope m_h. Press et al. 2022."""
     slopes = alibi_slopes(observed.n_heads)
-    return FittedTemplate(pattern_from_bias(-slopes[:, None] * torch.arange(observed.n_query)), {"slope": slopes})
+    return FittedTemplate(observed.of_bias(-slopes[:, None] * torch.arange(observed.reach)), {"slope": slopes})
 
 
 def _t5(observed: Observed, context: TemplateContext) -> FittedTemplate:
@@ -130,8 +160,8 @@ def _t5(observed: Observed, context: TemplateContext) -> FittedTemplate:
             + ("" if table.isfinite().all() else " with NaN or infinity")
         )
     table = table.detach().double().cpu()
-    bucket = t5_bucket(torch.arange(observed.n_query), len(table), context.t5_max_distance)
-    return FittedTemplate(pattern_from_bias(table[bucket].T), {"bucket_bias": table.T})
+    bucket = t5_bucket(torch.arange(observed.reach), len(table), context.t5_max_distance)
+    return FittedTemplate(observed.of_bias(table[bucket].T), {"bucket_bias": table.T})
 
 
 @dataclass(frozen=True)
@@ -147,17 +177,20 @@ class Kernel:
 
     def alone(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
         """The kernel, θ by ``distance_family.fit``."""
-        phi, n_parameters = self.features_of(observed.n_query)
+        phi, n_parameters = self.features_of(observed.reach)
         theta = fit(observed.mass, phi)
-        return FittedTemplate(pattern_from_bias(theta @ phi.T), self.names(theta), n_parameters)
+        return FittedTemplate(observed.of_bias(theta @ phi.T), self.names(theta), n_parameters)
 
     def with_sink(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
-        """π of each row on the first token, 1 - π divided by the kernel, both by ``mixtures.fit_sink_mixture``."""
-        phi, n_parameters = self.features_of(observed.n_query)
+        """π of each row on the first token, 1 - π divided by the kernel, both by ``mixtures.fit_sink_mixture``; the
+        kernel alone in rows that do not see the first token."""
+        phi, n_parameters = self.features_of(observed.reach)
         weight, theta = fit_sink_mixture(observed.mass, phi)
-        mixed = (1 - weight)[:, None, None] * pattern_from_bias(theta @ phi.T)
-        mixed[..., 0] += weight[:, None]
-        most = observed.n_query * (observed.n_query - 1) // 2  # all that there is to know of a causal pattern
+        sees_first = observed.n_visible == torch.arange(1, len(observed.n_visible) + 1)
+        weights = weight[:, None] * sees_first
+        mixed = (1 - weights)[..., None] * observed.of_bias(theta @ phi.T)
+        mixed[..., 0] += weights
+        most = int((observed.n_visible - 1).sum())  # all that there is to know of a pattern
         return FittedTemplate(mixed, {"sink_weight": weight} | self.names(theta), min(n_parameters + 1, most))
 
     def features_of(self, n_query: int) -> tuple[Float64[Tensor, "distance feature"], int]:
@@ -215,14 +248,14 @@ def _window(observed: Observed, context: TemplateContext) -> FittedTemplate:
 
     θ is negative where the head prefers what is further away. Where nothing leaks the fit's ridge stops it at about 18.
     """
-    mass, n = observed.mass, observed.n_query
+    mass, n = observed.mass, observed.reach
     widths = torch.arange(1, n + 1)
     favoured = torch.minimum(widths[:, None], torch.arange(1, n + 1))
     log_odds, lost = fit_log_odds(favoured, mass.rows[:, None], mass.mass.cumsum(-1))
     best = lost.argmin(-1, keepdim=True)
     width, log_odds = widths[best[:, 0]], log_odds.gather(-1, best)[:, 0]
     bias = log_odds[:, None] * (torch.arange(n) < width[:, None])
-    return FittedTemplate(pattern_from_bias(bias), {"width": width.double(), "log_odds": log_odds}, min(2, n - 1))
+    return FittedTemplate(observed.of_bias(bias), {"width": width.double(), "log_odds": log_odds}, min(2, n - 1))
 
 
 def _first_token_sink(observed: Observed, context: TemplateContext) -> FittedTemplate:
@@ -230,21 +263,20 @@ def _first_token_sink(observed: Observed, context: TemplateContext) -> FittedTem
 
     What constant content with a ``<bos>`` of its own makes of a head, and so what counts position without encodings.
     """
-    mass, n = observed.mass, observed.n_query
-    favoured = torch.ones(n, dtype=torch.long)
-    log_odds, _ = fit_log_odds(favoured, mass.rows, mass.first.sum(-1))
+    mass, n = observed.mass, len(observed.n_visible)
+    log_odds, _ = fit_log_odds(torch.ones(observed.reach, dtype=torch.long), mass.sees_first, mass.first.sum(-1))
     scores = torch.zeros(len(log_odds), n, n, dtype=torch.float64)
     scores[..., 0] = log_odds[:, None]
-    rows = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
-    return FittedTemplate(rows, {"log_odds": log_odds}, min(1, n - 1))
+    rows = scores.masked_fill(~nearest_keys(observed.n_visible), -torch.inf).softmax(-1)
+    return FittedTemplate(rows, {"log_odds": log_odds}, min(1, observed.reach - 1))
 
 
 #: Every template by its name, the fixed ones first.
 TEMPLATES: dict[str, Template] = {
     "uniform": Template(_fixed(_uniform)),
-    "previous_token": Template(_fixed(_to_key(lambda query: (query - 1).clamp(min=0)))),
-    "diagonal": Template(_fixed(_to_key(lambda query: query))),
-    "first_token": Template(_fixed(_to_key(torch.zeros_like))),
+    "previous_token": Template(_fixed(_at_distance(1))),
+    "diagonal": Template(_fixed(_at_distance(0))),
+    "first_token": Template(_fixed(_first_token)),
     "alibi": Template(_alibi),
     "t5": Template(_t5, needs_t5_table=True),
     "previous_token_leaky": Template(PREVIOUS_TOKEN.alone),

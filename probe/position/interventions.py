@@ -1,11 +1,12 @@
 """Interventions that tell how a model knows position: on its tokens, and on values inside it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe.tracing import PATTERN, RESID_POST, block_site
@@ -17,12 +18,14 @@ Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Input:
-    """Sequences that an intervention starts from. ``bos`` is the id with which all of them begin, None if none is."""
+    """Sequences that an intervention starts from. ``bos`` is the id with which all of them begin, None if none is;
+    ``visible`` says which keys up to its own the first layer shows each query."""
 
     tokens: Int[Tensor, "batch pos"]
     bos: int | None
     n_layers: int
     generator: torch.Generator
+    visible: Bool[Tensor, "#batch #head query key"]
 
     @property
     def length(self) -> int:
@@ -72,16 +75,15 @@ def permuted(given: Input) -> Int[Tensor, "batch pos"]:
 
 def permuted_without_bos(given: Input) -> Int[Tensor, "batch pos"]:
     """Random content and nothing else: no ``<bos>``, no order."""
-    return drop_bos(Input(permuted(given), given.bos, given.n_layers, given.generator))
+    return drop_bos(dataclasses.replace(given, tokens=permuted(given)))
 
 
 def uniform_first_layer(given: Input) -> Edits:
-    """Attention in the first layer is uniform over the keys that a query sees."""
+    """Attention in the first layer is uniform over the keys that a query sees: all, where the model is not causal."""
 
     def edit(pattern: Float[Tensor, "batch head query key"]) -> Tensor:
-        seen = torch.ones_like(pattern[:1, :1])
-        if not pattern.triu(1).any():
-            seen = seen.tril()
+        causal = not pattern.triu(1).any()
+        seen = given.visible.to(pattern) if causal else torch.ones_like(pattern[:1, :1])
         return (seen / seen.sum(-1, keepdim=True)).expand_as(pattern)
 
     return {block_site(0, PATTERN): edit}

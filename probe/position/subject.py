@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.position.interventions import INTERVENTIONS, NORMAL, Edits, Input
 from probe.position.scores import Draws, mean_absolute_error, r2
-from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, logits_with_edits, visit
+from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, logits_with_edits, trace, visit
 
 
 class Subject:
@@ -39,6 +39,8 @@ class Subject:
         first = tokens[:, 0].unique().tolist()
         self.bos = first[0] if len(first) == 1 else None
         self.mean_position = tokens.shape[1] / 2  # of positions 1, 2, …
+        traced = trace(model, self.test[:1], [PATTERN])
+        self.visible = [traced.visible(layer) for layer in range(self.n_layers)]
         self.attention = self._first_key()
         self.probe = self.read(NORMAL, self.site)[0]
         self.found = {name: self._outcome(name) for name in INTERVENTIONS if self._applies(name)}
@@ -50,7 +52,8 @@ class Subject:
     def given(self, name: str, part: str) -> tuple[Input, Tensor, Edits]:
         """What an intervention makes of the sequences of a part; the same at every call."""
         seed = self.seed + 2 * [*INTERVENTIONS].index(name) + (part == "train")
-        given = Input(getattr(self, part), self.bos, self.n_layers, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        given = Input(getattr(self, part), self.bos, self.n_layers, generator, self.visible[0])
         return given, INTERVENTIONS[name].tokens(given), INTERVENTIONS[name].edits(given)
 
     def run(self, tokens: Tensor, edits: Callable[[slice], Edits], site: str) -> tuple[Tensor, list[Tensor]]:
@@ -105,15 +108,17 @@ class Subject:
 
     def _first_key(self) -> dict[str, Float64[Tensor, "batch layer head"]]:
         """The attention of each head on the first key, and the slope of its log-odds over the log of the number of
-        other keys: -1 for softmax with keys of any fixed scores, 0 where it is the same from every position."""
-        x = torch.arange(1, self.test.shape[1], dtype=torch.float64).log()
-        x = (x - x.mean()) / (x - x.mean()).square().sum()
+        other keys: -1 for softmax with keys of any fixed scores, 0 where it is the same from every position. Over the
+        rows that see the first key: a sliding window hides it from the others."""
+        sees_first = [visible[0, 0, 1:, 0] for visible in self.visible]
         mass: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
         slope: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
 
         def keep(site: str, pattern: Tensor, rows: slice) -> None:
             layer = int(site.split(".")[1])
-            pattern = pattern[:, :, 1:].detach().cpu().double()
+            pattern = pattern[:, :, 1:].detach().cpu().double()[:, :, sees_first[layer]]
+            x = (1 + sees_first[layer].nonzero()[:, 0]).double().log()
+            x = (x - x.mean()) / (x - x.mean()).square().sum().clamp(min=1e-300)
             first, others = pattern[..., 0], pattern[..., 1:].sum(-1)
             least = torch.finfo(torch.float32).tiny  # what underflowed
             mass[layer].append(first.mean(-1))

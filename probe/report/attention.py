@@ -258,9 +258,10 @@ def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
 
 def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
     """Entropy (or any other metric of ``attention_summary`` and of ``stream(…).rows()``) of every head against the
-    query's position, a panel an encoding; for entropy the greatest possible, ln(t + 1), is dotted.
+    query's position, a panel an encoding; for entropy the greatest possible, ln(n_visible), is dotted.
 
-    Rows: layer, head, query, metric, value, and perhaps encoding and control (of which "none" is drawn).
+    Rows: layer, head, query, metric, value, n_visible (for entropy), and perhaps encoding and control (of which "none"
+    is drawn).
     """
     rows = rows if "encoding" in rows else rows.assign(encoding="")
     rows = rows[rows["control"] == "none"] if "control" in rows else rows
@@ -280,11 +281,15 @@ def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
             )  # fmt: skip
             shown.add(layer)
         if metric == "entropy":
-            x = sorted(of["query"].unique())
-            figure.add_scatter(
-                x=x, y=[math.log(t + 1) for t in x], mode="lines", name="uniform, ln(t + 1)", legendgroup="bound",
-                showlegend=first, line={"color": GREY, "dash": "dot"}, **place,
-            )  # fmt: skip
+            # A line for all layers that show as many keys, one more for each window.
+            bounds = {tuple(zip(line["query"], line["n_visible"], strict=True)) for _, line in
+                      of.drop_duplicates(["layer", "query"]).sort_values("query").groupby("layer")}  # fmt: skip
+            for i, bound in enumerate(sorted(bounds)):
+                figure.add_scatter(
+                    x=[query for query, _ in bound], y=[math.log(n) for _, n in bound], mode="lines",
+                    name="uniform, ln(visible keys)", legendgroup="bound", showlegend=first and not i,
+                    line={"color": GREY, "dash": "dot"}, **place,
+                )  # fmt: skip
     title_lowest(figure, places, "query position")
     unit = f"entropy, nats{counted(rows)}" if metric == "entropy" else metric.replace("_", " ") + counted(rows)
     figure.update_yaxes(title=unit, col=1)

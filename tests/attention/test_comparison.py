@@ -239,15 +239,15 @@ def test_heads_without_an_order_of_keys_are_as_near_as_their_shuffled_null():
 
 def test_shuffled_rows_hold_the_same_weights_in_every_order():
     pattern = random_pattern(4000, 1, 3, 1)
-    got = shuffled(pattern, np.random.default_rng(0))
+    got = shuffled(pattern, torch.arange(1, pattern.shape[-1] + 1), np.random.default_rng(0))
     check_pattern(got)
     torch.testing.assert_close(got.sort(-1).values, pattern.sort(-1).values, rtol=0, atol=0)
     # Each of the six orders of the last row's keys is as frequent as the others: 6 times 667 expected, χ² of 5.
     order = (got[:, 0, 2, :, None] == pattern[:, 0, 2, None]).int().argmax(-1)
     _, count = torch.unique(order, dim=0, return_counts=True)
     assert len(count) == 6 and scipy.stats.chisquare(count.numpy()).pvalue > 0.01
-    assert torch.equal(got, shuffled(pattern, np.random.default_rng(0)))
-    assert not torch.equal(got, shuffled(pattern, np.random.default_rng(1)))
+    assert torch.equal(got, shuffled(pattern, torch.arange(1, pattern.shape[-1] + 1), np.random.default_rng(0)))
+    assert not torch.equal(got, shuffled(pattern, torch.arange(1, pattern.shape[-1] + 1), np.random.default_rng(1)))
 
 
 def test_null_seed_is_the_nearest_head_chosen_on_the_first_half():

@@ -311,7 +311,7 @@ def test_rows_are_means_over_sequences_and_bins(make_decoder, random_tokens):
     decoder, tokens, lengths = make_decoder(), random_tokens(), torch.tensor([16, 5, 16])
     streamed = stream(decoder, tokens, templates_of(4), lengths=lengths, histogram=True)
     rows = streamed.rows()
-    assert list(rows.columns) == ["layer", "head", "query", "metric", "template", "value", "n"]
+    assert list(rows.columns) == ["layer", "head", "query", "metric", "template", "value", "n", "n_visible"]
     assert len(rows) == 2 * 4 * 16 * (5 + 3 * len(templates_of(4)))
     row = rows[(rows.layer == 1) & (rows["head"] == 2) & (rows["query"] == 9)].set_index(["metric", "template"])
     kl = streamed.layers[1].divergence["t5"].kl[[0, 2], 2, 9]
@@ -387,7 +387,7 @@ def test_bridges_of_hugging_face_models(random_tokens):
             "bias for 4 distances, got .* of 5 tokens",
         ),
         ({"path": "fast"}, "unknown path 'fast'; known: auto, blocks, fused"),
-        ({"path": "fused", "histogram": True}, "the fused path knows no float64, bias, histogram"),
+        ({"path": "fused", "histogram": True}, "the fused path knows no float64, bias, window, histogram"),
     ],
 )
 def test_bad_input_is_one_clear_line(change, message):

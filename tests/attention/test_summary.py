@@ -26,7 +26,8 @@ def random_patterns(batch, n):
 def test_literal_pattern():
     pattern = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.75, 0]], dtype=torch.float64)[None, None]
     rows = attention_summary(one_layer(pattern), n_bootstrap=5)
-    assert list(rows.columns) == ["layer", "head", "query", "metric", "value", "low", "high", "n"]
+    assert list(rows.columns) == ["layer", "head", "query", "metric", "value", "low", "high", "n", "n_visible"]
+    assert rows["n_visible"].tolist() == 5 * [1, 2, 3]
     found = {metric: part["value"].tolist() for metric, part in rows.groupby("metric")}
     quarter = 0.25 * math.log(4) + 0.75 * math.log(4 / 3)
     assert found["entropy"] == pytest.approx([0, math.log(2), quarter], abs=1e-15)

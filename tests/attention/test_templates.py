@@ -290,7 +290,7 @@ def test_a_saturated_head_does_not_disturb_the_others(n):
     geometric = (-distance / 4).exp()
     alibi = geometric * (rows / geometric.cumsum(0)).flip(0).cumsum(0).flip(0)
     mass = torch.stack([rows, alibi])
-    slopes = -fit(DistanceMass(mass, rows[None], torch.zeros_like(mass)), distance[:, None])[:, 0]
+    slopes = -fit(DistanceMass.by_row(mass, rows, torch.zeros_like(mass)), distance[:, None])[:, 0]
     assert -22 < slopes[0] < -7
     assert float(slopes[1]) == pytest.approx(1 / 4, abs=1e-6)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import numpy as np
@@ -17,7 +18,7 @@ from probe.position.emergence import probe_over_training
 from probe.position.evidence import turned
 from probe.position.interventions import INTERVENTIONS, Input
 from probe.position.mechanism import mechanism_table, name_mechanism
-from probe.tracing import PATTERN, block_site, logits_with_edits, trace
+from probe.tracing import PATTERN, block_site, logits_with_edits, nearest_keys, trace
 
 L, BOS, END = 24, 0, 31
 QUICK = {"n_bootstrap": 20}
@@ -302,7 +303,8 @@ def test_the_table_has_a_line_a_mechanism(stops_rows):
 
 
 def given(tokens, n_layers=2):
-    return Input(tokens, BOS, n_layers, torch.Generator().manual_seed(0))
+    visible = torch.ones(1, 1, *2 * tokens.shape[1:], dtype=torch.bool).tril()
+    return Input(tokens, BOS, n_layers, torch.Generator().manual_seed(0), visible)
 
 
 def test_interventions_on_tokens():
@@ -325,6 +327,10 @@ def test_interventions_on_patterns():
     (uniform,) = INTERVENTIONS["uniform_first_layer"].edits(given(tokens, 3)).values()
     torch.testing.assert_close(uniform(pattern)[0, 0], torch.ones(12, 12).tril() / torch.arange(1, 13.0)[:, None])
     torch.testing.assert_close(uniform(torch.full((1, 1, 12, 12), 1 / 12)), torch.full((1, 1, 12, 12), 1 / 12))
+    near = nearest_keys(torch.arange(1, 13).clamp(max=4))  # under a sliding window
+    windowed = dataclasses.replace(given(tokens, 3), visible=near[None, None])
+    (uniform,) = INTERVENTIONS["uniform_first_layer"].edits(windowed).values()
+    torch.testing.assert_close(uniform(pattern)[0, 0], near / near.sum(-1, keepdim=True))
     window = INTERVENTIONS["window"].edits(given(tokens, 3))
     assert [*window] == [block_site(layer, PATTERN) for layer in range(3)]
     cropped = window[block_site(0, PATTERN)](pattern)
