@@ -33,6 +33,7 @@ from constructions.learning_measures import (
 )
 from constructions.learning_starts import STARTS, hand_built
 from probe.config import check_flag, check_number, check_size
+from probe.device import gradients
 from probe.errors import ProbeError, unknown_name
 from probe.models.config import NORMALIZATIONS
 from probe.models.decoder import Decoder, DecoderConfig
@@ -115,6 +116,7 @@ VARIANTS: tuple[LearningConfig, ...] = (
 )
 
 
+@gradients()
 def train_from(
     decoder: Decoder,
     config: LearningConfig,

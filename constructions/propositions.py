@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from constructions.construction import short
 from constructions.observing import observe
 from constructions.weights import write_head, zero_weights
+from probe.device import gradients
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.encodings import alibi_slopes, t5_bucket
 
@@ -225,7 +226,7 @@ def no_gradient(seed: int) -> Found:
 def _gradient_share(decoder: Decoder, tokens: Tensor) -> float:
     """The largest gradient to any W_Q or W_K, as a share of the largest to any W_V."""
     decoder.zero_grad()
-    with torch.enable_grad():
+    with gradients():
         decoder(tokens).pow(2).sum().backward()
     attention = [layer.attention for layer in decoder.layers]
     largest = max(_largest_gradient(p) for each in attention for p in (each.q_proj, each.k_proj))

@@ -56,6 +56,14 @@ def use_threads(n: int) -> None:
 
 
 @contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients are taken inside, also where the caller has switched them off (``torch.set_grad_enabled(False)``,
+    ``torch.no_grad``, ``torch.inference_mode``)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
     """Within this block a CPU computes products of float32 matrices by oneDNN, where these are as exact as float32 is.
 

@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.anatomy import n_layers_of, sites_of
+from probe.models.anatomy import d_vocab_of, n_layers_of, sites_of
 from probe.models.build import Model
 from probe.models.config import SITES
 from probe.models.mode import evaluating
+from probe.sequences import Integers, Sequences, TokenIds, check_ids, first_like_each, token_ids
 from probe.shown import Shown
 
 EMBED = "hook_embed"
@@ -42,6 +44,17 @@ class Trace(Shown):
     #: by layer, which keys a query sees where that is not all keys up to its own: layers with a sliding window, say
     masks: dict[int, Bool[Tensor, "#batch #head query key"]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what no measurement could read; ids and lengths of any kind become int64."""
+        sequences = Sequences.of(self.tokens, self.lengths)
+        object.__setattr__(self, "tokens", sequences.tokens)
+        object.__setattr__(self, "lengths", sequences.lengths)
+        for site, value in self.values.items():
+            if not isinstance(value, Tensor) or value.shape[:1] != self.tokens.shape[:1]:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ProbeError(f"values at {site!r} must be a tensor of {len(self.tokens)} sequences, got {got}")
+        check_size("n_layers", self.n_layers)
+
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.values:
             raise ProbeError(f"the trace holds no {site!r}; it was taken at: {', '.join(self.values) or 'no site'}")
@@ -54,6 +67,30 @@ class Trace(Shown):
     def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The scores of a layer, before the softmax; -inf where the key is hidden from the query."""
         return self[block_site(layer, SCORES)]
+
+    def distinct(self) -> "Trace":
+        """The trace of each distinct sequence once, as measurements count them (see ``probe.sequences``). Sequences of
+        the same tokens whose values differ by more than rounding are distinct, too: no model made them from tokens."""
+        first = first_like_each(self.tokens, self.lengths)
+        again = [b for b, f in enumerate(first.tolist()) if f < b and self._alike(b, f)]
+        if not again:
+            return self
+        kept = torch.ones(len(self.tokens), dtype=torch.bool)
+        kept[again] = False
+        masks = {layer: mask if len(mask) == 1 else mask[kept] for layer, mask in self.masks.items()}
+        values = {site: value[kept] for site, value in self.values.items()}
+        return Trace(self.tokens[kept], self.lengths[kept], values, self.n_layers, masks)
+
+    def _alike(self, a: int, b: int) -> bool:
+        """Whether the values of two sequences are the same but for rounding; padding does not count."""
+        n = int(self.lengths[a])
+        for site, value in self.values.items():
+            rows = (slice(None), slice(n), slice(n)) if site.endswith((PATTERN, SCORES)) else (slice(n),)
+            x, y = value[a][rows].double(), value[b][rows].double()
+            rounding = torch.finfo(value.dtype).eps ** 0.5
+            if not torch.allclose(x, y, rtol=rounding, atol=rounding, equal_nan=True):
+                return False
+        return True
 
     def visible(self, layer: int) -> Bool[Tensor, "#batch #head query key"]:
         """True where a query of a layer sees the key: all keys up to its own, unless the layer hides more of them (a
@@ -89,6 +126,19 @@ class Trace(Shown):
         if not value.isfinite().all():
             raise ProbeError(f"hidden states at {site!r} must be finite, got NaN or infinity")
         return value
+
+
+def distinct(trace: Any, name: str = "trace") -> Trace:
+    """``Trace.distinct`` of what a measurement is given.
+
+    Raises:
+        ProbeError: for anything but a trace.
+    """
+    if not isinstance(trace, Trace):
+        raise ProbeError(
+            f"{name} must be what probe.trace returns, or a Trace made by hand, got {type(trace).__name__}"
+        )
+    return trace.distinct()
 
 
 def nearest_keys(n_visible: Int[Tensor, "query"]) -> Bool[Tensor, "query key"]:
@@ -134,26 +184,28 @@ def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
 @torch.no_grad()
 def trace(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     sites: Sequence[str] = (EMBED, RESID_POST, PATTERN),
     *,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     batch_size: int = 64,
 ) -> Trace:
     """Run a model on token ids and keep the values at ``sites``.
 
     Args:
         model: a ``Decoder``, a ``ClockworkRNN`` or a TransformerLens ``TransformerBridge``.
-        tokens: ids, right-padded where sequences differ in length.
+        tokens: ids "batch pos", right-padded where sequences differ in length: integers of any kind, or what has
+            such ``tokens`` (see ``token_ids``).
         sites: TransformerLens names (``"blocks.0.hook_resid_post"``); without its layer, a site of every layer.
         lengths: the number of tokens of each sequence that count; all of them by default.
         batch_size: sequences in one forward pass.
 
     Raises:
-        ProbeError: for an empty batch, an unknown site, or lengths that do not fit the tokens.
+        ProbeError: for an empty batch, ids that are no integers or that the model does not know, an unknown site, or
+            lengths that do not fit the tokens.
     """
-    _check_tokens(tokens)
-    lengths = checked_lengths(lengths, *tokens.shape)
+    sequences = Sequences.of(tokens, lengths)
+    tokens, lengths = sequences.tokens, sequences.lengths
     kept: dict[str, list[Tensor]] = {}
     hidden: dict[int, list[Tensor | None]] = {}
     sites = expand_sites(sites, model)
@@ -170,7 +222,7 @@ def trace(
     # What came in one batch is kept as it is: patterns are large, and a copy takes as long as a layer.
     whole = {site: parts[0].contiguous() if len(parts) == 1 else torch.cat(parts) for site, parts in kept.items()}
     values = {site: whole[site] for site in sites}
-    return Trace(tokens.cpu(), lengths.cpu(), values, n_layers, _masks(hidden, len(tokens), batch_size))
+    return Trace(tokens, lengths, values, n_layers, _masks(hidden, len(tokens), batch_size))
 
 
 def _scores_beside_patterns(sites: Sequence[str], model: nn.Module) -> list[str]:
@@ -204,7 +256,7 @@ def _masks(hidden: Mapping[int, list[Tensor | None]], n: int, batch_size: int) -
 @torch.no_grad()
 def visit(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     sites: Sequence[str],
     fn: Callable[[str, Tensor, slice], object],
     *,
@@ -218,25 +270,26 @@ def visit(
     Returns:
         The number of layers of the model.
     """
-    _check_tokens(tokens)
+    ids = token_ids(tokens)
     if batch_size < 1:
         raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
     n_layers = n_layers_of(model)
+    check_ids(ids, d_vocab_of(model))
     full = expand_sites(sites, model)
     with evaluating(model):
-        for start in range(0, len(tokens), batch_size):
-            rows = slice(start, min(start + batch_size, len(tokens)))
+        for start in range(0, len(ids), batch_size):
+            rows = slice(start, min(start + batch_size, len(ids)))
             hooks = {site: _call(fn, site, rows) for site in full}
             if isinstance(model, Model):
-                _run_model(model, tokens[rows], hooks)
+                model(ids[rows].to(model.device), hooks=hooks)
             else:
-                _run_bridge(model, tokens[rows], hooks)
+                _run_bridge(model, ids[rows], hooks)
     return n_layers
 
 
 @torch.no_grad()
 def logits_with_edits(
-    model: nn.Module, tokens: Int[Tensor, "batch pos"], edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+    model: nn.Module, tokens: TokenIds, edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """The logits of any model that ``trace`` reads while the values at some sites are replaced.
 
@@ -244,37 +297,20 @@ def logits_with_edits(
     CPU, in float32 or better.
 
     Raises:
-        ProbeError: for a site that the model has not.
+        ProbeError: for a site that the model has not, or ids that are no integers or that the model does not know.
     """
-    edits = edits or {}
+    edits, ids = edits or {}, token_ids(tokens)
+    check_ids(ids, d_vocab_of(model))
     with evaluating(model):
         if isinstance(model, Model):
             # The explicit path always: two runs differ by the edit and not by a kernel.
-            logits = model(tokens.to(model.device), hooks=edits, attention="explicit")
+            logits = model(ids.to(model.device), hooks=edits, attention="explicit")
         else:
             sites = expand_sites([*edits], model)
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
             bridge: Any = model  # as expand_sites knows
-            logits = bridge.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
+            logits = bridge.run_with_hooks(ids.to(next(model.parameters()).device), fwd_hooks=hooks)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def checked_lengths(lengths: Int[Tensor, "batch"] | None, batch: int, n: int) -> Int[Tensor, "batch"]:
-    """The lengths of that many sequences of n tokens; all n where there are none.
-
-    Raises:
-        ProbeError: for anything but a number in 1…n for each sequence.
-    """
-    if lengths is None:
-        return torch.full((batch,), n)
-    if lengths.shape != (batch,) or int(lengths.min()) < 1 or int(lengths.max()) > n:
-        raise ProbeError(f"lengths must be {batch} numbers in 1…{n}, got {lengths.tolist()}")
-    return lengths
-
-
-def valid_rows(lengths: Int[Tensor, "batch"], n_query: int) -> Bool[Tensor, "batch query"]:
-    """True where the query row belongs to the sequence, False where it is padding."""
-    return torch.arange(n_query, device=lengths.device) < lengths[:, None]
 
 
 def token_losses(
@@ -320,11 +356,6 @@ def sequence_losses(
     return token_losses(logits, tokens).where(scored[:, 1:], 0.0).sum(1)
 
 
-def _check_tokens(tokens: Tensor) -> None:
-    if tokens.ndim != 2 or tokens.numel() == 0:
-        raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
-
-
 def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
     """Scores with -inf at every hidden key.
 
@@ -340,10 +371,6 @@ def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) ->
         fn(site, value, rows)
 
     return hook
-
-
-def _run_model(model: Model, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
-    model(tokens.to(model.device), hooks=hooks)
 
 
 def _run_bridge(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,9 @@ from probe.cli import main
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.position import probe_positions
+from probe.study.command import examine_command
+from probe.study.examine import ExamineConfig
+from probe.study.places import find_checkpoints
 from probe.tracing import PATTERN, SCORES, trace
 
 
@@ -169,3 +174,26 @@ def test_a_released_model_is_compared_as_ours_are(tmp_path, folder, capsys):
     fitted = pd.read_parquet(tmp_path / "fitted" / "rows.parquet")
     sites = fitted[fitted["encoding"] == "neox"]["site"]
     assert not sites.str.contains("resid_mid").any() and sites.str.contains("resid_post").any()
+
+
+@pytest.mark.parametrize("name", ["lr=0.1,seed=1", "a,b", "x=y"])
+def test_a_path_may_hold_the_signs_of_names(folder, tmp_path, name, monkeypatch):
+    """As hydra writes them; a name is read from what is no path."""
+    shutil.copytree(folder / "a", tmp_path / name)
+    found, _ = find_checkpoints([str(tmp_path / name)])
+    assert {model: [place.folder for place in places] for model, places in found.items()} == {name: [tmp_path / name]}
+    found, _ = find_checkpoints([f"mine={tmp_path / name},{folder / 'b'},{tmp_path / name}"])
+    assert [place.folder for place in found["mine"]] == [tmp_path / name, folder / "b", tmp_path / name]
+    monkeypatch.chdir(tmp_path / name)
+    assert [*find_checkpoints(["."])[0]] == [name]  # not a name without a letter
+    command = examine_command({name: str(tmp_path / name)}, ExamineConfig(), "cpu")
+    assert [*find_checkpoints(shlex.split(command)[2:3])[0]] == [name]
+
+
+def test_a_model_is_not_looked_at_on_the_ids_of_another_vocabulary(folder, capsys):
+    """The default task has other tokens than this model of 11: its ids would be measured without complaint."""
+    for command in ("census", "fit", "compare"):
+        assert main([command, str(folder / "a"), "--device", "cpu"]) == 2
+        error = capsys.readouterr().err
+        assert "a knows 11 tokens, and the task 'scan' has" in error and "--tokens FILE" in error
+        assert error.count("\n") == 1

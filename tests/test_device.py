@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from constructions.learnability import LearningConfig, train_from
 from probe import device
 from probe.device import fast_products, product_error, product_kernels
-from probe.models.decoder import DecoderConfig
+from probe.extrapolation import ScaleTraining, train_scale
+from probe.models.decoder import Decoder, DecoderConfig
+from probe.position import pair_probe
 from probe.tasks import make_task
 from probe.training import TrainingConfig, encode, train
 
@@ -55,6 +58,30 @@ def test_training_is_in_the_block_and_the_log_is_not_lost():
     )
     assert seen == ["medium" if product_kernels(CPU) == "oneDNN" else "highest"] * 2
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_what_learns_learns_where_the_caller_has_no_gradients(off):
+    """``torch.set_grad_enabled(False)`` at the top of a notebook is a habit; the results are the same bits."""
+    task = make_task("copy")
+    data = encode(task.splits(n_train=40, n_validation=5, n_test=5).train, task.vocabulary)
+    shape = DecoderConfig(n_layers=1, d_model=16, n_heads=2, d_vocab=len(task.vocabulary), n_ctx=64)
+    scales = ScaleTraining(steps=2, warmup=0, batch_size=4)
+    task_of_position = LearningConfig(length=8, d_model=16, n_heads=2, layers=1)
+
+    def learn(decoder):
+        trained = train(shape, data, TrainingConfig(steps=2, batch_size=4), device="cpu")
+        found = [trained.head.weight, train_scale(trained, data, scales).scale]
+        probes = pair_probe(trained, data.to_length(8), ["hook_resid_post"], probes=["structural"], controls=(), rank=2)
+        train_from(decoder, task_of_position, steps=2, generator=torch.Generator().manual_seed(0))
+        return [*found, torch.tensor(probes["value"].tolist()), decoder.head.weight]
+
+    wanted = learn(Decoder(task_of_position.decoder_config(), seed=0))
+    decoder = Decoder(task_of_position.decoder_config(), seed=0)
+    with off():
+        found = learn(decoder)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_where_products_would_be_bfloat16_nothing_is_changed(monkeypatch, inexact):

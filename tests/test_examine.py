@@ -226,3 +226,19 @@ def test_what_cannot_be_compared_is_said(make_decoder, random_tokens):
     assert _incomparable({"a": one, "b": two}, seen(a=tokens, b=tokens + 1)) == "their tokens differ"
     deeper = {"a": one, "b": make_decoder(n_layers=3)}
     assert _incomparable(deeper, seen(a=tokens, b=tokens)) == "their layers or heads are not as many"
+
+
+def test_census_of_a_released_model_is_of_its_own_words(places, capsys):
+    """And not of the default task's ids, which mean something else in its vocabulary; every row says of what data."""
+    folder, texts = places
+    size = ["--trace_length", "16", "--trace_sequences", "8"]
+    assert main(["census", str(folder / "gpt2"), "--text", texts, *size, "--json", "--device", "cpu"]) == 0
+    rows = pd.DataFrame([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert set(rows["data"]) == {f"texts of {texts}"}
+    model = load_pretrained(folder / "gpt2", device="cpu")
+    tokens = looked_at(model, folder / "gpt2", ExamineConfig(text=texts, length=16, sequences=8)).tokens
+    wanted = census(model, tokens)
+    assert rows["value"].to_numpy() == pytest.approx(wanted["value"].to_numpy(), rel=1e-9, nan_ok=True)
+    # A released model without its tokenizer: there is nothing that its ids could be made of.
+    assert main(["census", str(folder / "qwen2"), *size]) == 2
+    assert "qwen2 knows" in capsys.readouterr().err

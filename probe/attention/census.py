@@ -15,7 +15,8 @@ from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.progress import OnProgress, Steps, untold
-from probe.tracing import PATTERN, Trace, nearest_keys, trace, valid_rows
+from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
+from probe.tracing import PATTERN, Trace, nearest_keys, trace
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
 SIMPLE = {
@@ -40,9 +41,9 @@ MORE_THAN_POSITION = 2.0  # how many times what its template gives them an induc
 
 def census(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     *,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     scored: Bool[Tensor, "batch scored_pos"] | None = None,
     ablate: bool = True,
     head_detector: bool = False,
@@ -87,7 +88,7 @@ def census(
 
     Args:
         model: a ``Decoder`` or a ``TransformerBridge``.
-        tokens, lengths: sequences, right-padded; at least 2, and one of 3 tokens or more.
+        tokens, lengths: sequences, right-padded; at least 2 distinct ones, and one of 3 tokens or more.
         scored: which tokens' predictions count in the loss (a task's completions, where nothing else is learned); by
             default all. Token 0 is never predicted.
         head_detector: also TransformerLens's own scores, "head_detector_previous_token" and
@@ -100,9 +101,13 @@ def census(
         (sequences measured); one row a number, bootstrap intervals over sequences.
 
     Raises:
-        ProbeError: for fewer than 2 sequences, sequences that are too short, or values that are no patterns.
+        ProbeError: for fewer than 2 distinct sequences, sequences that are too short, or values that are no patterns.
     """
-    traced = trace(model, tokens, [PATTERN], lengths=lengths, batch_size=batch_size)
+    sequences = Sequences.of(tokens, lengths)
+    marks = marked("scored", scored, sequences.tokens)
+    kept = first_of_each(sequences.tokens, sequences.lengths, marks)
+    sequences = sequences[kept]
+    traced = trace(model, sequences.tokens, [PATTERN], lengths=sequences.lengths, batch_size=batch_size)
     if int(traced.lengths.max()) < 3:
         raise ProbeError(f"a census wants sequences of at least 3 tokens, got at most {int(traced.lengths.max())}")
     fitted_on, measured_on = halves(traced)
@@ -110,7 +115,7 @@ def census(
     n = len(traced.tokens) - measured_on.start
     weights = bootstrap.value_and_draws
     if ablate:
-        counted = _counted(traced, scored)[measured_on]
+        counted = _counted(traced, marks[kept])[measured_on]
         losses = HeadAblations(model, traced.tokens[measured_on], counted, batch_size)
         n_counted = (weights @ counted.sum(-1).double())[:, None].clamp(min=1e-300)
     found, encodings, steps = [], layer_encodings(model), Steps(traced.n_layers, on_progress)
@@ -149,12 +154,9 @@ def census_table(rows: pd.DataFrame) -> pd.DataFrame:
     return table[list(dict.fromkeys(rows["metric"]))].reset_index().rename_axis(columns=None)
 
 
-def _counted(traced: Trace, scored: Bool[Tensor, "batch scored_pos"] | None) -> Bool[Tensor, "batch pos"]:
+def _counted(traced: Trace, scored: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     """The tokens whose predictions count: none is padding or the first."""
-    if scored is not None and scored.shape != traced.tokens.shape:
-        raise ProbeError(f"scored must be as the tokens, {tuple(traced.tokens.shape)}, got {tuple(scored.shape)}")
-    counted = valid_rows(traced.lengths, traced.tokens.shape[1]) & (torch.arange(traced.tokens.shape[1]) > 0)
-    counted = counted if scored is None else counted & scored.cpu()
+    counted = scored & valid_rows(traced.lengths, traced.tokens.shape[1]) & (torch.arange(traced.tokens.shape[1]) > 0)
     if not counted[halves(traced)[1]].any():
         raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
     return counted

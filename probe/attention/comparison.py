@@ -13,7 +13,8 @@ from probe.attention.nulls import nearest_head_distance, shuffled
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext, available_templates
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
-from probe.tracing import Trace, valid_rows
+from probe.sequences import valid_rows
+from probe.tracing import Trace, distinct
 
 # The columns of compare_templates that say what was found; all others say of what.
 _FOUND = (
@@ -46,8 +47,8 @@ def compare_templates(
     ranges are the distance's; infinite values stay infinite.
 
     Args:
-        trace: patterns of every layer, of 2 sequences or more. Rows beyond a sequence's length do not count; rows are
-            divided by their sum, which takes out the rounding of the model's dtype.
+        trace: patterns of every layer, of 2 distinct sequences or more. Rows beyond a sequence's length do not count;
+            rows are divided by their sum, which takes out the rounding of the model's dtype.
         templates: names in ``TEMPLATES``; by default all, "t5" only with a table.
         distances: names in ``DISTANCES``.
         t5_table: the trained T5 bias for the template "t5", the same for all layers; ``t5_max_distance`` goes with it.
@@ -71,15 +72,17 @@ def compare_templates(
         layer, chosen on the first half: as near as training the same model again comes. NaN without ``other_seed``.
 
     Raises:
-        ProbeError: for fewer than 2 sequences, unknown names, a "t5" without a table or with one that does not fit,
-            another seed that does not fit, or values that are no attention patterns.
+        ProbeError: for fewer than 2 distinct sequences, unknown names, a "t5" without a table or with one that does not
+            fit, another seed that does not fit, or values that are no attention patterns.
     """
+    trace = distinct(trace)
     context = TemplateContext(t5_table, t5_max_distance)
     templates = available_templates(context) if templates is None else templates
     check_names("template", templates, TEMPLATES)
     check_names("distance", distances, DISTANCES)
     fitted_on, measured_on = halves(trace)
     if other_seed is not None:
+        other_seed = distinct(other_seed, "other_seed")
         check_comparable("the trace", trace, "the other seed", other_seed)
     n, lengths = len(trace.lengths[measured_on]), trace.lengths
     reached = (..., slice(int(lengths.max())), slice(int(lengths.max())))  # no parameter is of the padding
@@ -157,7 +160,7 @@ def halves(trace: Trace) -> tuple[slice, slice]:
     """The sequences on which templates are fitted (the first n // 2), and those on which they are measured."""
     n = len(trace.tokens)
     if n < 2:
-        raise ProbeError(f"templates want at least 2 sequences, one to fit on and one to measure, got {n}")
+        raise ProbeError(f"templates need at least 2 distinct sequences, one to fit and one to measure, got {n}")
     return slice(0, n // 2), slice(n // 2, n)
 
 

@@ -22,8 +22,9 @@ from probe.attention.split_parts import Curves, Stacks, or_nan, settled, share_r
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
+from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown
-from probe.tracing import Trace, nearest_keys, valid_rows
+from probe.tracing import Trace, distinct, nearest_keys
 
 CONTENT = ("none", "pair")
 
@@ -83,6 +84,7 @@ def split_scores(
     """
     if content not in CONTENT:
         raise unknown_name("content", content, CONTENT)
+    trace = distinct(trace)
     n_position = int(trace.lengths.max())
     if n_position < 2:
         raise ProbeError("a split of scores wants sequences of at least 2 tokens, got sequences of 1")
@@ -119,7 +121,7 @@ def split_scores(
 
 def split_long_context(
     model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
+    tokens: TokenIds,
     *,
     layers: Sequence[int] | None = None,
     n_bootstrap: int = 200,
@@ -133,6 +135,7 @@ def split_long_context(
     Raises:
         ProbeError: for sequences of one token, values that are not finite, or constant scores.
     """
+    ids = Sequences.of(tokens).distinct().tokens
     found: dict[int, list[ScoreSums]] = {}
 
     def visit(layer: int, inputs: AttentionInputs) -> None:
@@ -140,9 +143,9 @@ def split_long_context(
             sums = ScoreSums.of_queries_and_keys(q, k, inputs.scale, inputs.bias, inputs.window)
             found.setdefault(layer, []).append(sums)
 
-    for sequence in tokens.split(1):
+    for sequence in ids.split(1):
         attention_inputs(model, sequence, visit, layers)
-    bootstrap = Bootstrap.draw(len(tokens), n_bootstrap, confidence, seed)
+    bootstrap = Bootstrap.draw(len(ids), n_bootstrap, confidence, seed)
     return split_sums({layer: ScoreSums.together(parts) for layer, parts in found.items()}, bootstrap)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.tracing import checked_lengths, valid_rows
+from probe.sequences import checked_lengths, valid_rows
 
 # Where no finite θ is best (a head that never attends some distance wants a bias of -∞ there) or the best one is not
 # unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by RIDGE θ / Var φ.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.special import xlogy
 
 from probe.errors import ProbeError, unknown_name
-from probe.tracing import checked_lengths, valid_rows
+from probe.sequences import checked_lengths, valid_rows
 
 Rows = Float[Tensor, "... key"]
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from probe.attention.comparison import check_names, checked_pattern
 from probe.attention.distances import pattern_distance
 from probe.attention.templates import TEMPLATES
+from probe.sequences import Integers, TokenIds
 from probe.tracing import PATTERN, trace
 
 
 def distance_from_template(
     model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
-    lengths: Int[Tensor, "sequence"] | None = None,
+    tokens: TokenIds,
+    lengths: Integers | None = None,
     *,
     template: str = "t5_fitted",
     distance: str = "jensen_shannon",
@@ -26,7 +27,7 @@ def distance_from_template(
         the distance between a head's pattern and its template.
     """
     check_names("template", [template], TEMPLATES)
-    traced = trace(model, tokens, [PATTERN], lengths=lengths)
+    traced = trace(model, tokens, [PATTERN], lengths=lengths).distinct()
     fitted = [
         TEMPLATES[template](checked_pattern(traced, layer), traced.lengths, n_visible=traced.n_visible(layer)).pattern
         for layer in range(traced.n_layers)

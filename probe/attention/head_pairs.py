@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probe.attention.distances import DISTANCES, FLOOR, ln, pattern_distance
 from probe.errors import unknown_name
-from probe.tracing import checked_lengths
+from probe.sequences import checked_lengths
 
 # Of the rows of a sequence, one after the other: the keys that they see.
 EntriesA = Float64[Tensor, "head_a entry"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
 from probe.attention.comparison import checked_pattern
@@ -16,18 +16,19 @@ from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
-from probe.tracing import PATTERN, nearest_keys, trace, valid_rows
+from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
+from probe.tracing import PATTERN, nearest_keys, trace
 
 BY_HEAD = ("layer", "head", "layer_encoding", "metric", "value")
 
 
 def attention_on(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     keys: Bool[Tensor, "batch marked_pos"],
     queries: Bool[Tensor, "batch looking_pos"],
     *,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     window: int = 16,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -60,19 +61,21 @@ def attention_on(
             marked key.
     """
     check_size("window", window)
-    for name, mask in (("keys", keys), ("queries", queries)):
-        if mask.shape != tokens.shape:
-            raise ProbeError(f"{name} must be marked as the tokens, {tuple(tokens.shape)}, got {tuple(mask.shape)}")
-    traced = trace(model, tokens, [PATTERN], lengths=lengths, batch_size=batch_size)
-    queries = queries.cpu() & valid_rows(traced.lengths, tokens.shape[1])
-    position = torch.arange(tokens.shape[1])
+    sequences = Sequences.of(tokens, lengths)
+    keys, queries = marked("keys", keys, sequences.tokens), marked("queries", queries, sequences.tokens)
+    kept = first_of_each(sequences.tokens, sequences.lengths, keys, queries)
+    sequences, keys, queries = sequences[kept], keys[kept], queries[kept]
+    traced = trace(model, sequences.tokens, [PATTERN], lengths=sequences.lengths, batch_size=batch_size)
+    n, length = traced.tokens.shape
+    queries = queries & valid_rows(traced.lengths, length)
+    position = torch.arange(length)
     seen = position[:, None] >= position  # query, key
-    marked = keys.cpu()[:, None] & seen
-    if not queries.any(1).all() or queries[:, 0].any() or not marked.any(-1)[queries].all():
+    needle = keys[:, None] & seen
+    if not queries.any(1).all() or queries[:, 0].any() or not needle.any(-1)[queries].all():
         raise ProbeError("every sequence must have a marked query behind its first token that sees a marked key")
-    first = (position == 0) & ~marked
-    recent = (position[:, None] - position < window) & seen & ~marked & ~first
-    bootstrap = Bootstrap.draw(len(tokens), n_bootstrap, confidence, seed)
+    first = (position == 0) & ~needle
+    recent = (position[:, None] - position < window) & seen & ~needle & ~first
+    bootstrap = Bootstrap.draw(n, n_bootstrap, confidence, seed)
     n_queries = queries.sum(1).double()
     distance = (position[:, None] - position).double() / (position[:, None] / 2).clamp(min=0.5)
 
@@ -85,11 +88,11 @@ def attention_on(
         pattern = checked_pattern(traced, layer)
         on = {
             name: mean((pattern * mask[:, None]).sum(-1))
-            for name, mask in (("on_keys", marked), ("on_first", first), ("on_recent", recent))
+            for name, mask in (("on_keys", needle), ("on_first", first), ("on_recent", recent))
         }
         on["elsewhere"] = 1 - sum(on.values(), start=torch.zeros(()))
         n_visible = traced.n_visible(layer)
-        uniform = (marked & nearest_keys(n_visible)).sum(-1).double() / n_visible
+        uniform = (needle & nearest_keys(n_visible)).sum(-1).double() / n_visible
         on["on_keys_uniform"] = mean(uniform[:, None]).expand_as(on["on_keys"])
         on["reach"] = mean((pattern * distance).sum(-1))
         for metric, draws in on.items():
@@ -98,7 +101,7 @@ def attention_on(
             keys_of = {"layer": layer, "layer_encoding": encodings[layer], "metric": metric}
             parts.append(pd.DataFrame(keys_of | heads))
     columns = ["layer", "head", "layer_encoding", "metric", "value", "low", "high"]
-    return pd.concat(parts, ignore_index=True)[columns].assign(n=len(tokens))
+    return pd.concat(parts, ignore_index=True)[columns].assign(n=n)
 
 
 def by_layer_encoding(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from probe.attention.distance_family import DistanceMass, fit
@@ -21,6 +21,7 @@ from probe.attention.streaming_template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
+from probe.sequences import Sequences, TokenIds
 from probe.shown import Shown
 
 KERNELS: dict[str, Kernel] = {"alibi_fitted": ALIBI, "power_law": POWER_LAW, "t5_fitted": T5}
@@ -39,7 +40,7 @@ class LongContext(Shown):
 
 def compare_long_context(
     model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
+    tokens: TokenIds,
     *,
     layers: Sequence[int] | None = None,
     bins: int = BINS,
@@ -55,16 +56,19 @@ def compare_long_context(
 
     Args:
         model: a ``Decoder``, at any length; a ``TransformerBridge`` as far as it can run.
-        tokens: at least 2 sequences of one length, without padding.
+        tokens: at least 2 distinct sequences of one length, without padding.
         layers: by default all.
         bins: cells of a map on each side.
 
     Raises:
-        ProbeError: for fewer than 2 sequences, sequences of one token, or what ``attention_inputs`` refuses.
+        ProbeError: for fewer than 2 distinct sequences, sequences of one token, or what ``attention_inputs`` refuses.
     """
-    n, length = tokens.shape
+    ids = Sequences.of(tokens).distinct().tokens
+    n, length = ids.shape
     if n < 2 or length < 2:
-        raise ProbeError(f"at least 2 sequences of 2 tokens are wanted, to fit on and to measure, got {n} of {length}")
+        raise ProbeError(
+            f"at least 2 distinct sequences of 2 tokens are needed, to fit on and to measure, got {n} of {length}"
+        )
     if bins < 1:
         raise ProbeError(f"bins must be at least 1, got {bins}")
     mass: dict[int, Float64[Tensor, "head distance"]] = {}
@@ -80,7 +84,7 @@ def compare_long_context(
             of_sequence = streamed.histogram.double().cpu()
             mass[layer] = mass[layer] + of_sequence if layer in mass else of_sequence
 
-    for sequence in tokens[: n // 2].split(1):
+    for sequence in ids[: n // 2].split(1):
         attention_inputs(model, sequence, collect, layers)
     found = {layer: _Fitted.to(of / of.sum(-1, keepdim=True), windows[layer]) for layer, of in mass.items()}
 
@@ -88,7 +92,7 @@ def compare_long_context(
         for q, k in zip(inputs.q, inputs.k, strict=True):
             found[layer].measure(q, k, inputs, bins)
 
-    for sequence in tokens[n // 2 :].split(1):
+    for sequence in ids[n // 2 :].split(1):
         attention_inputs(model, sequence, measure, layers)
     bootstrap = Bootstrap.draw(n - n // 2, n_bootstrap, confidence, seed)
     rows = [frame for layer, fitted in found.items() for frame in fitted.rows(layer, bootstrap)]

@@ -10,7 +10,8 @@ from torch import Tensor
 from probe.attention.comparison import checked_pattern, compare_templates, halves, nearest_template
 from probe.attention.pooling import bin_starts, pool
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext
-from probe.tracing import Trace, valid_rows
+from probe.sequences import valid_rows
+from probe.tracing import Trace, distinct
 
 
 def attention_maps(
@@ -36,6 +37,7 @@ def attention_maps(
     Raises:
         ProbeError: as ``compare_templates``.
     """
+    trace = distinct(trace)
     rows = compare_templates(
         trace, templates, t5_table=t5_table, t5_max_distance=t5_max_distance, nulls=False, n_bootstrap=1
     )

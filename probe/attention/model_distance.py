@@ -15,7 +15,7 @@ from probe.attention.distances import DISTANCES
 from probe.attention.head_pairs import head_pair_distances
 from probe.bootstrap import Bootstrap, drawn_shares
 from probe.errors import ProbeError
-from probe.tracing import Trace
+from probe.tracing import Trace, distinct
 
 Seeds = Trace | Sequence[Trace]
 PerDraw = Float64[Tensor, "draw"]
@@ -200,7 +200,10 @@ def _prepare(
 ) -> tuple[dict[str, _Model], _Measure]:
     check_names("distance", [distance], DISTANCES)
     check_names("aggregate", [aggregate], AGGREGATES)
-    seeds = {name: [found] if isinstance(found, Trace) else list(found) for name, found in traces.items()}
+    given = {name: [found] if isinstance(found, Trace) else list(found) for name, found in traces.items()}
+    seeds = {
+        name: [distinct(trace, f"the trace of {name!r}") for trace in of_model] for name, of_model in given.items()
+    }
     for name, of_model in seeds.items():
         if not of_model:
             raise ProbeError(f"at least one trace of each model is wanted, got none of {name!r}")

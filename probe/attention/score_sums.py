@@ -18,7 +18,8 @@ from torch import Tensor
 
 from probe.attention.distance_family import by_distance
 from probe.errors import ProbeError
-from probe.tracing import nearest_keys, valid_rows
+from probe.sequences import valid_rows
+from probe.tracing import nearest_keys
 
 PARTS = ("key", "query", "distance")
 _KEY, _QUERY, _DISTANCE = range(3)

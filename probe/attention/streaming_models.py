@@ -8,19 +8,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probe.attention.streaming import StreamedAttention, stream_attention
 from probe.attention.streaming_template import StreamTemplate
 from probe.errors import ProbeError
-from probe.models.anatomy import n_layers_of, our_decoder
+from probe.models.anatomy import d_vocab_of, n_layers_of, our_decoder
 from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
 from probe.models.mode import evaluating
+from probe.sequences import Integers, Sequences, TokenIds, check_ids, token_ids
 from probe.shown import Shown
-from probe.tracing import PATTERN, SCORES, block_site, checked_lengths, hide_keys, mask_of_scores
+from probe.tracing import PATTERN, SCORES, block_site, hide_keys, mask_of_scores
 
 ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
 
@@ -43,9 +44,7 @@ Visit = Callable[[int, AttentionInputs], None]
 
 
 @torch.no_grad()
-def attention_inputs(
-    model: nn.Module, tokens: Int[Tensor, "batch pos"], visit: Visit, layers: Sequence[int] | None = None
-) -> None:
+def attention_inputs(model: nn.Module, tokens: TokenIds, visit: Visit, layers: Sequence[int] | None = None) -> None:
     """Run a model once and call ``visit(layer, inputs)`` at each layer's attention; nothing is kept.
 
     A decoder runs by fused attention and stops at the last layer that is asked for: memory grows with the length, not
@@ -58,7 +57,8 @@ def attention_inputs(
     """
     if not isinstance(model, Decoder) and not hasattr(model, "run_with_hooks"):
         raise ProbeError(f"streaming wants a Decoder or a TransformerBridge, got {type(model).__name__}")
-    n_layers = n_layers_of(model)
+    n_layers, ids = n_layers_of(model), token_ids(tokens)
+    check_ids(ids, d_vocab_of(model))
     layers = range(n_layers) if layers is None else sorted({*layers})
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ProbeError(f"layers must be some of 0…{n_layers - 1}, got {list(layers)}")
@@ -68,9 +68,9 @@ def attention_inputs(
         raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
     with evaluating(model):
         if isinstance(model, Decoder):
-            _from_decoder(model, tokens, visit, layers)
+            _from_decoder(model, ids, visit, layers)
         else:
-            _from_bridge(model, tokens, visit, layers)
+            _from_bridge(model, ids, visit, layers)
 
 
 class _Enough(Exception):
@@ -253,11 +253,11 @@ def _pooled(value: Float[Tensor, "batch head column"], column: str, n_bins: int)
 
 def stream(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     templates: Mapping[str, StreamTemplate] | None = None,
     *,
     layers: Sequence[int] | None = None,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     histogram: bool = False,
     jensen_shannon: bool = False,
 ) -> ModelStream:
@@ -275,10 +275,8 @@ def stream(
     Raises:
         ProbeError: as ``attention_inputs`` and ``stream_attention``, or for lengths that do not fit the tokens.
     """
-    if tokens.ndim != 2 or tokens.numel() == 0:
-        raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
-    batch, n = tokens.shape
-    of_each = checked_lengths(lengths, batch, n).tolist()
+    sequences = Sequences.of(tokens, lengths)
+    ids, n = sequences.tokens, sequences.tokens.shape[1]
     results: dict[int, list[StreamedAttention]] = {}
     windows: dict[int, int | None] = {}
 
@@ -296,7 +294,7 @@ def stream(
         )
         results.setdefault(layer, []).append(streamed)
 
-    for sequence, length in zip(tokens, of_each, strict=True):
+    for sequence, length in zip(ids, sequences.lengths.tolist(), strict=True):
         attention_inputs(model, sequence[None, :length], visit, layers)
     return ModelStream({layer: _stack(parts, n) for layer, parts in results.items()}, windows)
 

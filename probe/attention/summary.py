@@ -10,7 +10,7 @@ from torch.special import entr
 
 from probe.attention.comparison import checked_pattern
 from probe.bootstrap import Bootstrap
-from probe.tracing import Trace
+from probe.tracing import Trace, distinct
 
 Pattern = Float64[Tensor, "batch head query key"]
 RowStatistic = Callable[[Pattern], Float64[Tensor, "batch head query"]]
@@ -36,7 +36,7 @@ def attention_summary(
     Raises:
         ProbeError: for values that are no attention patterns, no draw, or a confidence outside (0, 1).
     """
-    parts = []
+    trace, parts = distinct(trace), []
     for layer in range(trace.n_layers):
         pattern, n_visible = checked_pattern(trace, layer), trace.n_visible(layer)
         for metric, statistic in ROW_STATISTICS.items():

@@ -31,7 +31,12 @@ def _of_models(own: Add) -> Add:
             help="a study's folder (all of its models), a checkpoint's folder, or NAME=FOLDER,… (seeds of one model)",
         )
         own(parser)
-        parser.add_argument("--tokens", metavar="FILE", help="token ids, .npy (default: a task's held-out sequences)")
+        parser.add_argument(
+            "--text", metavar="FOLDER", help="texts (default for models with a tokenizer: python, its standard library)"
+        )
+        parser.add_argument(
+            "--tokens", metavar="FILE", help="token ids, .npy, in place of texts or a task's held-out sequences"
+        )
         parser.add_argument("--preset", default="default", help="a study's, whose task it is (default: %(default)s)")
         parser.add_argument("--config", metavar="FILE", help="a study's JSON file")
         add_json(parser)
@@ -54,14 +59,11 @@ def _load(
 ) -> "tuple[dict[str, list[nn.Module]], TracedSequences, int]":
     """The models by name, the sequences on which they are looked at, and a seed."""
     from probe.device import find_device
-    from probe.study import StudyData, TracedSequences
-    from probe.study.places import load_all, read_tokens
+    from probe.study.places import load_all
+    from probe.study.texts import sequences_for
 
-    if options.tokens is None:
-        traced = StudyData.of(config).traced(config)
-    else:
-        traced = TracedSequences(read_tokens(options.tokens))
-    return load_all(checkpoints, str(find_device(options.device))), traced, config.seed
+    models = load_all(checkpoints, str(find_device(options.device)))
+    return models, sequences_for(models, checkpoints, config, tokens=options.tokens, text=options.text), config.seed
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -140,16 +142,17 @@ def _census(options: argparse.Namespace) -> int:
 
     rows, found = [], _find(options)
     with progress("census") as shown:
-        models, (tokens, scored), seed = _load(options, *found)
+        models, (tokens, scored, data), seed = _load(options, *found)
         steps = Steps(sum(map(len, models.values())), shown.on_progress)
         settings = {"scored": scored, "head_detector": options.head_detector, "seed": seed}
         for name, decoders in models.items():
             for replica, decoder in enumerate(decoders):
                 counted = census(decoder, tokens, **settings, on_progress=steps.within)
-                rows.append(counted.assign(model=name, replica=replica))
+                rows.append(counted.assign(model=name, replica=replica, data=data))
                 steps.step()
     found = pd.concat(rows, ignore_index=True)
-    found = found[["model", "replica", *(c for c in found.columns if c not in ("model", "replica"))]]
+    first = ["model", "replica", "data"]
+    found = found[[*first, *(c for c in found.columns if c not in first)]]
     if options.json:
         print_json(found)
     else:

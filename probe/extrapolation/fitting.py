@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probe.config import check_number, check_size
-from probe.device import fast_products
+from probe.device import fast_products, gradients
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
 from probe.models.mode import evaluating
@@ -88,13 +88,11 @@ def train_scale(
         ProbeError: for a model without scalable heads, or a loss that stops being finite.
     """
     config = config or ScaleTraining()
-    device = next(model.parameters()).device
+    device, d_vocab = device_of(model), vocabulary_of(model)
     kind = UniformScale if uniform else HeadScale
     entries = []
-    with fast_products(device), _frozen(model), kind(model, config.initial) as scales:
+    with gradients(), fast_products(device), _frozen(model), kind(model, config.initial) as scales:
         order = BatchOrder(data.lengths, config.batch_size, config.seed)
-        with torch.no_grad():
-            d_vocab = logits_of(model, data.tokens[:1, :1].to(device)).shape[-1]
         parts = math.ceil(order.batch_size / at_once(order.batch_size, data.tokens.shape[1], d_vocab))
         feed = Feed(data, order, device, min(max(config.accumulation, parts), order.batch_size))
         optimizer = torch.optim.AdamW([scales.scale], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -179,11 +177,11 @@ def sweep_scale(
     "loss_change" and so on, paired. λ = 1 is always run.
 
     Returns:
-        Columns scale, metric, value, low, high, n (sequences): percentile intervals over sequences.
+        Columns scale, metric, value, low, high, n (distinct sequences): percentile intervals over sequences.
     """
     if not len(data):
-        raise ProbeError("at least one sequence was wanted, got none")
-    found = {}
+        raise ProbeError("at least one sequence is needed, got none")
+    data, found = data.distinct(), {}
     for scale in dict.fromkeys((1.0, *map(float, scales))):
         with UniformScale(model, scale):
             found[scale] = scale_losses(model, data, batch_size=batch_size)
@@ -201,7 +199,7 @@ def best_scale(rows: pd.DataFrame, metric: str = "loss") -> float:
 
 def scale_losses(model: nn.Module, data: EncodedExamples, *, batch_size: int = 8) -> Scores:
     """``forced_scores`` of any model."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     with evaluating(model):
         return forced_scores(lambda inputs: logits_of(model, inputs.to(device)), data, batch_size=batch_size)
 
@@ -210,6 +208,38 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Float[Tensor, "batch pos d_vo
     """The logits of a model of ours, of a bridge, or of Hugging Face's, whose call returns them with other things."""
     out = model(tokens)
     return out if isinstance(out, Tensor) else out.logits
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are.
+
+    Raises:
+        ProbeError: for what is no torch module with weights.
+    """
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if parameter is None:
+        raise ProbeError(f"model must be a torch module with weights, got {type(model).__name__}")
+    return parameter.device
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """How many tokens a model gives logits for, as it does for one token.
+
+    Raises:
+        ProbeError: for what does not map ids "batch pos" to logits "batch pos d_vocab".
+    """
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
+    said = ""
+    try:
+        with torch.no_grad(), evaluating(model):
+            logits = logits_of(model, ids)
+        if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == (1, 1):
+            return logits.shape[-1]
+    except Exception as error:  # of any kind: the module is the user's own
+        said = f": {type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    raise ProbeError(
+        f"model must map ids (batch, pos) to logits (batch, pos, d_vocab), got {type(model).__name__}{said}"
+    )
 
 
 @contextlib.contextmanager

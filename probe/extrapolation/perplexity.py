@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.extrapolation.fitting import logits_of
+from probe.extrapolation.fitting import device_of, logits_of, vocabulary_of
 from probe.models.mode import evaluating
 from probe.progress import OnProgress, Steps, untold
+from probe.sequences import Sequences, TokenIds, token_ids
 from probe.tracing import token_losses
 from probe.training.data import at_once
 
@@ -24,7 +25,7 @@ TOKENS_AT_ONCE = 2**13
 
 def perplexity(
     model: nn.Module,
-    texts: Int[Tensor, "text token"],
+    texts: TokenIds,
     contexts: Sequence[int],
     *,
     prefix: Sequence[int] = (),
@@ -39,24 +40,25 @@ def perplexity(
 
     A window of ``context`` tokens (``prefix`` and the text's) moves over each text by ``stride``; of the first all
     tokens count, of the others those that no window before held, so each but the first window's is given at least
-    context - stride tokens. Where a text fits into one window this is its perplexity in one forward pass. Memory is
-    that of one window.
+    context - stride tokens. A window's first token has none before it, unless there is a ``prefix``, and does not
+    count: with windows that do not overlap (``stride`` all of a window) that is one token for each window. Where a text
+    fits into one window this is its perplexity in one forward pass. Memory is that of one window.
 
     Args:
         model: any that maps ids "batch pos" to logits, ours, a bridge or Hugging Face's.
         contexts: tokens in a window.
         prefix: ids in front of every window (``<bos>``), as the model was trained with.
-        stride: half of what of the text a window holds, where None.
+        stride: tokens from one window to the next, at most what a window holds of the text; half of that where None.
         score_from: only tokens from this index of a text on count. The longest context less the prefix, say, gives
             every context the same tokens and each of them a full context.
         on_progress: called with how many contexts are done, and how many there are.
 
     Returns:
         Columns context, metric ("perplexity"; "loss" in nats, and "bits", a token), value, low, high (percentile
-        intervals over texts), n (texts) and tokens (that count).
+        intervals over texts), n (distinct texts) and tokens (of each text, that count).
 
     Raises:
-        ProbeError: for a context that has no room behind the prefix, or texts with no token to score.
+        ProbeError: for a context that has no room after the prefix, or texts with no token to score.
     """
     losses = context_losses(
         model, texts, contexts, prefix=prefix, stride=stride, score_from=score_from, on_progress=on_progress
@@ -69,12 +71,12 @@ class ContextLosses:
     """The mean loss of each text's scored tokens, in nats, by context."""
 
     by_context: dict[int, Float64[Tensor, "text"]]  #: nats a token of each text, by the context
-    tokens: int  #: that are scored, of each text
+    tokens: dict[int, int]  #: how many tokens of each text are scored, by the context
 
 
 def context_losses(
     model: nn.Module,
-    texts: Int[Tensor, "text token"],
+    texts: TokenIds,
     contexts: Sequence[int],
     *,
     prefix: Sequence[int] = (),
@@ -82,18 +84,21 @@ def context_losses(
     score_from: int = 0,
     on_progress: OnProgress = untold,
 ) -> ContextLosses:
-    """What ``perplexity`` is made of, text by text."""
-    _check_texts(texts)
+    """What ``perplexity`` is made of, text by text: of each distinct text."""
+    texts = _distinct_texts(texts)
     first = max(score_from, 0 if len(prefix) else 1)  # nothing predicts the first token of all
     if first >= texts.shape[1]:
-        raise ProbeError(f"texts of more than {first} tokens were wanted, got {texts.shape[1]}")
-    found, steps = {}, Steps(len(contexts), on_progress)
+        raise ProbeError(f"texts must have more than {first} tokens, got {texts.shape[1]}")
+    found, counted, steps = {}, {}, Steps(len(contexts), on_progress)
     for context in contexts:
         check_size("contexts", context, least=len(prefix) + 2)
-        losses = sliding_losses(model, texts, context, prefix=prefix, stride=stride, score_from=first)
-        found[context] = losses[:, first:].mean(1)
+        losses = sliding_losses(model, texts, context, prefix=prefix, stride=stride, score_from=first)[:, first:]
+        predicted = losses[:, ~losses[0].isnan()]  # the same tokens of every text
+        if not predicted.shape[1]:
+            raise ProbeError(f"texts must have a token to score from index {first} on that has one before it, got none")
+        found[context], counted[context] = predicted.mean(1), predicted.shape[1]
         steps.step()
-    return ContextLosses(found, texts.shape[1] - first)
+    return ContextLosses(found, counted)
 
 
 def perplexity_rows(
@@ -115,7 +120,8 @@ def perplexity_rows(
             metrics["loss_change"] = bootstrap.value_and_draws @ (by_text - baseline.by_context[context])
         for metric, draws in metrics.items():
             low, high = bootstrap.interval(draws[1:])
-            rows.append((context, metric, float(draws[0]), float(low), float(high), len(by_text), losses.tokens))
+            n, tokens = len(by_text), losses.tokens[context]
+            rows.append((context, metric, float(draws[0]), float(low), float(high), n, tokens))
     return pd.DataFrame(rows, columns=["context", "metric", "value", "low", "high", "n", "tokens"])
 
 
@@ -134,19 +140,18 @@ def sliding_losses(
     check_size("stride", stride)
     if stride > room:
         raise ProbeError(f"stride must be at most {room}, what a window holds of a text, got {stride}")
-    device = next(model.parameters()).device
+    device, d_vocab = device_of(model), vocabulary_of(model)
     found = torch.full(texts.shape, torch.nan, dtype=torch.float64)
     front = torch.tensor(prefix, dtype=texts.dtype).expand(len(texts), -1)
     with torch.no_grad(), evaluating(model):
-        d_vocab = logits_of(model, texts[:1, :1].to(device)).shape[-1]
         n = at_once(max(1, TOKENS_AT_ONCE // context), context, d_vocab)
         for start, end, new in _windows(texts.shape[1], room, stride):
             if end <= score_from:
                 continue
             windows = torch.cat((front, texts[:, start:end]), dim=1)
             losses = torch.cat([token_losses(logits_of(model, w.to(device)), w).cpu() for w in windows.split(n)])
-            # losses[:, j] is that of windows[:, j + 1]
-            new = max(new, start + 1) if not prefix else new
+            # losses[:, j] is that of windows[:, j + 1]: nothing predicts the first token of a window
+            new = max(new, start + 1) if not len(prefix) else new
             found[:, new:end] = losses[:, new - start + len(prefix) - 1 :]
     return found
 
@@ -161,7 +166,7 @@ def _windows(n: int, room: int, stride: int) -> Iterator[tuple[int, int, int]]:
 
 def loss_by_position(
     model: nn.Module,
-    texts: Int[Tensor, "text token"],
+    texts: TokenIds,
     *,
     prefix: Sequence[int] = (),
     n_bins: int = 64,
@@ -173,19 +178,19 @@ def loss_by_position(
 
     Returns:
         Columns position (0-based, the mean of a bin of neighbours), metric "loss" (nats a token), value, low, high
-        (percentile intervals over texts), n (texts) and tokens (in the bin).
+        (percentile intervals over texts), n (distinct texts) and tokens (in the bin).
 
     Raises:
         ProbeError: for texts of fewer than two tokens.
     """
-    _check_texts(texts)
+    texts = _distinct_texts(texts)
     check_size("n_bins", n_bins)
     if texts.shape[1] < 2:
-        raise ProbeError(f"texts of at least 2 tokens were wanted, got {texts.shape[1]}")
+        raise ProbeError(f"texts must have at least 2 tokens, got {texts.shape[1]}")
     context = texts.shape[1] + len(prefix)
     losses = sliding_losses(model, texts, context, prefix=prefix)
     position = torch.arange(len(prefix), context)
-    if not prefix:
+    if not len(prefix):
         losses, position = losses[:, 1:], position[1:]
     bootstrap = Bootstrap.draw(len(texts), n_bootstrap, confidence, seed)
     rows = []
@@ -199,6 +204,5 @@ def loss_by_position(
     return pd.DataFrame(rows, columns=["position", "metric", "value", "low", "high", "n", "tokens"])
 
 
-def _check_texts(texts: Tensor) -> None:
-    if texts.ndim != 2 or not texts.numel() or texts.is_floating_point():
-        raise ProbeError(f"texts must be ids of shape (text, token), got {texts.dtype} {tuple(texts.shape)}")
+def _distinct_texts(texts: TokenIds) -> Int[Tensor, "text token"]:
+    return Sequences.of(token_ids(texts, "texts"), what="texts").distinct().tokens

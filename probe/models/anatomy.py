@@ -65,7 +65,7 @@ def bridge_config(model: nn.Module) -> Any:
         ProbeError: for what is no model that can be looked at.
     """
     if not hasattr(model, "run_with_cache"):
-        raise ProbeError(f"a Decoder, a ClockworkRNN or a TransformerBridge was wanted, got {type(model).__name__}")
+        raise ProbeError(f"model must be a Decoder, a ClockworkRNN or a TransformerBridge, got {type(model).__name__}")
     return model.cfg
 
 
@@ -82,8 +82,8 @@ def sites_of(model: nn.Module) -> list[str]:
     """
     if isinstance(model, Model):
         return model.config.sites()
+    config = bridge_config(model)
     if model not in _sites_of_bridges:
-        config = bridge_config(model)
         hooks, seen = set(cast("TransformerBridge", model).hook_dict), set()
         known = [site for site in sites_of_layers(config.n_layers, parallel=False) if site in hooks]
         _run_bridge(model, torch.zeros(1, 1, dtype=torch.long), known, lambda site, _: seen.add(site))
@@ -133,6 +133,7 @@ def untrained_like(model: nn.Module, seed: int) -> nn.Module:
         return _untrained(model, seed)
     from probe.models.lens import to_bridge, untrained_bridge
 
+    bridge_config(model)  # refuses what is no model that can be looked at
     decoder = our_decoder(model)
     if decoder is None:
         return untrained_bridge(cast("TransformerBridge", model), seed)

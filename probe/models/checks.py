@@ -3,29 +3,26 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 
 from probe.errors import ProbeError, unknown_name
+from probe.sequences import TokenIds, check_ids, token_ids
 
 ATTENTION_PATHS = ("auto", "explicit", "fused")
 
 
 def check_call(
-    tokens: Tensor, hooked: Collection[str], attention: str, config: Any, whose: str, in_layers: Sequence[str]
-) -> None:
-    """Refuse tokens that are no ids of shape (batch, pos), a site that the model has not, and an unknown attention
-    path. ``in_layers`` are the names of the sites of a layer, for the message."""
-    if tokens.ndim != 2 or tokens.is_floating_point():
-        raise ProbeError(f"tokens must be integers of shape (batch, pos), got {tokens.dtype} {tuple(tokens.shape)}")
-    if tokens.numel() == 0:
-        raise ProbeError(f"tokens must hold at least one sequence of one token, got shape {tuple(tokens.shape)}")
+    tokens: TokenIds, hooked: Collection[str], attention: str, config: Any, whose: str, in_layers: Sequence[str]
+) -> Int[Tensor, "batch pos"]:
+    """The tokens as int64 ids. Refuses what are no ids of shape (batch, pos), a site that the model has not, and an
+    unknown attention path. ``in_layers`` are the names of the sites of a layer, for the message."""
+    ids = token_ids(tokens)
     if attention not in ATTENTION_PATHS:
         raise unknown_name("attention path", attention, ATTENTION_PATHS)
     # Elsewhere than on the CPU this would wait for the device at every call; there the kernel asserts it.
-    if tokens.device.type == "cpu":
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= config.d_vocab:
-            raise ProbeError(f"token ids must lie in 0…{config.d_vocab - 1}, got {low}…{high}")
+    if ids.device.type == "cpu":
+        check_ids(ids, config.d_vocab)
     sites = config.sites() if hooked else ()
     for site in hooked:
         if site not in sites:
@@ -33,3 +30,4 @@ def check_call(
                 f"unknown site {site!r}; {whose} sites: hook_embed, blocks.<layer>.<one of {', '.join(in_layers)}> for "
                 f"layers 0…{config.n_layers - 1}"
             )
+    return ids

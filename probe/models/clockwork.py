@@ -38,6 +38,7 @@ from probe.models.checks import check_call
 from probe.models.config import MOST, SITES
 from probe.models.layers import Hook, Hooks
 from probe.models.undrawn import undrawn
+from probe.sequences import TokenIds
 
 # Under a Decoder's names, both "batch pos d_model": what a layer reads, and its hidden state at every step.
 LAYER_SITES = ("hook_resid_pre", "hook_resid_post")
@@ -238,7 +239,7 @@ class ClockworkRNN(nn.Module):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: TokenIds,
         *,
         positions: Int[Tensor, "all_positions"] | None = None,
         cache: StateCache | None = None,
@@ -261,16 +262,16 @@ class ClockworkRNN(nn.Module):
         Raises:
             ProbeError: for an empty batch, ids outside the vocabulary, or a site that does not exist.
         """
-        check_call(tokens, hooks or (), attention, self.config, "a clockwork RNN's", LAYER_SITES)
+        ids = check_call(tokens, hooks or (), attention, self.config, "a clockwork RNN's", LAYER_SITES)
         past = 0 if cache is None else cache.length
-        n = past + tokens.shape[1]
+        n = past + ids.shape[1]
         times = list(range(n)) if positions is None else positions.tolist()
         if len(times) != n:
             raise ProbeError(f"positions must name all {n} positions (cached ones too), got {len(times)}")
-        tick = functools.cache(lambda time: Tick.at(time, self.config, tokens.device))
+        tick = functools.cache(lambda time: Tick.at(time, self.config, ids.device))
         ticks = [tick(time) for time in times[past:]]
         at = Hooks(hooks or {})
-        x = self.dropout(at("hook_embed", self.token_embedding(tokens)))
+        x = self.dropout(at("hook_embed", self.token_embedding(ids)))
         for i, layer in enumerate(self.layers):
             under = at.under(f"blocks.{i}.")
             states = layer(under("hook_resid_pre", x), ticks, None if cache is None else cache.states.get(i))

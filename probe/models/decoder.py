@@ -20,6 +20,7 @@ from probe.models.config import BLOCK_SITES, SITES, DecoderConfig, sites_of_bloc
 from probe.models.encodings.base import future_keys
 from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, KVCache
 from probe.models.undrawn import undrawn
+from probe.sequences import TokenIds
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
 
@@ -99,7 +100,7 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: TokenIds,
         *,
         positions: Int[Tensor, "all_positions"] | None = None,
         cache: KVCache | None = None,
@@ -109,7 +110,7 @@ class Decoder(nn.Module):
         """Logits before the softmax, each row from the tokens up to and with its own.
 
         Args:
-            tokens: ids in 0…d_vocab-1.
+            tokens: ids in 0…d_vocab-1, "batch pos", integers of any kind.
             positions: the 0-based position of each column; by default the encoding's own, nearly always 0, 1, 2, …
                 (after what the cache holds).
             cache: keys and values of an earlier prefix; this call's are appended to it.
@@ -123,9 +124,11 @@ class Decoder(nn.Module):
             ProbeError: for an empty batch, ids outside the vocabulary, a site that does not exist, or a position
                 beyond a learned table.
         """
-        check_call(tokens, hooks or (), attention, self.config, "a decoder's", sites_of_block(self.config.parallel))
+        ids = check_call(
+            tokens, hooks or (), attention, self.config, "a decoder's", sites_of_block(self.config.parallel)
+        )
         past = 0 if cache is None else cache.length
-        n_query, n_key = tokens.shape[1], past + tokens.shape[1]
+        n_query, n_key = ids.shape[1], past + ids.shape[1]
         if positions is None:
             key_positions = self.encoding.positions(n_key, random=self.training and cache is None)
         else:
@@ -135,7 +138,7 @@ class Decoder(nn.Module):
         query_positions = key_positions[past:]
         sees_scores = hooks is not None and any(s.endswith(("hook_attn_scores", "hook_pattern")) for s in hooks)
         if attention == "auto":
-            short_on_cpu = tokens.device.type == "cpu" and n_key <= EXPLICIT_LENGTH_ON_CPU
+            short_on_cpu = ids.device.type == "cpu" and n_key <= EXPLICIT_LENGTH_ON_CPU
             explicit = sees_scores or short_on_cpu or not self.config.is_softmax
             attention = "explicit" if explicit else "fused"
         fused = attention == "fused"
@@ -146,7 +149,7 @@ class Decoder(nn.Module):
             raise ProbeError("fused attention holds no scores and no pattern: hook them with attention='explicit'")
 
         at = Hooks(hooks) if hooks else None
-        x = self.token_embedding(tokens)
+        x = self.token_embedding(ids)
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
         if at is not None:

@@ -1,17 +1,58 @@
-"""A model in eval mode for a while."""
+"""A model in eval mode for a while, in one thread or in several."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 
+@dataclass
+class _Held:
+    """A module that is evaluated: by how many callers, and the mode in which it was before the first of them."""
+
+    callers: int
+    training: bool
+
+
+_held: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+_bridges: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_change = threading.Lock()  # for these two dictionaries and the modes
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Nothing is dropped inside; behind it the model is in the mode that it was in, whatever happened."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+    """Nothing is dropped inside. Afterwards every module of the model is in the mode in which it was, in any case.
+
+    Several threads may be inside with the same model: it is in eval mode until the last of them has left. A
+    ``TransformerBridge`` keeps its hooks in its modules, where another thread's run would call them, so threads that
+    look at the same bridge take turns.
+    """
+    with _turn(model):
+        modules = list(model.modules())
+        with _change:
+            for module in modules:
+                held = _held.setdefault(module, _Held(0, module.training))
+                held.callers += 1
+            if any(module.training for module in modules):
+                model.eval()
+        try:
+            yield
+        finally:
+            with _change:
+                for module in modules:
+                    _held[module].callers -= 1
+                left = {module: _held.pop(module).training for module in modules if not _held[module].callers}
+                if left.get(model):  # some layers do more than set a flag when the mode changes: they are asked, too
+                    model.train()
+                for module in modules:
+                    module.training = left.get(module, False)  # what others still look at stays in eval mode
+
+
+def _turn(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    if not hasattr(model, "run_with_hooks"):
+        return contextlib.nullcontext()
+    with _change:
+        return _bridges.setdefault(model, threading.RLock())

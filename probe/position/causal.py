@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probe.position.edits import OfPattern, Outcome, Setting, first_layer_behind
 from probe.position.erasure import concept, concept_subspace, random_subspace
+from probe.sequences import Integers, TokenIds
 from probe.tracing import RESID_POST, expand_sites
 
 FitDistance = Callable[[nn.Module, Int[Tensor, "sequence pos"], Int[Tensor, "sequence"]], OfPattern]
@@ -22,10 +23,10 @@ FitDistance = Callable[[nn.Module, Int[Tensor, "sequence pos"], Int[Tensor, "seq
 
 def erase_position(
     model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
+    tokens: TokenIds,
     sites: Sequence[str] = (RESID_POST,),
     *,
-    lengths: Int[Tensor, "sequence"] | None = None,
+    lengths: Integers | None = None,
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concepts: Sequence[str] = ("position", "classes"),
     distance: FitDistance | None = None,
@@ -55,7 +56,8 @@ def erase_position(
         low, high, n: bootstrap intervals over sequences, paired.
 
     Raises:
-        ProbeError: for fewer than 4 sequences, no scored token, hidden states that are not finite, an unknown name.
+        ProbeError: for fewer than 4 distinct sequences, no scored token, hidden states that are not finite, an unknown
+            name.
     """
     setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
     first = slice(0, setting.half)

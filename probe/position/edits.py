@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of
+from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
 from probe.tracing import (
     PATTERN,
     block_site,
-    checked_lengths,
     expand_sites,
     likeliest,
     logits_with_edits,
     sequence_losses,
     trace,
-    valid_rows,
 )
 
 Edit = Callable[[Tensor], Tensor]
@@ -30,26 +29,27 @@ OfPattern = Callable[
 
 
 class Setting:
-    """A model and its sequences, of which the first half is fitted on and the other measured."""
+    """A model and its distinct sequences, of which the first half is fitted on and the other measured."""
 
     def __init__(
         self,
         model: nn.Module,
-        tokens: Int[Tensor, "sequence pos"],
-        lengths: Int[Tensor, "sequence"] | None,
+        tokens: TokenIds,
+        lengths: Integers | None,
         scored: Bool[Tensor, "sequence pos"] | None,
         n_bootstrap: int,
         confidence: float,
         seed: int,
     ):
-        if len(tokens) < 4:
-            raise ProbeError(f"at least 4 sequences are wanted, 2 to fit on and 2 to measure, got {len(tokens)}")
-        n, T = tokens.shape
-        self.model, self.tokens = model, tokens.cpu()
-        self.lengths = checked_lengths(lengths, n, T).cpu()
+        sequences = Sequences.of(tokens, lengths)
+        scored = marked("scored", scored, sequences.tokens)
+        kept = first_of_each(sequences.tokens, sequences.lengths, scored)
+        n, T = len(kept), sequences.tokens.shape[1]
+        if n < 4:
+            raise ProbeError(f"at least 4 distinct sequences are needed, 2 to fit and 2 to measure, got {n}")
+        self.model, self.tokens, self.lengths = model, sequences.tokens[kept], sequences.lengths[kept]
         self.rows = valid_rows(self.lengths, T)
-        scored = self.rows if scored is None else self.rows & scored.cpu()
-        self.scored = scored & (torch.arange(T) > 0)
+        self.scored = self.rows & scored[kept] & (torch.arange(T) > 0)
         self.half = n // 2
         if not self.scored[self.half :].any():
             raise ProbeError("at least one token of the second half of the sequences must be scored, got none")

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.position.linear import fit_position_probe
 from probe.position.scores import Draws
+from probe.sequences import Sequences, TokenIds, first_of_each, marked
 from probe.tracing import RESID_POST, logits_with_edits, sequence_losses
 
 COLUMNS = ["step", "site", "metric", "value", "low", "high", "n"]
 Measure = Callable[[nn.Module, Int[Tensor, "batch pos"]], pd.DataFrame]
 
 
-def ridge_r2(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> pd.DataFrame:
+def ridge_r2(model: nn.Module, tokens: TokenIds) -> pd.DataFrame:
     """R² of a ridge regression of the position at every ``hook_resid_post``, split by sequence."""
     rows = fit_position_probe(model, tokens, [RESID_POST], probes=["ridge"], controls=())
     return rows[rows["metric"] == "r2"].rename(columns={"n_test": "n"})
@@ -24,7 +25,7 @@ def ridge_r2(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> pd.DataFrame
 
 def probe_over_training(
     checkpoints: Iterable[tuple[int, nn.Module]],
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     *,
     measure: Measure = ridge_r2,
     scored: Bool[Tensor, "batch scored_pos"] | None = None,
@@ -51,22 +52,22 @@ def probe_over_training(
     Raises:
         ProbeError: for no checkpoint, a step that occurs twice, ``scored`` of another shape, or none scored.
     """
-    scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
-    if scored.shape != tokens.shape or not scored[:, 1:].any():
-        raise ProbeError(
-            f"scored must be as the tokens, {tuple(tokens.shape)}, with at least one scored token after the first, "
-            f"got {tuple(scored.shape)} with {int(scored.sum())} scored"
-        )
-    draws = Draws.of(len(tokens), n_bootstrap, confidence, seed)
+    ids = Sequences.of(tokens).tokens
+    counted = marked("scored", scored, ids)
+    kept = first_of_each(ids, None, counted)
+    ids, counted = ids[kept], counted[kept]
+    if not counted[:, 1:].any():
+        raise ProbeError("at least one token after the first must be scored, got none")
+    draws = Draws.of(len(ids), n_bootstrap, confidence, seed)
     parts: dict[int, pd.DataFrame] = {}
     for step, model in checkpoints:
         if step in parts:
             raise ProbeError(f"checkpoints must be of different steps, got step {step} twice")
-        loss = _losses(model, tokens.cpu(), scored.cpu(), batch_size)
-        counted = scored[:, 1:].cpu().sum(1).double()
-        value, low, high = draws.interval((draws.sequences @ loss / (draws.sequences @ counted))[:, None])
-        row = {"site": "", "metric": "loss", "value": value, "low": low, "high": high, "n": len(tokens)}
-        found = pd.concat([measure(model, tokens), pd.DataFrame(row)], ignore_index=True)
+        loss = _losses(model, ids, counted, batch_size)
+        n_counted = draws.sequences @ counted[:, 1:].sum(1).double()
+        value, low, high = draws.interval((draws.sequences @ loss / n_counted)[:, None])
+        row = {"site": "", "metric": "loss", "value": value, "low": low, "high": high, "n": len(ids)}
+        found = pd.concat([measure(model, ids), pd.DataFrame(row)], ignore_index=True)
         parts[step] = found.assign(step=step)[COLUMNS]
     if not parts:
         raise ProbeError("probing a run wants at least one checkpoint, got none")

@@ -26,8 +26,9 @@ from torch.linalg import vecdot
 from probe.errors import ProbeError
 from probe.position.moments import precision
 from probe.position.scores import Draws
+from probe.sequences import valid_rows
 from probe.shown import Shown
-from probe.tracing import Trace, valid_rows
+from probe.tracing import Trace, distinct
 
 PARTS = ("position", "context", "token", "residual")
 MOST = 0.95  # the share of the variance of pos_t that its principal components are counted for
@@ -385,8 +386,9 @@ def _states(
     head: int | None = None,
 ) -> Iterator[_States]:
     """The hidden states of each site, and of its controls."""
+    trace, untrained = distinct(trace), None if untrained is None else distinct(untrained, "untrained")
     if len(trace.tokens) < 2:
-        raise ProbeError(f"geometry wants at least 2 sequences, got {len(trace.tokens)}")
+        raise ProbeError(f"geometry needs at least 2 distinct sequences, got {len(trace.tokens)}")
     if not 0 <= skip <= int(trace.lengths.max()) - 2:
         raise ProbeError(f"skip must leave at least 2 of {int(trace.lengths.max())} positions, got {skip}")
     if sites is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -17,9 +17,10 @@ from probe.position.moments import precision
 from probe.position.reading import RandomProjection, Reader, Rows
 from probe.position.ridge import ALPHAS
 from probe.position.scores import METRICS, Draws, Metric, accuracy, mean_absolute_error, token_sums
-from probe.position.splits import Sequences, Split
+from probe.position.splits import Split
 from probe.position.streaming import probe_source
 from probe.position.targets import TargetContext
+from probe.sequences import Integers, Sequences, TokenIds
 from probe.tracing import EMBED, RESID_POST
 
 COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low", "high", "n_train", "n_test"]
@@ -27,10 +28,10 @@ COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low
 
 def fit_position_probe(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     sites: Sequence[str] = (EMBED, RESID_POST),
     *,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     probes: Sequence[str] = ("ridge", "logistic"),
     controls: Sequence[str] = ("untrained", "embedding", "shuffled"),
     untrained: nn.Module | None = None,

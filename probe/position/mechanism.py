@@ -1,9 +1,8 @@
 """By which mechanism a model without position encoding knows position: interventions, evidence, verdicts."""
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from probe.config import check_number, check_size
@@ -13,6 +12,7 @@ from probe.position.geometry import ATTENTION_OUT
 from probe.position.interventions import NORMAL
 from probe.position.scores import Draws
 from probe.position.subject import Subject, token_rows
+from probe.sequences import Sequences, TokenIds, first_of_each, marked
 from probe.tracing import EMBED, block_site, sequence_losses
 
 MECHANISM_LENGTH = 8  #: the fewest tokens in a sequence of which ``name_mechanism`` says anything
@@ -93,7 +93,7 @@ class _Use:
 
 def name_mechanism(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     *,
     site: str | None = None,
     scored: Bool[Tensor, "batch scored_pos"] | None = None,
@@ -157,21 +157,20 @@ def name_mechanism(
         ProbeError: for fewer than 10 distinct sequences, sequences of fewer than 8 tokens, a site that the model has
             not or that holds no hidden states, hidden states that are not finite, or ``scored`` of another shape.
     """
-    if tokens.ndim != 2 or tokens.shape[1] < MECHANISM_LENGTH:
+    ids = Sequences.of(tokens).tokens
+    if ids.shape[1] < MECHANISM_LENGTH:
         raise ProbeError(
-            f"naming a mechanism wants sequences of at least {MECHANISM_LENGTH} tokens, got shape {tuple(tokens.shape)}"
+            f"name_mechanism needs sequences of at least {MECHANISM_LENGTH} tokens, got shape {tuple(ids.shape)}"
         )
-    if scored is not None and scored.shape != tokens.shape:
-        raise ProbeError(f"scored must be as the tokens, {tuple(tokens.shape)}, got {tuple(scored.shape)}")
+    counted = marked("scored", scored, ids)
     check_number("test_share", test_share, 0, 1)
     check_size("batch_size", batch_size, least=2)
-    kept = torch.from_numpy(np.sort(np.unique(tokens.cpu().numpy(), axis=0, return_index=True)[1]))
+    kept = first_of_each(ids, None, counted)
     if len(kept) < 10:
-        raise ProbeError(f"naming a mechanism wants at least 10 distinct sequences, got {len(kept)}")
+        raise ProbeError(f"name_mechanism needs at least 10 distinct sequences, got {len(kept)}")
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
-    counted = torch.ones_like(tokens, dtype=torch.bool).cpu() if scored is None else scored.cpu()
     draws = Draws.of(min(max(3, round(test_share * len(kept))), len(kept) - 3), n_bootstrap, confidence, seed)
-    subject = Subject(model, tokens.cpu()[kept], site, counted[kept], draws, seed, batch_size)
+    subject = Subject(model, ids[kept], site, counted[kept], draws, seed, batch_size)
     use = _Use(subject)
     found: dict[str, tuple[str, Rows]] = {}
     for name, find in MECHANISMS.items():

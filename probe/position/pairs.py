@@ -9,14 +9,16 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
+from probe.device import gradients
 from probe.errors import ProbeError, unknown_name
 from probe.position.controls import CONTROLS, Probed, beside_controls
 from probe.position.moments import Moments
 from probe.position.reading import RandomProjection, Reader, Rows
 from probe.position.ridge import ALPHAS, fit_folds
 from probe.position.scores import METRICS, Draws, token_sums
-from probe.position.splits import Sequences, Split
+from probe.position.splits import Split
 from probe.position.targets import TargetContext, target_values
+from probe.sequences import Integers, Sequences, TokenIds
 from probe.tracing import EMBED, RESID_POST
 
 COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low", "high", "n", "n_train", "n_test"]
@@ -24,10 +26,10 @@ COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low
 
 def pair_probe(
     model: nn.Module,
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     sites: Sequence[str] = (EMBED, RESID_POST),
     *,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     probes: Sequence[str] = ("bilinear", "structural"),
     controls: Sequence[str] = tuple(CONTROLS),
     untrained: nn.Module | None = None,
@@ -206,6 +208,7 @@ def bilinear(
     return lambda a, b: products(a, b) @ coef_of_products[:, 0] + intercept
 
 
+@gradients()
 def structural(
     a: Float64[Tensor, "pair feature"],
     b: Float64[Tensor, "pair feature"],

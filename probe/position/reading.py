@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.position.moments import Moments
-from probe.position.splits import Sequences, Split
+from probe.position.splits import Split
 from probe.position.targets import TargetContext, target_names, target_values
-from probe.tracing import valid_rows, visit
+from probe.sequences import Sequences, valid_rows
+from probe.tracing import visit
 
 RANDOM = "random"
 HEAD = re.compile(r"(?<=attn\.hook_z)\.\d+$")

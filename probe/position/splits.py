@@ -1,7 +1,6 @@
 """Which sequences a probe is fitted to and which it is scored on: never the same."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -9,56 +8,7 @@ from torch import Tensor
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
-from probe.tracing import checked_lengths
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token ids, right-padded, with the number that counts in each."""
-
-    tokens: Int[Tensor, "batch pos"]
-    lengths: Int[Tensor, "batch"]
-
-    @classmethod
-    def of(cls, tokens: Any, lengths: Tensor | None) -> "Sequences":
-        """Each sequence once, padding aside.
-
-        Raises:
-            ProbeError: for anything but a matrix of tokens, sequences of one token, or lengths that do not fit.
-        """
-        if not isinstance(tokens, Tensor):
-            raise ProbeError(
-                f"tokens must be one tensor (batch, pos), got {type(tokens).__name__}: pad sequences of different "
-                "lengths on the right and pass lengths="
-            )
-        if tokens.ndim != 2 or tokens.shape[1] < 2 or not len(tokens):
-            raise ProbeError(f"a position probe wants sequences of at least 2 tokens, got shape {tuple(tokens.shape)}")
-        tokens = tokens.cpu()
-        return cls(tokens, checked_lengths(lengths, *tokens.shape).cpu())
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, which: Tensor) -> "Sequences":
-        return Sequences(self.tokens[which], self.lengths[which])
-
-    def first(self, n: int) -> "Sequences":
-        return Sequences(self.tokens[:n], self.lengths[:n])
-
-    def keys(self) -> list[tuple[int, ...]]:
-        """What makes two sequences the same."""
-        pairs = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
-        return [tuple(sequence[:length]) for sequence, length in pairs]
-
-    def distinct(self) -> "Sequences":
-        first: dict[tuple[int, ...], int] = {}
-        for i, key in enumerate(self.keys()):
-            first.setdefault(key, i)
-        return self[torch.tensor(list(first.values()))]
-
-    def cut(self, length: int) -> "Sequences":
-        """The first tokens of each."""
-        return Sequences(self.tokens[:, :length], self.lengths.clamp(max=length))
+from probe.sequences import Integers, Sequences, TokenIds
 
 
 @dataclass(frozen=True)
@@ -86,10 +36,10 @@ class Split:
             )
 
     @classmethod
-    def by_sequence(cls, tokens: Tensor, lengths: Tensor | None, test: float | Tensor, seed: int) -> "Split":
+    def by_sequence(cls, tokens: TokenIds, lengths: Integers | None, test: float | Tensor, seed: int) -> "Split":
         """Whole sequences on either side: a share of them for the test, drawn by the seed, or those with the given
         indices. A sequence that occurs twice counts once; under indices that put it on both sides, the split leaks."""
-        every = Sequences.of(tokens, lengths)
+        every = _of_two_tokens(tokens, lengths)
         if isinstance(test, Tensor):
             chosen = torch.zeros(len(every), dtype=torch.bool)
             chosen[test] = True
@@ -104,10 +54,11 @@ class Split:
 
     @classmethod
     def by_distribution(
-        cls, tokens: Tensor, lengths: Tensor | None, test_tokens: Tensor, test_lengths: Tensor | None
+        cls, tokens: TokenIds, lengths: Integers | None, test_tokens: TokenIds, test_lengths: Integers | None
     ) -> "Split":
         """All of one set of sequences to fit to, all of another to score on."""
-        train, test = Sequences.of(tokens, lengths).distinct(), Sequences.of(test_tokens, test_lengths).distinct()
+        train = _of_two_tokens(tokens, lengths).distinct()
+        test = _of_two_tokens(test_tokens, test_lengths, "test_tokens").distinct()
         return cls("distribution", train, test)
 
     def by_length(self, length: int) -> "Split":
@@ -127,6 +78,15 @@ class Split:
             return [0, longest]
         quarters = (round(self.fitted_length * quarter / 4) for quarter in range(17))
         return sorted({min(edge, longest) for edge in quarters})
+
+
+def _of_two_tokens(tokens: TokenIds, lengths: Integers | None, what: str = "tokens") -> Sequences:
+    """Sequences of at least 2 tokens: position 0 alone is nothing to tell apart."""
+    sequences = Sequences.of(tokens, lengths, what)
+    if sequences.tokens.shape[1] < 2:
+        shape = tuple(sequences.tokens.shape)
+        raise ProbeError(f"a position probe needs sequences of at least 2 tokens, got {what} of shape {shape}")
+    return sequences
 
 
 def constant_tokens(d_vocab: int, length: int, *, bos: int | None = None) -> Int[Tensor, "sequence {length}"]:

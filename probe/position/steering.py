@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.position.edits import Edit, Outcome, Setting, first_layer_behind, one_site
 from probe.position.erasure import Subspace, concept, concept_subspace, random_subspace, square_root
-from probe.tracing import RESID_POST, SCORES, block_site, logits_with_edits
+from probe.sequences import Integers, TokenIds
+from probe.tracing import RESID_POST, SCORES, block_site, hide_keys, logits_with_edits
 
 
 def position_direction(states: Tensor, positions: Tensor) -> tuple[Float64[Tensor, "feature"], Subspace]:
@@ -32,7 +33,7 @@ def position_direction(states: Tensor, positions: Tensor) -> tuple[Float64[Tenso
 
 def steer_position(
     model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
+    tokens: TokenIds,
     site: str,
     shifts: Sequence[float] = (-4, -3, -2, -1, 0),
     *,
@@ -62,7 +63,7 @@ def steer_position(
     setting = Setting(model, tokens, None, None, n_bootstrap, confidence, seed)
     if len(set(shifts)) < 2:
         raise ProbeError(f"at least two different shifts are wanted, got {list(shifts)}")
-    T = tokens.shape[1]
+    T = setting.tokens.shape[1]
     query = T // 2 if query is None else query
     if not 1 <= query < T:
         raise ProbeError(f"query must be a row 1…{T - 1}, got {query}")
@@ -105,7 +106,12 @@ def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Seq
 
         def watch(layer: int, attended: dict[int, Tensor] = attended) -> Edit:
             def edit(scores: Tensor) -> Tensor:
-                pattern = scores[:, :, query, :query].detach().double().cpu().softmax(-1)
+                pattern = hide_keys(scores.detach())[:, :, query, :query].double().cpu().softmax(-1)
+                if not pattern.isfinite().all():
+                    raise ProbeError(
+                        f"the attention of layer {layer} to the keys before row {query} must be finite, got NaN: its "
+                        "scores are not finite, or a window hides all of these keys"
+                    )
                 attended[layer] = pattern @ torch.arange(query, dtype=torch.float64)
                 return scores
 
@@ -129,11 +135,11 @@ def _like(step: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
 
 def patch_position(
     model: nn.Module,
-    tokens: Int[Tensor, "sequence pos"],
+    tokens: TokenIds,
     site: str,
     shifts: Sequence[int] = (0, 1, 2, 4),
     *,
-    lengths: Int[Tensor, "sequence"] | None = None,
+    lengths: Integers | None = None,
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concept_name: str = "classes",
     n_random: int = 5,
@@ -156,8 +162,8 @@ def patch_position(
     setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
     site = one_site(site, setting)
     for shift in shifts:
-        if not 0 <= shift < tokens.shape[1]:
-            raise ProbeError(f"shifts must be 0…{tokens.shape[1] - 1} tokens, got {shift}")
+        if not 0 <= shift < setting.tokens.shape[1]:
+            raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 1} tokens, got {shift}")
     states, positions = setting.hidden(site)
     found = concept_subspace(states, concept(concept_name, positions))
     rank = min(found.rank, states.shape[1] - 1)

@@ -24,6 +24,7 @@ from probe.position.scores import METRICS, Draws, token_sums
 from probe.position.splits import Split
 from probe.position.targets import TARGETS, TargetContext
 from probe.progress import OnProgress, untold
+from probe.sequences import Integers, TokenIds
 from probe.tracing import EMBED, block_site
 
 #: Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
@@ -44,17 +45,17 @@ FEW = 32
 
 def probe_positions(
     model: nn.Module | Sequence[nn.Module],
-    tokens: Int[Tensor, "batch pos"],
+    tokens: TokenIds,
     sites: Sequence[str] | None = None,
     *,
-    lengths: Int[Tensor, "batch"] | None = None,
+    lengths: Integers | None = None,
     targets: Sequence[str] = ("position",),
     context: TargetContext | None = None,
     controls: Sequence[str] = tuple(CONTROLS),
     untrained: nn.Module | Sequence[nn.Module] | None = None,
     test: float | Int[Tensor, "test"] = 0.3,
-    test_tokens: Int[Tensor, "test_batch test_pos"] | None = None,
-    test_lengths: Int[Tensor, "test_batch"] | None = None,
+    test_tokens: TokenIds | None = None,
+    test_lengths: Integers | None = None,
     fitted_length: int | None = None,
     alphas: Sequence[float] = ALPHAS,
     folds: int = 5,

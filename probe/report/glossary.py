@@ -621,6 +621,7 @@ _ENCODINGS = {
 _COLUMNS = {
     "measurement": "What was measured; the rows of one measurement have the same columns.",
     "task": "The task that the model was trained on.",
+    "data": "What the models were looked at on: a task, texts, or a file of token ids.",
     "seed": "The seed of the training.",
     "metric": "The name of the number.",
     "value": "The number itself, unrounded.",

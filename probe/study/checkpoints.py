@@ -87,11 +87,12 @@ def compare_checkpoints(
     elif len(models) > 1:
         say("models not compared with each other: that wants whole patterns, which are too large at this length")
     collected = pd.concat(rows, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
+    collected = collected.assign(data=traced.data)
     drawn = attention_figures(collected, drawings["maps"], drawings["curves"])
     n, length = traced.tokens.shape
     summary = [
-        Line("Compared", f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens. Untrained "
-             "models of the same shape are the control."),
+        Line("Compared", f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens "
+             f"({traced.data}). Untrained models of the same shape are the control."),
         *attention_summary(collected, list(models)),
     ]  # fmt: skip
     made = made_with(next(iter(models.values()))[0], command)
@@ -141,7 +142,7 @@ def fit_checkpoints(
         found = probe_over_training(kept, traced.tokens, scored=traced.scored, seed=seed)
         rows.append(found.assign(measurement="over_training", encoding=name))
         steps.step()
-    collected = pd.concat(rows, ignore_index=True)
+    collected = pd.concat(rows, ignore_index=True).assign(data=traced.data)
     fit = collected[collected["measurement"] == "fit"]
     in_layers = fit[fit["site"].str.startswith("blocks.")]
     figures = [(f"R² by layer and site: {t}.", probe_heatmap(in_layers, t)) for t in _drawn_targets(in_layers)]
@@ -157,7 +158,9 @@ def fit_checkpoints(
     ]
     n, length = traced.tokens.shape
     summary = [
-        Line("Probed", f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens."),
+        Line(
+            "Probed", f"{len(models)} models ({', '.join(models)}) on {n} sequences of {length} tokens ({traced.data})."
+        ),
         *fit_summary(collected),
     ]
     sections = [Section("Probes of position", text, figures=figures, tables=fit_tables(fit))]

@@ -178,7 +178,7 @@ class StudyData:
         scored = torch.arange(length) >= prompts[:, None]
         order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
         kept = order[: config.trace_sequences]
-        return TracedSequences(tokens[kept], scored[kept])
+        return TracedSequences(tokens[kept], scored[kept], f"task {config.task}")
 
     def held_out_sequences(self, seed: int, most: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole held-out sequences, mixed, right-padded, and their lengths."""
@@ -187,7 +187,9 @@ class StudyData:
 
 
 class TracedSequences(NamedTuple):
-    """Sequences on which models are looked at, and which of their tokens a model learns to predict (None: all)."""
+    """Sequences on which models are looked at, which of their tokens a model learns to predict (None: all), and which
+    data that is, in words: a task's name, texts, or a file."""
 
     tokens: Int[Tensor, "sequence pos"]  #: ids, none of them padding
     scored: Bool[Tensor, "sequence pos"] | None = None  #: True for those that a model learns to predict
+    data: str = "token ids"  #: what rows and pages say of it

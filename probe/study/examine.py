@@ -56,6 +56,7 @@ from probe.study.stages import (
     too_long,
     write_stage,
 )
+from probe.study.texts import text_sequences, text_task
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey
 from probe.tasks.tokenizers import has_tokenizer
@@ -159,9 +160,12 @@ def examine(
                 steps.step()
         elif len(models) > 1:
             say(f"models not compared with each other: {differ}")
-        rows = _collect(folder, list(models))
+        rows = _collect(folder, {name: traced.data for name, traced in seen.items()})
         drawn = {stage: {n: read_stage(folder, f"{stage}-{n}") for n in models} for stage in FIGURE_STAGES}
-        about = [_anatomy(name, places[name], where[name], model) for name, model in models.items()]
+        about = [
+            _anatomy(name, places[name], where[name], model) | {"looked at on": seen[name].data}
+            for name, model in models.items()
+        ]
         on = find_device(device)
         made = Made(examine_command(places, config, on.type), settings=asdict(config), environment=environment(on))
         write_rows(folder / "rows.parquet", rows, made.environment)
@@ -219,13 +223,12 @@ def looked_at(model: nn.Module, place: str | Path, config: ExamineConfig) -> Tra
                 f"{config.tokens}: ids in 0…{d_vocab_of(model) - 1}, those of {place}, were wanted, got "
                 f"{int(tokens.min())}…{int(tokens.max())}"
             )
+        traced = TracedSequences(tokens, None, f"token ids of {config.tokens}")
     else:
-        task = _task(model, place, config)
-        pieces = task.plain("test", config.length, config.sequences, np.random.default_rng(config.seed))
-        tokens = torch.tensor([[*task.vocabulary.prompt(p), *task.vocabulary.completion(p)] for p in pieces])
-    if len(tokens) < 8:
-        raise ProbeError(f"at least 8 sequences of {config.length} tokens were wanted, got {len(tokens)}")
-    return TracedSequences(tokens)
+        traced = text_sequences(_task(model, place, config), config.length, config.sequences, config.seed)
+    if len(traced.tokens) < 8:
+        raise ProbeError(f"at least 8 sequences of {config.length} tokens are needed, got {len(traced.tokens)}")
+    return traced
 
 
 def _incomparable(models: Mapping[str, nn.Module], seen: Mapping[str, TracedSequences]) -> str | None:
@@ -243,14 +246,7 @@ def _incomparable(models: Mapping[str, nn.Module], seen: Mapping[str, TracedSequ
 def _task(model: nn.Module, place: str | Path, config: ExamineConfig) -> Passkey:
     """The texts in the words of a model."""
     tokenizer = str(place) if has_tokenizer(place) else ""
-    long = max(4 * config.length, 512)
-    task = Passkey(text=config.text, tokenizer=tokenizer, train_length=long, test_length=2 * long)
-    if not task.vocabulary.fits(d_vocab_of(model)):
-        raise ProbeError(
-            f"{place}: a folder with the model's tokenizer, a model of bytes, or a file of token ids was wanted, got a "
-            f"model of {d_vocab_of(model)} tokens and none of these"
-        )
-    return task
+    return text_task(config.text, tokenizer, config.length, d_vocab_of(model), place)
 
 
 def _needles(models: Mapping[str, nn.Module], place: str | Path, config: ExamineConfig, seed: int) -> pd.DataFrame:
@@ -314,9 +310,10 @@ def _by_layer(encodings: Sequence[str]) -> str:
     return ", ".join(f"{kind} in layers {' '.join(layers)}" for kind, layers in where.items())
 
 
-def _collect(folder: Path, names: Sequence[str]) -> pd.DataFrame:
+def _collect(folder: Path, data: Mapping[str, str]) -> pd.DataFrame:
+    """All rows of models, by name what they were looked at on."""
     parts = []
-    for name in names:
+    for name in data:
         there = [stage for stage in EXAMINE_STAGES if (folder / "rows" / f"{stage}-{name}.parquet").exists()]
         found = {stage: read_stage(folder, f"{stage}-{name}") for stage in there}
         parts += [rows.assign(measurement=stage, encoding=name) for stage, rows in found.items()]
@@ -328,4 +325,6 @@ def _collect(folder: Path, names: Sequence[str]) -> pd.DataFrame:
     for stage in PAIR_STAGES:
         if (folder / "rows" / f"{stage}.parquet").exists():
             parts.append(read_stage(folder, stage).assign(measurement=stage))
-    return pd.concat(parts, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
+    rows = pd.concat(parts, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
+    # Models are compared with each other on the same tokens, so any of theirs says which.
+    return rows.assign(data=[data.get(name, next(iter(data.values()))) for name in rows["encoding"]])

@@ -1,5 +1,6 @@
 """What the command line, and a study's settings, call models: folders, seeds of one model, names on the hub."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +50,9 @@ def locate(place: str | Path) -> Place:
 def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Place]], StudyConfig | None]:
     """What the command line names: checkpoints by the name of their model, several of one name being its seeds.
 
-    Each is a study's folder (all of its models), ``NAME=PLACE,PLACE,…``, or one place (``locate``), called by the name
-    of its folder. The second result is the settings of a study among them.
+    Each is a study's folder (all of its models), one place (``locate``), called by the name of its folder, or
+    ``NAME=PLACE,PLACE,…``. A path that exists is a path, whatever signs its name has. The second result is the settings
+    of a study among them.
 
     Raises:
         ProbeError: where there is none, or a name comes twice.
@@ -58,7 +60,6 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Place]], Stu
     found: dict[str, list[Place]] = {}
     study = None
     for place in places:
-        name, equals, folders = place.partition("=")
         if (Path(place) / "study.json").exists():
             study = StudyConfig.from_dict(read_json_object(Path(place) / "study.json"))
             models = Path(place) / "models"
@@ -66,15 +67,29 @@ def find_checkpoints(places: Sequence[str]) -> tuple[dict[str, list[Place]], Stu
                 e: [locate(study.load.get(e, models / run_name(e, r))) for r in range(study.n_seeds(e))]
                 for e in study.encodings
             }
-        elif equals:
-            new = {name: [locate(folder) for folder in folders.split(",")]}
         else:
-            new = {Path(place).name: [locate(place)]}
+            name, folders = _named(place)
+            new = {name: [locate(folder) for folder in folders]}
         for model in new:
             if model in found:
                 raise ProbeError(f"two models are called {model!r}: give them names of their own, NAME=FOLDER")
         found |= new
     return found, study
+
+
+def _named(place: str) -> tuple[str, list[str]]:
+    """The name of a model and the places of its seeds, from what was typed. A path that is there is a path, whatever
+    signs it has in it (``runs/lr=0.1,seed=1``); only what is none is read as ``NAME=PLACE,PLACE,…``."""
+    name, equals, rest = place.partition("=")
+    if Path(place).exists() or not equals:
+        # The absolute path has a name where the path itself has none: ".", "..".
+        return Path(os.path.abspath(place) if Path(place).exists() else place).name, [place]
+    folders, parts = [], rest.split(",")
+    while parts:
+        longest = next((n for n in range(len(parts), 0, -1) if Path(",".join(parts[:n])).exists()), 1)
+        folders.append(",".join(parts[:longest]))
+        parts = parts[longest:]
+    return name, folders
 
 
 def check_file_names(names: Iterable[str]) -> None:

@@ -152,7 +152,7 @@ def attention_stages(
     if too_long(decoders[0], traced.tokens):
         return _long_stages(decoders[0], untrained[0], traced.tokens, seed)
     models = {"none": decoders, "untrained": untrained}
-    tokens, scored = traced
+    tokens, scored = traced.tokens, traced.scored
 
     def of_both(measure: Callable[[str, Sequence[nn.Module]], pd.DataFrame]) -> pd.DataFrame:
         return pd.concat([measure(c, of).assign(control=c) for c, of in models.items() if of], ignore_index=True)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probe.errors import ProbeError
+from probe.sequences import first_of_each
 from probe.tasks.base import Example, Vocabulary
 
 # Batches are cut from pools of this many, sorted by length, so that little is padded: 0.4 to 2.2 % of the slots for
@@ -39,6 +40,11 @@ class EncodedExamples:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def distinct(self) -> "EncodedExamples":
+        """Each distinct example once, as measurements count them (see ``probe.sequences``)."""
+        kept = first_of_each(self.tokens, self.lengths, self.prompt_lengths)
+        return EncodedExamples(self.tokens[kept], self.prompt_lengths[kept], self.lengths[kept])
 
     def batch(self, rows: Int[Tensor, "batch"]) -> Batch:
         """The batch of these rows, cut to its longest sequence."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from probe.config import check_size
@@ -13,6 +12,7 @@ from probe.errors import ProbeError
 from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.models.mode import evaluating
+from probe.sequences import TokenIds, token_ids
 from probe.training.data import EncodedExamples
 from probe.training.forced import beside_baseline, forced_scores
 
@@ -43,7 +43,7 @@ def shifted_positions(
         shifts: k >= 0, in tokens; 0 is always among those that are run. A learned table must have the positions.
 
     Returns:
-        Columns shift, metric, value, low, high, n (examples): percentile intervals over examples.
+        Columns shift, metric, value, low, high, n (distinct examples): percentile intervals over examples.
 
     Raises:
         ProbeError: for no example, a shift below 0, or one that leads beyond a learned table.
@@ -51,7 +51,12 @@ def shifted_positions(
     for shift in shifts:
         check_size("shifts", shift, least=0)
     if not len(examples):
-        raise ProbeError("at least one example was wanted, got none")
+        raise ProbeError("at least one example is needed, got none")
+    if not isinstance(model, Model):
+        raise ProbeError(
+            f"model must be a Decoder or a ClockworkRNN, got {type(model).__name__}: no other takes positions"
+        )
+    examples = examples.distinct()
     with evaluating(model):
         found: dict[float, dict[str, Tensor]] = {
             shift: _measure(model, examples, shift, batch_size) for shift in dict.fromkeys((0, *shifts))
@@ -59,22 +64,21 @@ def shifted_positions(
     return beside_baseline("shift", found, shifts, 0, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
 
 
-def shifted_texts(
-    model: Model, texts: Int[Tensor, "text token"], shifts: Sequence[int] | None = None, **options: Any
-) -> pd.DataFrame:
+def shifted_texts(model: Model, texts: TokenIds, shifts: Sequence[int] | None = None, **options: Any) -> pd.DataFrame:
     """``shifted_positions`` of plain texts, of which every token but the first is predicted.
 
     Args:
         shifts: by default those of ``SHIFTS``, 256 and 512 that a learned table reaches.
         options: as of ``shifted_positions``.
     """
-    n, length = texts.shape
+    ids = token_ids(texts, "texts").cpu()
+    n, length = ids.shape
     if length < 2:
-        raise ProbeError(f"texts of at least 2 tokens were wanted, got {length}")
+        raise ProbeError(f"texts must have at least 2 tokens, got {length}")
     if shifts is None:
         last = model.encoding.last_position if isinstance(model, Decoder) else None
         shifts = [k for k in (*SHIFTS, 256, 512) if last is None or k + length - 1 <= last]
-    examples = EncodedExamples(texts, torch.ones(n, dtype=torch.long), torch.full((n,), length))
+    examples = EncodedExamples(ids, torch.ones(n, dtype=torch.long), torch.full((n,), length))
     return shifted_positions(model, examples, shifts, **options)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from probe.config import check_size
+from probe.device import gradients
 from probe.errors import ProbeError
 from probe.files import write_folder
 from probe.models import checkpoint
@@ -78,7 +79,7 @@ def make_small_gpt2(
         model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    with quiet_transformers():
+    with gradients(), quiet_transformers():
         for _ in range(steps):
             starts = rng.integers(len(ids) - n_positions, size=16)
             batch = np.array([[end, *ids[s : s + n_positions - 1]] for s in starts], dtype=np.int64)

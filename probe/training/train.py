@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probe.config import check_flag, check_number, check_size
-from probe.device import fast_products, find_device
+from probe.device import fast_products, find_device, gradients
 from probe.errors import ProbeError
 from probe.files import claim_folder, read_json_object, write_folder, write_tensors, write_text
 from probe.models import checkpoint
@@ -141,7 +141,7 @@ def train(
     run = None if folder is None else _RunFolder(Path(folder), model, data, config, initial, keep_checkpoints)
     if run is not None and (run.folder / "final").is_dir():
         return checkpoint.load(run.folder / "final", device=torch_device)
-    with torch.random.fork_rng(), fast_products(torch_device):
+    with gradients(), torch.random.fork_rng(), fast_products(torch_device):
         decoder = _train(model, data, config, initial, run, torch_device, on_log or (lambda entry: None))
     return decoder.eval()
 

@@ -61,6 +61,24 @@ def test_sliding_is_window_by_window(make_decoder, texts, context, stride, prefi
     np.testing.assert_allclose(found.numpy(), np.array(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(("context", "n"), [(16, 48), (8, 48), (10, 45)])
+def test_windows_that_do_not_overlap_leave_out_their_first_token(make_decoder, random_tokens, context, n):
+    """Nothing in its window stands before it: the loss and the count are of the others, and no number is missing."""
+    decoder, text = make_decoder(encoding="alibi"), random_tokens(batch=3, length=n)
+    rows = perplexity(decoder, text, [context], stride=context, **FEW).set_index("metric")
+    pieces = [text[:, start : start + context] for start in range(0, n, context)]
+    if n % context:  # the last window is a whole one: it overlaps the one before
+        pieces[-1] = text[:, -context:]
+    with torch.no_grad():
+        losses = [F.cross_entropy(decoder(p)[:, :-1].transpose(1, 2), p[:, 1:], reduction="none") for p in pieces]
+    if n % context:
+        losses[-1] = losses[-1][:, -(n % context) :]
+    losses = torch.cat(losses, dim=1).double()
+    assert (rows["tokens"] == losses.shape[1]).all()
+    assert rows.loc["loss", "value"] == pytest.approx(float(losses.mean()), abs=1e-6)
+    assert rows.loc["loss", "low"] <= rows.loc["loss", "value"] <= rows.loc["loss", "high"]
+
+
 @pytest.mark.parametrize("prefix", [(), (1,)])
 def test_where_both_fit_it_is_the_direct_one(make_decoder, texts, prefix):
     decoder = make_decoder(encoding="rotary")
@@ -161,7 +179,7 @@ assert rows["value"].gt(0).all()
     ("options", "said"),
     [
         ({"contexts": (2,), "prefix": (1,)}, "contexts must be an integer of at least 3, got 2"),
-        ({"contexts": (8,), "score_from": 40}, "texts of more than 40 tokens were wanted, got 40"),
+        ({"contexts": (8,), "score_from": 40}, "texts must have more than 40 tokens, got 40"),
         ({"contexts": (8,), "stride": 9}, "stride must be at most 8, what a window holds of a text, got 9"),
         ({"contexts": (8,), "stride": 0}, "stride must be an integer of at least 1, got 0"),
     ],
@@ -169,5 +187,5 @@ assert rows["value"].gt(0).all()
 def test_wrong_input_is_refused(make_decoder, texts, options, said):
     with pytest.raises(ProbeError, match=said):
         perplexity(make_decoder(), texts, **options)
-    with pytest.raises(ProbeError, match="texts must be ids"):
+    with pytest.raises(ProbeError, match=r"texts must hold at least one sequence of one token, got shape \(0, 40\)"):
         loss_by_position(make_decoder(), texts[:0])

@@ -18,6 +18,7 @@ from probe import attention, extrapolation, position, training
 from probe.attention.pooling import pooled_pattern
 from probe.errors import ProbeError
 from probe.position.erasure import concept_subspace
+from probe.tracing import distinct
 
 FEW = m.FEW
 
@@ -312,6 +313,151 @@ def test_lengths_that_do_not_fit_are_refused_everywhere(lengths):
             found()
 
 
+# The one door for tokens, and which of them count.
+
+
+BY_SEQUENCE = ("stream", "distance_from_template")  # give a number for each sequence as it was given
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURED if name not in BY_SEQUENCE])
+def test_a_sequence_that_is_given_twice_counts_once(name):
+    """The same numbers, the same n; and the ids may be of any integer type."""
+    twice = torch.cat((m.tokens(), m.tokens())).to(torch.int16)
+    assert m.error(MEASURED[name](m.Inputs(m.single, twice)), MEASURED[name](m.Inputs(m.single))) < 1e-9
+
+
+IDS = {
+    "int8": lambda x: x.to(torch.int8),
+    "uint8": lambda x: x.to(torch.uint8),
+    "uint16": lambda x: x.to(torch.uint16),
+    "numpy": lambda x: x.numpy(),
+    "numpy int16": lambda x: x.numpy().astype(np.int16),
+    "lists": lambda x: x.tolist(),
+    "list of tensors": list,
+    "examples": lambda x: training.EncodedExamples(x, torch.ones(len(x), dtype=torch.long), torch.full((len(x),), T)),
+}
+T = 16
+NO_IDS = {
+    "bool": (lambda x: x > 3, "tokens must be integers, got torch.bool"),
+    "float": (lambda x: x.float(), "tokens must be integers, got torch.float32"),
+    "complex": (lambda x: x.to(torch.complex64), "tokens must be integers, got torch.complex64"),
+    "meta": (lambda x: x.to("meta"), "tokens must be a dense tensor with values, got a meta tensor"),
+    "sparse": (lambda x: x.to_sparse(), "tokens must be a dense tensor with values, got a sparse_coo tensor"),
+    "numpy float": (lambda x: x.double().numpy(), "tokens must be integers, got float64"),
+    "words": (lambda x: [["a", "b"]], "tokens must be integers, got list"),
+    "ragged": (lambda x: [[1, 2], [3]], "tokens must be lists of integers of equal length"),
+    "a vector": (lambda x: x[0], r"tokens must hold at least one sequence of one token, got shape \(16,\)"),
+    "unknown": (lambda x: x + 5, "token ids must lie in 0…10, got 5…15"),
+}
+# A door of each kind: hooks, edits, splits of probes, causal experiments, streaming, decoding, texts.
+DOORS = {
+    "trace": lambda tokens: probe.trace(m.decoder(), tokens, ["hook_embed"]).values,
+    "logits_with_edits": lambda tokens: m.logits_with_edits(m.decoder(), tokens),
+    "census": lambda tokens: attention.census(m.decoder(), tokens, ablate=False, **FEW),
+    "fit_position_probe": lambda tokens: position.fit_position_probe(
+        m.decoder(), tokens, ["hook_embed"], controls=(), **FEW
+    ),
+    "steer_position": lambda tokens: position.steer_position(
+        m.decoder(), tokens, "blocks.1.hook_resid_pre", n_random=1, **FEW
+    ),
+    "split_long_context": lambda tokens: attention.split_long_context(m.decoder(), tokens, **FEW).shares,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_tokens_may_be_integers_of_any_kind(door):
+    wanted = DOORS[door](m.tokens())
+    for kind, convert in IDS.items():
+        assert m.error(DOORS[door](convert(m.tokens())), wanted) == 0, kind
+
+
+@pytest.mark.parametrize("door", [*DOORS, "decoder"])
+@pytest.mark.parametrize("kind", NO_IDS)
+def test_what_is_no_token_is_refused_in_one_line(kind, door):
+    convert, message = NO_IDS[kind]
+    with pytest.raises(ProbeError, match=message) as caught:
+        (DOORS | {"decoder": m.decoder()})[door](convert(m.tokens()))
+    assert "\n" not in str(caught.value)
+
+
+class Unknown(torch.nn.Module):
+    """A module that gives logits and that nothing here can look into."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(11, 11)
+
+    def forward(self, tokens):
+        return self.table(tokens)
+
+
+ANSWERS = ("perplexity", "loss_by_position")  # ask a model for its logits and nothing else
+
+
+@pytest.mark.parametrize(
+    "kind", [Unknown, lambda: torch.nn.Linear(2, 2), torch.nn.Module], ids=["logits", "linear", "empty"]
+)
+@pytest.mark.parametrize("name", [name for name in MEASURED if name != "shifted_texts"])  # whose type says as much
+def test_a_module_that_cannot_be_looked_into_is_refused_in_one_line(name, kind):
+    if kind is Unknown and name in ANSWERS:
+        return MEASURED[name](m.Inputs(lambda made: kind()))
+    with pytest.raises(ProbeError) as caught:
+        MEASURED[name](m.Inputs(lambda made: kind()))
+    assert "\n" not in str(caught.value)
+
+
+OF_TRACES = {
+    "compare_templates": lambda t: attention.compare_templates(t, ["uniform"], **FEW),
+    "attention_maps": lambda t: attention.attention_maps(t, bins=8),
+    "attention_summary": lambda t: attention.attention_summary(t, **FEW),
+    "split_scores": lambda t: attention.split_scores(t, **FEW),
+    "compare_models": lambda t: attention.compare_models({"a": t, "b": t}, **FEW),
+    "compare_to": lambda t: attention.compare_to({"a": t, "b": t, "c": t}, "a", **FEW),
+    "decompose_hidden": lambda t: position.decompose_hidden(t, **FEW),
+    "neighbour_similarity": lambda t: position.neighbour_similarity(t, **FEW),
+    "variance_by_position": lambda t: position.variance_by_position(t, **FEW),
+    "position_channels": lambda t: position.position_channels(t, **FEW),
+}
+
+
+def by_hand(**values):
+    sites = {"pattern": "blocks.0.attn.hook_pattern", "scores": "blocks.0.attn.hook_attn_scores", "x": "hook_embed"}
+    return probe.Trace(m.tokens(6, 8), torch.full((6,), 8), {sites[name]: of for name, of in values.items()}, 1)
+
+
+BROKEN_TRACES = {
+    "nothing held": lambda: by_hand(),
+    "vectors": lambda: by_hand(pattern=torch.ones(6), scores=torch.ones(6), x=torch.ones(6)),
+    "integers": lambda: by_hand(pattern=torch.ones(6, 2, 8, 8).long(), scores=torch.ones(6, 2, 8, 8).long()),
+    "other lengths": lambda: by_hand(pattern=torch.eye(5).expand(6, 2, 5, 5), scores=torch.ones(6, 2, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_TRACES)
+@pytest.mark.parametrize("name", OF_TRACES)
+def test_a_trace_that_is_none_is_refused_in_one_line(name, kind):
+    with pytest.raises(ProbeError) as caught:
+        OF_TRACES[name](BROKEN_TRACES[kind]())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trace_by_hand_holds_a_tensor_for_each_sequence():
+    for values in ({"x": np.zeros((6, 8, 4))}, {"x": torch.zeros(5, 8, 4)}, {"x": None}):
+        with pytest.raises(ProbeError, match="values at 'hook_embed' must be a tensor of 6 sequences, got"):
+            by_hand(**values)
+    held = probe.Trace(m.tokens(6, 8).tolist(), np.full(6, 8), {"hook_embed": torch.zeros(6, 8, 4)}, 1)
+    assert torch.equal(held.tokens, m.tokens(6, 8)) and held.lengths.tolist() == [8] * 6
+    with pytest.raises(ProbeError, match="trace must be what probe.trace returns, or a Trace made by hand, got a dict"):
+        distinct({"hook_embed": torch.zeros(6, 8, 4)})
+
+
+@pytest.mark.parametrize("lengths", [[6.7, 6.0, 6.0], [True, True, True]], ids=str)
+def test_lengths_are_integers(lengths):
+    for given in (lengths, torch.tensor(lengths), np.array(lengths)):
+        with pytest.raises(ProbeError, match="lengths must be integers, got"):
+            probe.trace(m.decoder(), m.tokens(3, 6), lengths=given)
+
+
 # Half precision.
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -426,7 +572,7 @@ READS = {
         *("fit_position_probe", "fit_position_probe, logistic", "pair_probe", "decompose_hidden"),
         *("neighbour_similarity", "patch_position", "name_mechanism"),
     ],
-    "scores": [name for name in MEASURED if name != "steer_position"],
+    "scores": [*MEASURED],
 }
 
 
@@ -441,11 +587,6 @@ def test_nan_in_a_model_is_refused(where, name):
 def test_a_table_of_positions_that_says_nothing_is_refused(value, wanted):
     with pytest.raises(ProbeError, match=wanted):
         m.position_table(m.Inputs(m.single, change=lambda decoder: decoder.encoding.weight.fill_(value)))
-
-
-def test_steering_shows_nan():
-    rows = m.steer_position(m.Inputs(m.single, change=spoilt("scores")))
-    assert rows[rows["layer"] == 1]["value"].isna().any()
 
 
 def overflow(decoder):

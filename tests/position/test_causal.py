@@ -145,7 +145,7 @@ def test_a_bridge_gives_what_its_decoder_gives(make_decoder, random_tokens):
 
 def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
     decoder, tokens = make_decoder(), random_tokens(8, 10)
-    with pytest.raises(ProbeError, match="at least 4 sequences are wanted"):
+    with pytest.raises(ProbeError, match="at least 4 distinct sequences are needed"):
         erase_position(decoder, tokens[:3])
     with pytest.raises(ProbeError, match="at least one token .* must be scored"):
         erase_position(decoder, tokens, scored=torch.zeros(8, 10, dtype=torch.bool))

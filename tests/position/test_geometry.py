@@ -170,7 +170,8 @@ def test_an_untrained_decoder_with_uniform_attention_has_variance_decay(make_dec
 
 def test_what_does_not_vary_has_no_exponent():
     x = normal(1, T, D).expand(B, T, D) + 1e-15 * normal(B, T, D, seed=1)  # equal but for rounding
-    rows = variance_by_position(made(x), **QUICK)
+    tokens = torch.arange(B * T).view(B, T)  # other sequences, with states that are alike
+    rows = variance_by_position(made(x, tokens=tokens), **QUICK)
     assert (rows[rows["metric"] == "variance"]["value"] == 0).all()
     assert rows[rows["metric"] == "exponent"]["value"].isna().all()
 
@@ -200,7 +201,7 @@ def test_a_monotone_channel_is_found_and_its_correlation_is_scipys():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: decompose_hidden(made(normal(1, T, D))), "at least 2 sequences, got 1"),
+        (lambda: decompose_hidden(made(normal(1, T, D))), "at least 2 distinct sequences, got 1"),
         (lambda: decompose_hidden(made(normal(B, 2, D))), "at least 2 of 2 positions, got 1"),
         (lambda: decompose_hidden(made(normal(B, T, D)), ["hook_embed"]), "the trace holds no 'hook_embed'"),
         (lambda: decompose_hidden(made(normal(B, T, D) / 0)), "must be finite"),

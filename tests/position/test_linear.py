@@ -111,7 +111,7 @@ def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
     decoder, tokens = make_decoder(), random_tokens(batch=8)
     with pytest.raises(ProbeError, match="at least 4 distinct sequences, got 1"):
         fit_position_probe(decoder, tokens[:1].expand(9, -1))
-    with pytest.raises(ProbeError, match="at least 2 tokens, got shape"):
+    with pytest.raises(ProbeError, match="at least 2 tokens, got tokens of shape"):
         fit_position_probe(decoder, tokens[:, :1])
     with pytest.raises(ProbeError, match="unknown control 'none'; known: embedding, random, shuffled, untrained"):
         fit_position_probe(decoder, tokens, controls=["none"])

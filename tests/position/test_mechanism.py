@@ -370,7 +370,11 @@ def test_beyond_the_reach_of_a_window_nothing_is_counted(stops):
     [
         (content(5), {}, "at least 10 distinct sequences, got 5"),
         (content(80, 7), {}, r"at least 8 tokens, got shape \(80, 7\)"),
-        (content(), {"scored": torch.ones(80, 3, dtype=torch.bool)}, r"scored must be as the tokens, \(80, 24\)"),
+        (
+            content(),
+            {"scored": torch.ones(80, 3, dtype=torch.bool)},
+            r"scored must be booleans of the tokens' shape \(80, 24\)",
+        ),
         (content(), {"site": "blocks.9.hook_resid_post"}, "unknown site"),
         (content(), {"site": "blocks.0.attn.hook_z"}, "holds no hidden states"),
         (content(), {"test_share": 1.5}, "test_share"),
@@ -385,5 +389,5 @@ def test_a_run_wants_checkpoints_of_different_steps():
     for checkpoints, message in (([], "at least one checkpoint"), ([(0, untrained())] * 2, "got step 0 twice")):
         with pytest.raises(ProbeError, match=message):
             probe_over_training(checkpoints, content(), n_bootstrap=5)
-    with pytest.raises(ProbeError, match="at least one scored token"):
+    with pytest.raises(ProbeError, match="at least one token after the first must be scored"):
         probe_over_training([(0, untrained())], content(), scored=torch.zeros(80, L, dtype=torch.bool))

@@ -271,7 +271,7 @@ def test_bad_input_is_one_clear_line(make_decoder):
     refused("holds no hidden states", sites=["attn.hook_q"])
     refused("fitted_length \\(16\\) must be below the longest test sequence", fitted_length=16)
     refused("lengths must be 10 numbers in 1…16", lengths=torch.full((10,), 17))
-    with pytest.raises(ProbeError, match="tokens must be one tensor .*: pad sequences of different lengths"):
+    with pytest.raises(ProbeError, match="tokens must be lists of integers of equal length: pad them on the right"):
         Sequences.of([[1, 2], [3, 4, 5]], None)
     with torch.no_grad():
         decoder.token_embedding.weight[3] = torch.nan

@@ -91,3 +91,18 @@ def test_a_real_decoder_is_checked(make_decoder):
     rows = predict(decoder, examples, task.vocabulary, task=task)
     assert not rows["correct"].any() and not rows["steps_correct"].any()
     assert (rows["first_wrong_step"] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["addition", "lego", "summation"])
+def test_what_is_said_does_not_depend_on_who_shares_the_batch(name, make_decoder):
+    """Each example ends after its own limit: one that is decoded with longer ones is not heard out for longer."""
+    stepped = make_task(name, {"scratchpad": PARTS, "train_length": 3, "test_length": 6})
+    mixed = stepped.splits(n_train=60, n_validation=1, n_test=1).train
+    decoder = make_decoder(d_vocab=len(stepped.vocabulary), n_ctx=512, encoding="alibi")
+    together = predict(decoder, mixed, stepped.vocabulary, task=stepped)
+    alone = predict(decoder, mixed[::-1], stepped.vocabulary, task=stepped, batch_size=1)[::-1]
+    pd.testing.assert_frame_equal(together, alone.reset_index(drop=True))
+    # A decoder that nobody trained stops by itself now and then, and else at its limit: several limits are seen.
+    lengths = together["prediction"].str.split().str.len()
+    limits = pd.Series([int(1.25 * len(e.target)) + 8 for e in mixed])
+    assert (lengths <= limits).all() and limits[lengths == limits].nunique() > 1
