@@ -9,6 +9,7 @@ from torch import Tensor
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_folder, write_tensors, write_text
 from probe.models.build import Model, build, config_from_dict
+from probe.models.scaled import check_not_scaled
 
 # The dtypes of weights, by their names in safetensors.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -27,11 +28,8 @@ def save(model: Model, folder: str | Path) -> None:
 
 def write_into(model: Model, folder: Path) -> None:
     """Write a model's two files into a folder that is there."""
+    check_not_scaled(model, "saving")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if any(".parametrizations." in name for name in state):
-        raise ProbeError(
-            "a model with weights of its own was wanted; a scale is on its attention: fold or remove it first"
-        )
     if model.config.tie_embeddings:
         del state["head.weight"]  # the embedding's own memory
     write_tensors(folder / WEIGHTS_FILE, state)

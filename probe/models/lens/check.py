@@ -99,7 +99,7 @@ def check_bridge(bridge: Any, witness: Witness, whose: str) -> None:
     _agree(by_scores.logits, by_pattern.logits, f"{whose}: logits with edited scores and with an edited pattern")
     for layer, out in enumerate(run("z", [torch.zeros_like(z) for z in plain.z]).out):
         left, size = (out - out[:1, :1]).abs().max(), plain.out[layer].abs().max()
-        if left > _tolerance(out) * size:
+        if left > tolerance(out) * size:
             raise ProbeError(f"{whose}: what attention puts out in layer {layer} must come from z alone, and does not")
 
 
@@ -148,13 +148,14 @@ class _Runs:
         return _Values(logits, **{name: [seen[name, layer] for layer in layers] for name in SITES})
 
 
-def _tolerance(x: Tensor) -> float:
+def tolerance(x: Tensor) -> float:
+    """The largest error, relative to the largest number, that is rounding in the dtype of these numbers."""
     return TOLERANCES.get(x.dtype, TOLERANCES[torch.float16])
 
 
 def _agree(got: Tensor, wanted: Tensor, what: str) -> None:
     """Refuse an error that is no rounding, relative to the largest number."""
-    tolerance = max(_tolerance(got), _tolerance(wanted))
+    most = max(tolerance(got), tolerance(wanted))
     error = float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
-    if not error <= tolerance:
-        raise ProbeError(f"{what} must agree to {tolerance:g}, got a relative error of {error:.2g}")
+    if not error <= most:
+        raise ProbeError(f"{what} must agree to {most:g}, got a relative error of {error:.2g}")
