@@ -146,7 +146,8 @@ def test_weights_that_are_not_the_models_are_refused(qwen, tmp_path):
     for change, message in [
         (lambda s: s.pop(norm), "missing keys in its weights: 'model.norm.weight'"),
         (lambda s: s.update(surprise=torch.zeros(2)), "unexpected keys in its weights: 'surprise'"),
-        (lambda s: s.update({norm: torch.zeros(31)}), "transformers cannot load it: .*"),
+        (lambda s: s.update({norm: torch.zeros(31)}), r"'model.norm.weight' must have shape \(32,\), got \(31,\)"),
+        (lambda s: s.update({norm: torch.zeros(33)}), "transformers cannot load it: .*"),
     ]:
         model.save_pretrained(tmp_path)
         edit(tmp_path, change)
@@ -155,11 +156,11 @@ def test_weights_that_are_not_the_models_are_refused(qwen, tmp_path):
         assert "\n" not in str(caught.value)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ProbeError, match="transformers cannot load it: SafetensorError"):
+    with pytest.raises(ProbeError, match="model.safetensors: not a whole safetensors file"):
         load_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     path.unlink()
-    with pytest.raises(ProbeError, match="transformers cannot load it: OSError: .*model.safetensors"):
+    with pytest.raises(ProbeError, match="no such file, .*got pytorch_model.bin: a pickle can run code"):
         load_pretrained(tmp_path)
 
 
