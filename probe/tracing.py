@@ -13,6 +13,7 @@ from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of, sites_of
 from probe.models.build import Model
 from probe.models.config import SITES
+from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.shown import Shown
 
@@ -175,6 +176,7 @@ def logits_with_edits(
             sites = expand_sites([*edits], model)
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
             bridge: Any = model  # as expand_sites knows
+            check_once(bridge)
             logits = bridge.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -266,5 +268,6 @@ def _run_bridge(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor
 
         return hook
 
+    check_once(model)
     device = next(model.parameters()).device
     model.run_with_hooks(tokens.to(device), fwd_hooks=[(site, at(site)) for site in hooks])

@@ -73,7 +73,8 @@ def _text_models(
     from probe.study.places import load_all
     from probe.tasks import make_task
     from probe.tasks.passkey import Passkey
-    from probe.tasks.tokenizers import has_tokenizer, shared_tokenizer
+    from probe.tasks.tokenizer_files import has_tokenizer
+    from probe.tasks.tokenizers import shared_tokenizer
 
     values = dict(study.task_options) if study is not None and study.task == "passkey" else {}
     for name in ("text", "train_length", "n_keys", "filler", "tokenizer"):

@@ -13,12 +13,10 @@ from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of
 from probe.models.build import Model
 from probe.models.decoder import Decoder
-from probe.models.lens.check import tolerance
+from probe.models.lens.check import random_tokens, tolerance
 from probe.models.mode import evaluating
 from probe.models.scaled import restore_rows, scale_rows
 from probe.tracing import SCORES, trace
-
-N_TOKENS = 24
 
 # The factor that is tried makes log-odds of about so many nats, where a soft cap or a clip shows, and a pattern in
 # float32 is still above 0; it is at least 2, and at most the last.
@@ -107,8 +105,7 @@ def _tokens(model: Any) -> Int[Tensor, "batch pos"]:
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     else:
         d_vocab, longest = d_vocab_of(model), (model.config if isinstance(model, Decoder) else model.cfg).n_ctx
-    tokens = torch.randint(d_vocab, (2, min(N_TOKENS, longest or N_TOKENS)), generator=torch.Generator().manual_seed(0))
-    return tokens.to(next(model.parameters()).device)
+    return random_tokens(d_vocab, longest, next(model.parameters()).device)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ from probe.study.stages import (
 )
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey
-from probe.tasks.tokenizers import has_tokenizer, read_tokenizer
+from probe.tasks.tokenizer_files import has_tokenizer
+from probe.tasks.tokenizers import read_tokenizer
 from probe.training.shifted import shifted_texts
 
 TABLE_STAGES = ("table", "table_basis", "table_map")
