@@ -202,7 +202,7 @@ class _Layer:
         pattern, n_query = self.pattern, self.pattern.shape[-1]
         query = torch.arange(n_query)
         best = torch.stack([self.explained[name][:, h] for h, name in enumerate(self.best)], dim=-1)
-        greatest = torch.log(query + 1.0).double().expand(len(pattern), 1, -1)
+        greatest = torch.log(query.double() + 1).expand(len(pattern), 1, -1)
         follows = follows_earlier(self.tokens)
         has_such = follows.any(-1) & self.rows
         squares = {
