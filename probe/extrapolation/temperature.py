@@ -142,10 +142,20 @@ def query_projections(model: nn.Module) -> list[tuple[nn.Module, nn.Linear, int]
     return found
 
 
+def check_can_scale(model: nn.Module) -> None:
+    """Refuse a model that has no queries that a ``HeadScale`` can scale.
+
+    Raises:
+        ProbeError: as ``HeadScale``.
+    """
+    with LOCK:
+        check_odds_scale(model, [(attention, projection) for attention, projection, _ in query_projections(model)])
+
+
 def can_scale(model: nn.Module) -> bool:
     """Whether a model has queries that a ``HeadScale`` can scale."""
     try:
-        check_odds_scale(model, [(attention, projection) for attention, projection, _ in query_projections(model)])
+        check_can_scale(model)
     except ProbeError:
         return False
     return True
