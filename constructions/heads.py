@@ -217,7 +217,7 @@ def _window_errors(
     within = (residues * (t[:, None] > back)[..., None]).sum(1)
     read = z[:, : 2 * WINDOW]
     outside = read.where(within == 0, 0).sum(-1)
-    uneven = (read - 1 / t.clamp(max=WINDOW)[:, None]).abs().where(within == 1, 0).amax(-1)
+    uneven = (read - 1 / t.clamp(max=WINDOW).to(read)[:, None]).abs().where(within == 1, 0).amax(-1)
     late = t % (2 * WINDOW) >= WINDOW
     high = count - WINDOW_BITS - 1
     for first, block, mine in ((0, t, late), (2 * high, t + WINDOW, ~late)):

@@ -47,13 +47,13 @@ def _as_it_is(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 def _times_noise(weight: Tensor, generator: torch.Generator) -> Tensor:
     """w (1 + .05 n), n ~ N(0, 1): what is 0 stays 0."""
-    return weight * (1 + 0.05 * torch.randn(weight.shape, generator=generator))
+    return weight * (1 + 0.05 * torch.randn(weight.shape, generator=generator, dtype=torch.float32))
 
 
 def _plus_noise(weight: Tensor, generator: torch.Generator) -> Tensor:
     """w + .01 n, n ~ N(0, 1): nothing stays 0. Of the head, W_Q = W_K = 0 is a point from which no gradient leads away
     (that of each has the other as a factor); this start is not held there."""
-    return weight + 0.01 * torch.randn(weight.shape, generator=generator)
+    return weight + 0.01 * torch.randn(weight.shape, generator=generator, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

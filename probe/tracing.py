@@ -14,6 +14,7 @@ from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of, n_layers_of, sites_of
 from probe.models.build import Model
 from probe.models.config import SITES
+from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, first_like_each, token_ids
 from probe.shown import Shown
@@ -62,11 +63,20 @@ class Trace(Shown):
 
     def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The attention pattern of a layer, after the softmax: every row sums to 1."""
-        return self[block_site(layer, PATTERN)]
+        return self._cells(layer, PATTERN)
 
     def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The scores of a layer, before the softmax; -inf where the key is hidden from the query."""
-        return self[block_site(layer, SCORES)]
+        return self._cells(layer, SCORES)
+
+    def _cells(self, layer: int, site: str) -> Float[Tensor, "batch head query key"]:
+        value, n = self[block_site(layer, site)], self.tokens.shape[1]
+        if value.ndim != 4 or value.shape[2:] != (n, n) or not value.is_floating_point():
+            raise ProbeError(
+                f"values at {block_site(layer, site)!r} must be floats (batch, head, query, key) of {n} queries and keys, "
+                f"got {value.dtype} {tuple(value.shape)}"
+            )
+        return value
 
     def distinct(self) -> "Trace":
         """The trace of each distinct sequence once, as measurements count them (see ``probe.sequences``). Sequences of
@@ -309,6 +319,7 @@ def logits_with_edits(
             sites = expand_sites([*edits], model)
             hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
             bridge: Any = model  # as expand_sites knows
+            check_once(bridge)
             logits = bridge.run_with_hooks(ids.to(next(model.parameters()).device), fwd_hooks=hooks)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -382,5 +393,6 @@ def _run_bridge(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor
 
         return hook
 
+    check_once(model)
     device = next(model.parameters()).device
     model.run_with_hooks(tokens.to(device), fwd_hooks=[(site, at(site)) for site in hooks])

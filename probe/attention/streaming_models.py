@@ -18,6 +18,7 @@ from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of, n_layers_of, our_decoder
 from probe.models.decoder import Decoder
 from probe.models.encodings import RelativeBias
+from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, token_ids
 from probe.shown import Shown
@@ -148,6 +149,7 @@ def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]
     missing = [name for name, _ in hooks if name not in model.hook_dict]
     if missing:
         raise ProbeError(f"this bridge shows no queries, keys and patterns to stream: it has no {missing[0]}")
+    check_once(model)
     model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
     for layer in layers:
         if layer not in visited:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from probe.study import StudyConfig
     from probe.study.beyond import Beyond
     from probe.study.places import Place
+    from probe.tasks.passkey import Passkey
 
 
 Add = Callable[[argparse.ArgumentParser], None]
@@ -72,7 +73,8 @@ def _text_models(
     from probe.study.places import load_all
     from probe.tasks import make_task
     from probe.tasks.passkey import Passkey
-    from probe.tasks.tokenizers import has_tokenizer, shared_tokenizer
+    from probe.tasks.tokenizer_files import has_tokenizer
+    from probe.tasks.tokenizers import shared_tokenizer
 
     values = dict(study.task_options) if study is not None and study.task == "passkey" else {}
     for name in ("text", "train_length", "n_keys", "filler", "tokenizer"):
@@ -99,8 +101,8 @@ def _text_models(
     return check_text_models(models, beyond.task), beyond
 
 
-def _tell(options: argparse.Namespace, rows: "pd.DataFrame", by: str, metric: str) -> int:
-    """Rows as JSON lines, or a table of one metric and where the report is."""
+def _tell(options: argparse.Namespace, rows: "pd.DataFrame", by: str, metric: str, task: "Passkey") -> int:
+    """Rows as JSON lines, or a table of one metric, what stands before each prompt, and where the report is."""
     if options.json:
         print_json(rows)
         return 0
@@ -110,6 +112,10 @@ def _tell(options: argparse.Namespace, rows: "pd.DataFrame", by: str, metric: st
     index = ["encoding", "variant", "extension"]
     table = shown.pivot_table(index=index, columns=by, values="value", sort=False, dropna=False).dropna(how="all")
     print(table.rename(columns=int).to_string(float_format=lambda x: f"{x:.3f}"))
+    if task.tokenizer:
+        from probe.tasks import read_tokenizer
+
+        print(f"before each prompt: {read_tokenizer(task.tokenizer).before}")
     print(Path(options.folder) / "report.html")
     return 0
 
@@ -123,15 +129,16 @@ def _perplexity(options: argparse.Namespace) -> int:
 
     found = _find(options)
     with progress("perplexity") as shown:
-        models = _text_models(options, *found)
+        models, beyond = _text_models(options, *found)
         rows = perplexity_checkpoints(
-            *models,
+            models,
+            beyond,
             Path(options.folder),
             contexts=options.contexts,
             command=options.typed,
             on_progress=shown.on_progress,
         )
-    return _tell(options, rows, "context", "perplexity")
+    return _tell(options, rows, "context", "perplexity", beyond.task)
 
 
 def _add_passkey(parser: argparse.ArgumentParser) -> None:
@@ -147,16 +154,17 @@ def _passkey(options: argparse.Namespace) -> int:
 
     found = _find(options)
     with progress("passkey") as shown:
-        models = _text_models(options, *found)
+        models, beyond = _text_models(options, *found)
         rows = passkey_checkpoints(
-            *models,
+            models,
+            beyond,
             Path(options.folder),
             lengths=options.lengths,
             depths=options.depths or DEPTHS,
             command=options.typed,
             on_progress=shown.on_progress,
         )
-    return _tell(options, rows, "length", "exact_match")
+    return _tell(options, rows, "length", "exact_match", beyond.task)
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +199,7 @@ def _scale(options: argparse.Namespace) -> int:
         models, beyond = _text_models(options, *found, scale=training, fits=fits, **settings)
         told = {"command": options.typed, "say": shown.say, "on_progress": shown.on_progress}
         rows = scale_checkpoints(models, beyond, Path(options.folder), **told)
-    return _tell(options, rows, "context", "perplexity")
+    return _tell(options, rows, "context", "perplexity", beyond.task)
 
 
 COMMANDS = {

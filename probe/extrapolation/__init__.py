@@ -11,7 +11,7 @@ from probe.extrapolation.fitting import (
 from probe.extrapolation.laws import LogLaw, fit_log_law, scale_against
 from probe.extrapolation.passkey import passkey
 from probe.extrapolation.perplexity import ContextLosses, context_losses, loss_by_position, perplexity, perplexity_rows
-from probe.extrapolation.temperature import HeadScale, UniformScale, can_scale, scaled
+from probe.extrapolation.temperature import HeadScale, UniformScale, can_scale, check_can_scale, scaled
 
 __all__ = [
     "ContextLosses",
@@ -22,6 +22,7 @@ __all__ = [
     "UniformScale",
     "best_scale",
     "can_scale",
+    "check_can_scale",
     "context_losses",
     "fit_log_law",
     "loss_by_position",

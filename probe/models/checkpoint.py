@@ -3,18 +3,18 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_folder, write_tensors, write_text
 from probe.models.build import Model, build, config_from_dict
+from probe.models.scaled import check_not_scaled
+from probe.models.stored import WEIGHTS_FILE, open_tensors
 
 # The dtypes of weights, by their names in safetensors.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 def save(model: Model, folder: str | Path) -> None:
@@ -27,11 +27,8 @@ def save(model: Model, folder: str | Path) -> None:
 
 def write_into(model: Model, folder: Path) -> None:
     """Write a model's two files into a folder that is there."""
+    check_not_scaled(model, "saving")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if any(".parametrizations." in name for name in state):
-        raise ProbeError(
-            "a model with weights of its own was wanted; a scale is on its attention: fold or remove it first"
-        )
     if model.config.tie_embeddings:
         del state["head.weight"]  # the embedding's own memory
     write_tensors(folder / WEIGHTS_FILE, state)
@@ -70,13 +67,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; an error names the file."""
-    if not path.is_file():
-        raise ProbeError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
-        raise ProbeError(f"{path}: not a whole safetensors file ({error})") from None
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
 
 
 def check_tensors(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

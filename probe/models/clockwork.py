@@ -152,7 +152,7 @@ class ClockworkLayer(nn.Module):
         """Each row of W_I and W_H N(0, 1/n), n the number of units that it reads; b = 0."""
         nn.init.normal_(self.W_I, std=self.W_I.shape[1] ** -0.5, generator=generator)
         read = self.reads()
-        nn.init.normal_(self.W_H, generator=generator).mul_(read / read.sum(1, keepdim=True).sqrt())
+        nn.init.normal_(self.W_H, generator=generator).mul_(read / read.sum(1, keepdim=True).to(self.W_H).sqrt())
         nn.init.zeros_(self.b)
 
     def reads(self) -> Bool[Tensor, "unit read_unit"]:
@@ -202,7 +202,7 @@ class ClockworkRNN(nn.Module):
             layers = nn.ModuleList(ClockworkLayer(config) for _ in range(config.n_layers))
             self.layers = cast("Sequence[ClockworkLayer]", layers)  # torch's list does not say of what it is
             self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
-        self.to_empty(device=device)
+        self.to(torch.float32).to_empty(device=device)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if seed is not None:

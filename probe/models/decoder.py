@@ -54,7 +54,8 @@ class Decoder(nn.Module):
             self.layers = cast("Sequence[Block]", blocks)  # torch's list does not say of what it is
             self.final_norm = config.make_norm()
             self.head = nn.Linear(config.d_model, config.d_vocab, bias=False)
-        self.to_empty(device=device)
+        # In float32 whatever torch's default is, so that the seed alone decides which numbers are drawn.
+        self.to(torch.float32).to_empty(device=device)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         if seed is not None:

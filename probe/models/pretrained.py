@@ -1,12 +1,10 @@
 """Released models, from a folder with ``config.json`` and safetensors or by a name on the hub."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from probe.device import find_device
@@ -16,14 +14,11 @@ from probe.models import checkpoint
 from probe.models.checkpoint import DTYPES
 from probe.models.decoder import Decoder
 from probe.models.families import FAMILIES, Family, Fields, Weight
-from probe.models.families.base import Shape
 from probe.models.hub import find_folder
+from probe.models.stored import WEIGHTS_FILE, Shape, Stored, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     import pandas as pd
-
-INDEX_FILE = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load_pretrained(
@@ -111,8 +106,11 @@ def _load(folder: Path, fields: Fields, family: Family, device: torch.device, dt
     ours = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     if config.tie_embeddings:
         del ours["head.weight"]
-    stored = _stored(_weight_files(folder), family)
+    stored = _by_key(stored_tensors(weight_files(folder)), family)
     weights = [*family.weights(config, ours)]
+    embedding = next(weight.key for weight in weights if weight.names == ("token_embedding.weight",))
+    if config.tie_embeddings and embedding not in stored and family.head in stored:
+        stored[embedding] = stored.pop(family.head)  # of two names of one tensor safetensors keeps the first alone
     _check(weights, stored, ours, family, folder, dtype)
     for weight in weights:
         factor = stored[weight.factor[0]].read() if weight.factor and weight.factor[0] in stored else None
@@ -128,72 +126,23 @@ def _load(folder: Path, fields: Fields, family: Family, device: torch.device, dt
     return decoder.eval()
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file."""
-
-    path: Path
-    key: str
-    shape: Shape
-    dtype: str  # in the words of safetensors
-
-    def read(self) -> Tensor:
-        # The file is opened anew: all that is read through one handle stays in memory until it is closed.
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(self.key)
-
-
-def _weight_files(folder: Path) -> Mapping[Path, list[str] | None]:
-    """The files with the weights, each with the keys that the index says are in it."""
-    whole, index = folder / checkpoint.WEIGHTS_FILE, folder / INDEX_FILE
-    if whole.is_file():
-        return {whole: None}
-    if not index.is_file():
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        got = f", got {pickles[0]}: a pickle can run code, convert it to safetensors" if pickles else ""
-        raise ProbeError(f"{whole}: no such file, and no {INDEX_FILE}{got}")
-    places = read_json_object(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise ProbeError(f"{index}: 'weight_map' must be a JSON object of file names, got {places!r:.60}")
-    files: dict[Path, list[str]] = {}
-    for key, name in places.items():
-        if Path(name).name != name:
-            raise ProbeError(f"{index}: {key!r} must lie in a file of the same folder, got {name!r}")
-        files.setdefault(folder / name, []).append(key)
-    return files
-
-
-def _stored(files: Mapping[Path, list[str] | None], family: Family) -> dict[str, _Stored]:
-    """All tensors of the files by their keys without the family's prefix; only the headers are read."""
-    found: dict[str, _Stored] = {}
-    for path, listed in files.items():
-        if not path.is_file():
-            raise ProbeError(f"{path}: no such file")
-        headers = _headers(path)
-        for key in listed or ():
-            if key not in headers:
-                raise ProbeError(f"{path}: key {key!r} is missing, which {INDEX_FILE} says is there")
-        for key, stored in headers.items():
-            short = family.key(key)
-            if short in found:
-                raise ProbeError(f"{path}: key {key!r} is there twice, the other time as {found[short].key!r}")
-            if not family.is_ignored(short):
-                found[short] = stored
+def _by_key(tensors: Iterable[Stored], family: Family) -> dict[str, Stored]:
+    """The tensors of a family's files by their keys without its prefix."""
+    found: dict[str, Stored] = {}
+    for stored in tensors:
+        short = family.key(stored.key)
+        if short in found:
+            raise ProbeError(
+                f"{stored.path}: key {stored.key!r} is there twice, the other time as {found[short].key!r}"
+            )
+        if not family.is_ignored(short):
+            found[short] = stored
     return found
-
-
-def _headers(path: Path) -> dict[str, _Stored]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-            return {key: _Stored(path, key, tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}
-    except SafetensorError as error:
-        raise ProbeError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def _check(
     weights: list[Weight],
-    stored: dict[str, _Stored],
+    stored: dict[str, Stored],
     ours: dict[str, Shape],
     family: Family,
     folder: Path,
@@ -209,7 +158,7 @@ def _check(
     for key, shape in wanted.items():
         if key not in stored:
             name = key if key == family.head else family.prefix + key
-            raise ProbeError(f"{folder}: key {name!r} is missing in {checkpoint.WEIGHTS_FILE} and its shards")
+            raise ProbeError(f"{folder}: key {name!r} is missing in {WEIGHTS_FILE} and its shards")
         got = stored[key]
         if got.shape != shape:
             raise ProbeError(f"{got.path}: {got.key!r} must have shape {shape}, got {got.shape}")

@@ -65,7 +65,9 @@ def _has_trained_length(kinds: Mapping[str, type[nn.Module]], kind: Any, given: 
 
 def _copy_weights(old: Decoder, new: Decoder) -> None:
     same = [part for part, *_ in REPLACED if getattr(old.config, part) == getattr(new.config, part)]
-    weights, wanted = dict(old.named_parameters()), dict(new.named_parameters())
+    # What a scale makes of its weights is in the state of the old one, and not in its parameters.
+    weights, wanted = old.state_dict(), dict(new.named_parameters())
+    weights = {name: weights[name] for name, _ in old.named_parameters()}
     for name in {**weights, **wanted}:
         before, after = (tuple(of[name].shape) if name in of else None for of in (weights, wanted))
         part = _part(name)

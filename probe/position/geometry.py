@@ -421,7 +421,9 @@ def _at(trace: Trace, site: str, skip: int, head: int | None, control: str = "no
 
 def _shuffled(states: _States, generator: torch.Generator) -> _States:
     """The same states, permuted within each sequence; padding stays where it is."""
-    key = torch.rand(states.present.shape, generator=generator).masked_fill(~states.present, torch.inf)
+    key = torch.rand(states.present.shape, generator=generator, dtype=torch.float32).masked_fill(
+        ~states.present, torch.inf
+    )
     order = key.argsort(dim=1, stable=True)
     x = states.x.gather(1, order[..., None].expand_as(states.x))
     return dataclasses.replace(states, control="shuffled", x=x, tokens=states.tokens.gather(1, order))

@@ -69,7 +69,7 @@ def constant_without_bos(given: Input) -> Int[Tensor, "batch pos"]:
 
 def permuted(given: Input) -> Int[Tensor, "batch pos"]:
     """The tokens after the first in random order: where they stood tells nothing any more."""
-    order = torch.rand(len(given.tokens), given.length - 1, generator=given.generator).argsort(1)
+    order = torch.rand(len(given.tokens), given.length - 1, generator=given.generator, dtype=torch.float32).argsort(1)
     return torch.cat((given.tokens[:, :1], given.tokens[:, 1:].gather(1, order)), dim=1)
 
 
@@ -128,7 +128,7 @@ def strangers(given: Input) -> Edits:
 def mix_sequences(
     x: Float[Tensor, "batch pos d_model"], generator: torch.Generator
 ) -> Float[Tensor, "batch pos d_model"]:
-    order = torch.rand(x.shape[:2], generator=generator).argsort(0).to(x.device)
+    order = torch.rand(x.shape[:2], generator=generator, dtype=torch.float32).argsort(0).to(x.device)
     return x.gather(0, order[..., None].expand_as(x))
 
 

@@ -119,9 +119,9 @@ def _collect(
         starts = sizes.cumsum(0) - sizes
         of = torch.arange(len(sequences)).repeat_interleave(each)
         of = of[sizes[of] > 1]
-        first = (torch.rand(len(of), generator=generator) * sizes[of]).long()
+        first = (torch.rand(len(of), generator=generator, dtype=torch.float32) * sizes[of]).long()
         # Any other place of the sequence.
-        step = 1 + (torch.rand(len(of), generator=generator) * (sizes[of] - 1)).long()
+        step = 1 + (torch.rand(len(of), generator=generator, dtype=torch.float32) * (sizes[of] - 1)).long()
         second = starts[of] + (first + step) % sizes[of]
         first = starts[of] + first
         device = x.device

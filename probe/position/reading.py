@@ -28,7 +28,9 @@ class RandomProjection:
     seed: int
 
     def table(self, d_vocab: int) -> Tensor:
-        return torch.randn(d_vocab, self.d_model, generator=torch.Generator().manual_seed(self.seed))
+        return torch.randn(
+            d_vocab, self.d_model, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float32
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Reader:
             # same on both sides would leave a mean by position to be learned.
             key = hash((self.seed, *tokens[0, : int(lengths[0])].tolist())) % 2**63
             generator = torch.Generator().manual_seed(key)
-            order = torch.rand(tokens.shape, generator=generator)
+            order = torch.rand(tokens.shape, generator=generator, dtype=torch.float32)
             order[~valid_rows(lengths, tokens.shape[1])] = 2  # padding stays behind
             y = torch.cat((y, y.gather(1, order.argsort(1)[..., None].expand_as(y))), dim=-1)
         counts = valid_rows(lengths, tokens.shape[1])

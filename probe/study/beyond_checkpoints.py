@@ -8,7 +8,7 @@ import pandas as pd
 from torch import nn
 
 from probe.errors import ProbeError
-from probe.extrapolation import can_scale, passkey, perplexity, scaled
+from probe.extrapolation import check_can_scale, passkey, perplexity, scaled
 from probe.extrapolation.perplexity import loss_by_position
 from probe.files import write_rows, write_text
 from probe.models import checkpoint
@@ -122,8 +122,10 @@ def scale_checkpoints(
 
     total = 0
     for name, model in models.items():
-        if not can_scale(model):
-            raise ProbeError(f"{name}: a model whose queries have a projection of their own was wanted, to scale them")
+        try:
+            check_can_scale(model)
+        except ProbeError as error:
+            raise ProbeError(f"{name}: {error}") from None
         if not (stages := stages_of(name)):
             raise ProbeError(f"{name}: a model that knows positions beyond {beyond.task.train_length} was wanted")
         total += len(stages)

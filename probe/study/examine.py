@@ -59,7 +59,8 @@ from probe.study.stages import (
 from probe.study.texts import text_sequences, text_task
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey
-from probe.tasks.tokenizers import has_tokenizer
+from probe.tasks.tokenizer_files import has_tokenizer
+from probe.tasks.tokenizers import read_tokenizer
 from probe.training.shifted import shifted_texts
 
 TABLE_STAGES = ("table", "table_basis", "table_map")
@@ -298,6 +299,7 @@ def _anatomy(name: str, place: str | Path, where: Path, model: nn.Module) -> dic
         "d_model": str(d_model_of(model)),
         "d_vocab": f"{d_vocab_of(model):,}",
         "position seen": _by_layer(encodings),
+        "before each text": read_tokenizer(str(where)).before if has_tokenizer(where) else "",
     }
 
 

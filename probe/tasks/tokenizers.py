@@ -1,24 +1,14 @@
 """The vocabularies of texts: bytes, and the tokenizers of released models, whose own code is never run."""
 
-import contextlib
 import functools
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from probe.errors import ProbeError
-from probe.files import read_json_object
 from probe.tasks.base import SPECIALS, Example, Vocabulary
 from probe.tasks.corpus import BYTE_TOKENS, byte_tokens
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-TOKENIZER_FILE = "tokenizer.json"
-# What tokenizers are made of where that file is missing; transformers knows how.
-PARTS = ("vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # where special tokens are named, the first that does
+from probe.tasks.tokenizer_files import has_tokenizer, read_by_library, read_tokenizer_of
 
 MOST_TOKENS = 2**22  # ids may have gaps, and every id gets a string
 
@@ -59,8 +49,8 @@ class TextVocabulary(Vocabulary):
     a model with more rows than tokens may predict.
 
     Such models know no ``<sep>``: a prompt is ``<bos>`` and the source, or the source alone where the tokenizer has no
-    such token. Which tokens begin and end a text is what ``tokenizer_config.json`` or ``special_tokens_map.json`` says,
-    else the ids in ``config.json``.
+    such token; ``before`` says which. Which tokens begin and end a text is what ``tokenizer_config.json`` or
+    ``special_tokens_map.json`` says, else what transformers' ``AutoTokenizer`` says of the folder.
 
     Attributes:
         bos: the id in front of a text; None where there is none.
@@ -72,7 +62,7 @@ class TextVocabulary(Vocabulary):
 
     def __init__(self, folder: str | Path):
         self.folder = str(folder)
-        self._tokenizer, self.bos, self.eos = _read(Path(folder))
+        self._tokenizer, self.bos, self.eos = read_tokenizer_of(Path(folder))
         # A tokenizer is stored as it was last used: to cut texts at some length, say.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -90,6 +80,11 @@ class TextVocabulary(Vocabulary):
     def _spelled(self, i: int) -> str:
         token = self._tokenizer.id_to_token(i)
         return token if token is not None and self._tokenizer.token_to_id(token) == i else _unspelled(i)
+
+    @property
+    def before(self) -> str:
+        """What stands before every prompt, in words: a token and its id, or "nothing"."""
+        return "nothing" if self.bos is None else f"{self.tokens[self.bos]} (id {self.bos})"
 
     @property
     def stop(self) -> int:
@@ -126,7 +121,7 @@ class TextVocabulary(Vocabulary):
         found: list[Sequence[int]] = []
         for start in range(0, len(texts), 16):  # what else an encoding holds is many times as large
             batch = [t.decode() if isinstance(t, bytes) else t for t in texts[start : start + 16]]
-            with _read_by_library(f"{self.folder}: a tokenizer of any text was wanted"):
+            with read_by_library(f"{self.folder}: a tokenizer of any text was wanted"):
                 encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             found += (array("i", encoding.ids) for encoding in encodings)
         return found
@@ -153,11 +148,6 @@ def read_tokenizer(folder: str) -> TextVocabulary:
     return TextVocabulary(folder)
 
 
-def has_tokenizer(folder: str | Path) -> bool:
-    """Whether a folder holds what a tokenizer is made of."""
-    return any((Path(folder) / name).is_file() for name in (TOKENIZER_FILE, *PARTS))
-
-
 def shared_tokenizer(folders: Mapping[str, str | Path]) -> str:
     """The folder of the tokenizer that models, by name, have in common, or "" where none of their folders holds one.
 
@@ -182,62 +172,3 @@ def _reads(vocabulary: TextVocabulary | None) -> tuple[int | None, list[int]] | 
 
 def _unspelled(i: int) -> str:
     return f"<id {i}>"
-
-
-def _read(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
-    """A folder's tokenizer, and the ids in front of and behind a text."""
-    if not folder.is_dir():
-        raise ProbeError(f"{folder}: a folder with a tokenizer was wanted; there is no such folder")
-    if not has_tokenizer(folder):
-        raise ProbeError(f"{folder}: a tokenizer was wanted ({', '.join((TOKENIZER_FILE, *PARTS))}), there is none")
-    path = folder / TOKENIZER_FILE
-    if not path.is_file():
-        return _made(folder)
-    from tokenizers import Tokenizer
-
-    with _read_by_library(f"{path}: no tokenizer that can be read"):
-        tokenizer = Tokenizer.from_file(str(path))
-    return tokenizer, _special(folder, tokenizer, "bos"), _special(folder, tokenizer, "eos")
-
-
-@contextlib.contextmanager
-def _read_by_library(what: str) -> Iterator[None]:
-    """Its errors as ours. It checks little of a file, and where that shows it may panic, which is no ``Exception``."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise ProbeError(f"{what}: {_line(error)}") from None
-
-
-def _special(folder: Path, tokenizer: "Tokenizer", name: str) -> int | None:
-    for path in (folder / file for file in SETTINGS):
-        values = read_json_object(path) if path.is_file() else {}
-        if f"{name}_token" in values:
-            token = values[f"{name}_token"]
-            token = token.get("content") if isinstance(token, dict) else token
-            return tokenizer.token_to_id(token) if isinstance(token, str) else None
-    path = folder / "config.json"
-    i = read_json_object(path).get(f"{name}_token_id") if path.is_file() else None
-    i = i[0] if isinstance(i, list) and i else i
-    return i if isinstance(i, int) and i >= 0 and tokenizer.id_to_token(i) is not None else None
-
-
-def _made(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
-    from transformers import AutoTokenizer
-
-    try:
-        made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of every kind: files are missing or broken, or it would have to run code
-        raise ProbeError(f"{folder}: no tokenizer that can be read: {_line(error)}") from None
-    tokenizer = getattr(made, "backend_tokenizer", None)
-    if tokenizer is None:
-        raise ProbeError(
-            f"{folder}: a tokenizer that can be a {TOKENIZER_FILE} was wanted, got a {type(made).__name__}"
-        )
-    return tokenizer, made.bos_token_id, made.eos_token_id
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from probe.models.decoder import DecoderConfig
 from probe.tasks import make_task
@@ -27,3 +28,18 @@ def trained(task, splits):
 def longer(task, splits):
     """Strings of two to four times the trained length."""
     return encode([e for e in splits.test if e.length > 12], task.vocabulary)
+
+
+@pytest.fixture
+def make_llama():
+    """Makes small models of Hugging Face's Llama, with grouped heads and biases."""
+
+    def make(**options):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {"vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, "attn_implementation": "eager", **options})).eval()
+
+    return make

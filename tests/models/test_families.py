@@ -2,15 +2,18 @@ import weakref
 
 import pytest
 import torch
-from released import CLASSES, RW, assert_same, configure, edit, make, observe, relative, rope
+import transformers
+from released import CLASSES, LLAMA, RW, assert_same, configure, edit, make, observe, relative, rope
+from safetensors import safe_open
+from safetensors.torch import save_model
 from t5_decoder import t5_decoder
 
 from probe.errors import ProbeError
-from probe.models import pretrained
 from probe.models.checkpoint import save
 from probe.models.decoder import KVCache
 from probe.models.lens import to_bridge
 from probe.models.pretrained import load_pretrained
+from probe.models.stored import Stored
 from probe.models.variant import variant
 
 MODELS = {
@@ -254,7 +257,7 @@ def test_older_files_are_read(tokens, tmp_path):
 def test_one_tensor_is_read_at_a_time(tmp_path, monkeypatch):
     make(tmp_path, "bloom")
     alive, most = [0], [0]
-    read = pretrained._Stored.read
+    read = Stored.read
 
     def counted(stored):
         tensor = read(stored)
@@ -263,9 +266,28 @@ def test_one_tensor_is_read_at_a_time(tmp_path, monkeypatch):
         weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
         return tensor
 
-    monkeypatch.setattr(pretrained._Stored, "read", counted)
+    monkeypatch.setattr(Stored, "read", counted)
     decoder = load_pretrained(tmp_path)
     # One is read while the one before is still bound; no part keeps the tensor from which it was cut.
     assert most[0] <= 2
     q = decoder.layers[0].attention.q_proj.weight
     assert q.is_contiguous() and q.untyped_storage().nbytes() == q.nbytes
+
+
+@pytest.mark.parametrize("family", [*CLASSES, "qwen2"])
+def test_a_tied_model_of_which_the_file_holds_the_head_alone(family, tokens, tmp_path):
+    """As safetensors' ``save_model`` writes it: of two names of one tensor it keeps the first of the alphabet."""
+    if family == "qwen2":
+        config = transformers.Qwen2Config(**LLAMA | {"tie_word_embeddings": True})
+        theirs = transformers.Qwen2ForCausalLM(config).eval()
+        theirs.save_pretrained(tmp_path)
+    else:
+        theirs = make(tmp_path, family, {"tie_word_embeddings": True})
+    save_model(theirs, str(tmp_path / "model.safetensors"))
+    if family == "gpt_neox":  # its embedding comes first
+        edit(tmp_path, lambda state: state.update({"embed_out.weight": state.pop("gpt_neox.embed_in.weight")}))
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        keys = set(file.keys())
+    assert len(keys & {"lm_head.weight", "embed_out.weight"}) == 1 and len(keys) < len(theirs.state_dict())
+    with torch.no_grad():
+        assert relative(load_pretrained(tmp_path)(tokens), theirs(tokens).logits) < 1e-5

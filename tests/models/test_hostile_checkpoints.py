@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from t5_decoder import t5_decoder
 
 from probe.errors import ProbeError
-from probe.models import pretrained
 from probe.models.families import FAMILIES
 from probe.models.pretrained import load_pretrained
+from probe.models.stored import Stored
 
 WEIGHTS = "model.safetensors"
 
@@ -36,7 +36,7 @@ def refused(tmp_path, monkeypatch):
 
     def check(family, file, *words):
         with monkeypatch.context() as patched:
-            patched.setattr(pretrained._Stored, "read", read)
+            patched.setattr(Stored, "read", read)
             with pytest.raises(ProbeError) as caught:
                 load_pretrained(tmp_path, family=family)
         message = str(caught.value)

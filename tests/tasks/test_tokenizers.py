@@ -1,16 +1,18 @@
 """The oracles are the libraries themselves: tokenizers, sentencepiece and transformers' AutoTokenizer."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from released import make
 from tokenized import END, byte_level, sentence_piece, texts
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from probe.errors import ProbeError
-from probe.tasks import Example, TextVocabulary, read_tokenizer
+from probe.tasks import Example, TextVocabulary, read_tokenizer, tokenizer_files
 from probe.tasks.tokenizers import ByteVocabulary, shared_tokenizer
 
 SOME = [*texts(3, seed=1), "", " ", "x", "\n\n  The key is 71523.\tfür 世界 🙂", "is 12345, 0", "<|endoftext|> </s>"]
@@ -88,28 +90,52 @@ def test_prompts_and_completions_have_no_separator(bytes_folder, tmp_path):
     assert bare.prompt(example) + bare.completion(example) == whole
 
 
+GENERIC = {"tokenizer_class": "TokenizersBackend"}  # what transformers 5 writes where a class has no name of its own
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({"tokenizer_config.json": {"bos_token": END}}, 399),
-        ({"tokenizer_config.json": {"bos_token": {"content": "the", "lstrip": False}}}, "the"),
+        ({"tokenizer_config.json": {"bos_token": {"content": "the", "lstrip": False, "__type": "AddedToken"}}}, "the"),
         ({"tokenizer_config.json": {"bos_token": None}, "config.json": {"bos_token_id": 3}}, None),
-        ({"tokenizer_config.json": {"bos_token": "<s>"}}, None),
         ({"tokenizer_config.json": {}, "special_tokens_map.json": {"bos_token": END}}, 399),
-        ({"tokenizer_config.json": {"model_max_length": 9}, "config.json": {"bos_token_id": 399}}, 399),  # as GPT-2's
-        ({"config.json": {"bos_token_id": [7, 8]}}, 7),
-        ({"config.json": {"bos_token_id": 400}}, None),
-        ({"config.json": {"bos_token_id": None}}, None),
+        ({"tokenizer_config.json": {"model_max_length": 9}, "config.json": {"model_type": "gpt2"}}, 399),  # as GPT-2's
+        ({"tokenizer_config.json": GENERIC, "config.json": {"model_type": "llama", "bos_token_id": 1}}, None),
+        ({"tokenizer_config.json": GENERIC, "config.json": {"model_type": "gpt2", "bos_token_id": 7}}, None),
+        ({"config.json": {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}}, None),
+        ({"config.json": {"model_type": "own", "bos_token_id": [7, 8]}}, None),
+        ({"config.json": {"model_type": "qwen2", "bos_token_id": 3, "num_hidden_layers": 10**9}}, None),
+        ({"config.json": {"bos_token_id": 7}}, None),
         ({}, None),
     ],
 )  # fmt: skip
-def test_where_the_first_token_is_named(tmp_path, files, expected):
+def test_the_first_and_the_last_token_are_those_of_autotokenizer(tmp_path, files, expected):
     tokenizer = byte_level(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     for name, values in files.items():
         (tmp_path / name).write_text(json.dumps(values))
     expected = tokenizer.token_to_id(expected) if isinstance(expected, str) else expected
-    assert TextVocabulary(tmp_path).bos == expected
+    vocabulary = TextVocabulary(tmp_path)
+    assert vocabulary.bos == expected
+    assert vocabulary.before == ("nothing" if expected is None else f"{vocabulary.tokens[expected]} (id {expected})")
+    if "num_hidden_layers" not in files.get("config.json", {}):  # of which it would make a list
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        assert (vocabulary.bos, vocabulary.eos) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+def test_what_transformers_saves_without_a_first_token_has_none(tmp_path):
+    make(tmp_path, "llama", {"bos_token_id": 1, "eos_token_id": 2})
+    tokenizer = byte_level(tmp_path / "own", bos_token=None, eos_token=None)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    vocabulary, theirs = TextVocabulary(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (vocabulary.bos, vocabulary.eos) == (None, None)
+    assert vocabulary.prompt(Example(vocabulary.tokenize(" the"), (), 1)) == vocabulary.ids_of(" the")
+
+
+def test_a_token_that_the_tokenizer_does_not_have_is_none(tmp_path):
+    byte_level(tmp_path, bos_token="<s>")
+    assert TextVocabulary(tmp_path).bos is None
 
 
 def save(folder, model):
@@ -195,3 +221,69 @@ probe.tasks.read_tokenizer({str(bytes_folder)!r})
 assert "tokenizers" in sys.modules and "transformers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+LONG_STEPS = {
+    "normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 30},
+    "nested": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [DOUBLE] * 6}] * 5},
+    "by a regular expression": DOUBLE | {"pattern": {"Regex": ""}, "content": "a" * 5000},
+    "put before": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 100}] * 3},
+    "bytes": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 30},
+}
+
+
+@pytest.mark.parametrize("step", LONG_STEPS)
+def test_steps_that_make_a_text_very_long_are_refused_before_any_is_taken(step, bytes_folder, tmp_path):
+    values = json.loads((bytes_folder / "tokenizer.json").read_text()) | {"normalizer": LONG_STEPS[step]}
+    values["added_tokens"] = [token | {"normalized": True} for token in values["added_tokens"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ProbeError, match="must make a text at most 4096 times as long, got"):
+        TextVocabulary(tmp_path)
+
+
+def test_templates_and_decoders_that_repeat_are_refused(bytes_folder, tmp_path):
+    values = json.loads((bytes_folder / "tokenizer.json").read_text())
+    repeated = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 5000}
+    long = {"post_processor": repeated | {"pair": [], "special_tokens": {}}}
+    for change in (long, {"decoder": {"type": "Sequence", "decoders": [DOUBLE] * 30}}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(values | change))
+        with pytest.raises(ProbeError, match="times as long"):
+            TextVocabulary(tmp_path)
+
+
+def test_normal_steps_are_read(bytes_folder, tmp_path):
+    values = json.loads((bytes_folder / "tokenizer.json").read_text())
+    steps = [{"type": "NFKC"}, {"type": "Lowercase"}, DOUBLE | {"content": "b"}, {"type": "Prepend", "prepend": "x"}]
+    values["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert TextVocabulary(tmp_path).ids_of("A banana") == theirs.encode("A banana", add_special_tokens=False).ids
+
+
+def test_files_that_are_not_plain_or_too_large_are_refused(bytes_folder, tmp_path, monkeypatch):
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.json", "merges.txt"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name not in ("tokenizer.json", "vocab.json"):
+            (folder / "vocab.json").write_text('{"a": 0}')
+        os.mkfifo(folder / name)
+        with pytest.raises(ProbeError, match="must be a plain file, got a pipe"):
+            TextVocabulary(folder)
+    monkeypatch.setattr(tokenizer_files, "MOST_BYTES", 1000)
+    with pytest.raises(ProbeError, match="a tokenizer's file must have at most 1000 bytes"):
+        TextVocabulary(bytes_folder)
+    (folder := tmp_path / "linked").mkdir()  # as in the hub's cache
+    (folder / "tokenizer.json").symlink_to(bytes_folder / "tokenizer.json")
+    monkeypatch.undo()
+    assert len(TextVocabulary(folder)) == 400
+
+
+def test_settings_name_no_other_file(tmp_path):
+    (outside := tmp_path / "outside.json").write_text('{"b": 0}')
+    (folder := tmp_path / "in").mkdir()
+    tokenizer = byte_level(tmp_path / "whole")
+    tokenizer.model.save(str(folder))
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    (folder / "tokenizer_config.json").write_text(json.dumps({"vocab_file": str(outside), "tokenizer_file": "/x"}))
+    assert TextVocabulary(folder).ids_of("the key") == tokenizer.encode("the key").ids

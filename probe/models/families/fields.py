@@ -20,10 +20,17 @@ class Fields:
         self.values, self.path = values, path
 
     def get(self, *names: str, default: Any = REQUIRED) -> Any:
-        """The value under the first of these names that is there: older files have other names for the same."""
-        for name in names:
-            if self.values.get(name) is not None:
-                return self.values[name]
+        """The value under one of these names, which mean the same. Names that contradict each other are refused."""
+        given = {name: self.values[name] for name in names if self.values.get(name) is not None}
+        for name, value in given.items():
+            first = next(iter(given))
+            if value != given[first]:
+                raise ProbeError(
+                    f"{self.path}: {first!r} and {name!r} mean the same and must be equal, got {given[first]!r} and "
+                    f"{value!r}"
+                )
+        if given:
+            return next(iter(given.values()))
         if default is REQUIRED:
             raise ProbeError(f"{self.path}: key {names[0]!r} is missing")
         return default

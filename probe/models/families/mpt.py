@@ -40,13 +40,13 @@ class MPT(Family):
             attention.only(name, False)
         for name in ("clip_qkv", "sliding_window_size"):
             attention.only(name, None)
-        d_model = fields.size("d_model")
+        d_model = fields.size("d_model", "hidden_size")
         return DecoderConfig(
             d_vocab=fields.size("vocab_size"),
             n_ctx=fields.size("max_seq_len"),
-            n_layers=fields.size("n_layers"),
+            n_layers=fields.size("n_layers", "num_hidden_layers"),
             d_model=d_model,
-            n_heads=fields.size("n_heads"),
+            n_heads=fields.size("n_heads", "num_attention_heads"),
             d_mlp=fields.size("expansion_ratio", default=4) * d_model,
             activation="gelu",
             norm_eps=fields.number("layer_norm_epsilon", default=1e-5),

@@ -7,6 +7,8 @@ from typing import Any
 from probe.errors import ProbeError
 from probe.models.families.fields import Fields
 
+TRAINED = "original_max_position_embeddings"
+
 
 def rotary_options(
     fields: Fields,
@@ -21,9 +23,17 @@ def rotary_options(
     """The ``encoding_options`` of a model with rotary positions.
 
     Newer files have all in ``rope_parameters``, older ones the base beside ``rope_scaling``. ``base`` and ``fraction``
-    are the family's own, where the file has neither.
+    are the family's own, where the file has neither. Where a key stands twice, transformers' choice is followed: the
+    base and the fraction in the dict count, but ``original_max_position_embeddings`` beside it.
     """
     rope = fields.mapping("rope_scaling" if fields.get("rope_scaling", default=None) else "rope_parameters")
+    for name, value in rope.values.items():
+        if isinstance(value, dict):
+            raise ProbeError(f"{rope.path}: {name!r} must be one value for all layers, got a JSON object")
+    fields.only("head_dim", d_head)  # transformers makes the planes of it, in families too whose heads have no such key
+    trained = fields.get(TRAINED, default=None)
+    if trained is not None:
+        rope = Fields({**rope.values, TRAINED: trained}, rope.path)
     base = rope.number("rope_theta", default=None) or fields.number(base_key, default=base)
     fraction = rope.number("partial_rotary_factor", default=None) or fields.number(fraction_key, default=fraction)
     options: dict[str, Any] = {"base": base}
@@ -47,10 +57,12 @@ def linear(rope: Fields, n_ctx: int) -> dict[str, Any]:
 
 
 def yarn(rope: Fields, n_ctx: int) -> dict[str, Any]:
-    trained = rope.size("original_max_position_embeddings", default=n_ctx)
+    trained = rope.size(TRAINED, default=n_ctx)
     factor = rope.number("factor", default=n_ctx / trained)
     for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0), ("truncate", True)):
         rope.only(name, value)
+    if rope.values.get("truncate", True) is None:  # the one key here of which null is not what absent is
+        raise ProbeError(f"{rope.path}: 'truncate' must be True or absent, got None")
     rope.only("attention_factor", 0.1 * math.log(factor) + 1)
     if rope.get("attention_factor", default=None) is None and rope.get("mscale", default=None):
         rope.only("mscale_all_dim", None)
@@ -60,7 +72,7 @@ def yarn(rope: Fields, n_ctx: int) -> dict[str, Any]:
 def llama3(rope: Fields, n_ctx: int) -> dict[str, Any]:
     for name, value in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0)):
         rope.only(name, value)
-    trained = rope.size("original_max_position_embeddings", default=n_ctx)
+    trained = rope.size(TRAINED, default=n_ctx)
     return {"scaling": "llama3", "factor": rope.number("factor"), "trained_length": trained}
 
 

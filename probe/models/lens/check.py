@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.models.decoder import Decoder
+from probe.models.mode import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +29,14 @@ SITES = {
     "z": "attn.hook_z",
     "out": "hook_attn_out",
 }
+
+
+def random_tokens(d_vocab: int, n_ctx: int | None, device: torch.device) -> Int[Tensor, "batch pos"]:
+    """Tokens on which a model is tried: two sequences, always the same, of ``N_TOKENS`` or as many as it takes."""
+    length = min(N_TOKENS, n_ctx or N_TOKENS)
+    if length < 1 or d_vocab < 1:
+        raise ProbeError(f"a model must take tokens at positions, got {d_vocab} tokens and {n_ctx} positions")
+    return torch.randint(d_vocab, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Witness:
             ProbeError: where a model gives no patterns, or the two attentions do not agree.
         """
         vocabulary = model.config.get_text_config().vocab_size
-        length = min(N_TOKENS, getattr(model.config, "max_position_embeddings", None) or N_TOKENS)
-        tokens = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+        longest = getattr(model.config, "max_position_embeddings", None)
+        tokens = random_tokens(vocabulary, longest, model.device)
         eager = model(tokens, output_attentions=True, use_cache=False)
         patterns = getattr(eager, "attentions", None)
         if not patterns or any(pattern is None for pattern in patterns):
@@ -64,26 +75,58 @@ class Witness:
         return cls(tokens, eager.logits, patterns)
 
 
-@torch.no_grad()
+# Bridges that were checked: each once, however often it is measured.
+_checked: WeakSet[nn.Module] = WeakSet()
+
+
 def check_bridge(bridge: Any, witness: Witness, whose: str) -> None:
     """Hold a bridge against the model that it wraps, before anyone measures anything on it.
 
-    Logits and every layer's pattern are the model's; the pattern is the softmax of what the bridge calls scores; scores
-    that are edited make the pattern, and an edited pattern makes z and the logits; nothing but z reaches the output of
-    attention. TransformerLens 4.3 fails here, without a word of its own, for GPT-J, GPT-Neo, OPT and XGLM: their scores
-    are patterns, and edits are dropped.
+    Logits and every layer's pattern are the model's, and what ``check_itself`` asks of a bridge holds.
 
     Raises:
         ProbeError: for the first of these that does not hold, with its error.
     """
     run = _Runs(bridge, witness.tokens, whose)
-    plain, hidden = run(), []  # hidden: True where a layer hides a key from a query
-    _agree(plain.logits, witness.logits, f"{whose}: the bridge's logits and transformers'")
-    if len(plain.pattern) != len(witness.patterns):
-        raise ProbeError(f"{whose}: patterns of {len(witness.patterns)} layers were wanted, got {len(plain.pattern)}")
-    for layer, theirs in enumerate(witness.patterns):
-        scores, pattern = plain.scores[layer], plain.pattern[layer]
-        _agree(pattern, theirs, f"{whose}: layer {layer}'s pattern in the bridge and in transformers")
+    with torch.no_grad():
+        plain = run()
+        _agree(plain.logits, witness.logits, f"{whose}: the bridge's logits and transformers'")
+        if len(plain.pattern) != len(witness.patterns):
+            raise ProbeError(f"{whose}: there must be {len(witness.patterns)} patterns, got {len(plain.pattern)}")
+        for layer, (pattern, theirs) in enumerate(zip(plain.pattern, witness.patterns, strict=True)):
+            _agree(pattern, theirs, f"{whose}: layer {layer}'s pattern in the bridge and in transformers")
+        _check_edits(run, plain)
+    _checked.add(bridge)
+
+
+def check_once(bridge: Any) -> None:
+    """Check a bridge that a user made, when it is measured for the first time; one of a decoder of ours is known.
+
+    What there was before TransformerLens put its modules into the model is not known any more, so that the bridge is
+    held against itself alone.
+
+    Raises:
+        ProbeError: as ``check_bridge``, where the bridge contradicts itself.
+    """
+    if bridge in _checked or isinstance(getattr(bridge, "original_model", None), Decoder):
+        return
+    config = bridge.cfg
+    tokens = random_tokens(config.d_vocab, config.n_ctx, next(bridge.parameters()).device)
+    run = _Runs(bridge, tokens, f"a bridge of {type(getattr(bridge, 'original_model', bridge)).__name__}")
+    with torch.no_grad(), evaluating(bridge):
+        _check_edits(run, run())
+    _checked.add(bridge)
+
+
+def _check_edits(run: "_Runs", plain: "_Values") -> None:
+    """The pattern must be the softmax of what the bridge calls scores; scores that are edited must make the pattern,
+    and an edited pattern z and the logits; nothing but z may reach the output of attention.
+
+    TransformerLens 4.3 fails here, without a word of its own, for GPT-J, GPT-Neo, OPT and XGLM: their scores are
+    patterns, and edits are dropped.
+    """
+    whose, hidden = run.whose, []  # hidden: True where a layer hides a key from a query
+    for layer, (scores, pattern) in enumerate(zip(plain.scores, plain.pattern, strict=True)):
         _agree(scores.float().softmax(-1), pattern, f"{whose}: the softmax of layer {layer}'s scores and its pattern")
         hidden.append(scores <= torch.finfo(scores.dtype).min / 2)
 
@@ -99,7 +142,7 @@ def check_bridge(bridge: Any, witness: Witness, whose: str) -> None:
     _agree(by_scores.logits, by_pattern.logits, f"{whose}: logits with edited scores and with an edited pattern")
     for layer, out in enumerate(run("z", [torch.zeros_like(z) for z in plain.z]).out):
         left, size = (out - out[:1, :1]).abs().max(), plain.out[layer].abs().max()
-        if left > _tolerance(out) * size:
+        if left > tolerance(out) * size:
             raise ProbeError(f"{whose}: what attention puts out in layer {layer} must come from z alone, and does not")
 
 
@@ -148,13 +191,14 @@ class _Runs:
         return _Values(logits, **{name: [seen[name, layer] for layer in layers] for name in SITES})
 
 
-def _tolerance(x: Tensor) -> float:
+def tolerance(x: Tensor) -> float:
+    """The largest error, relative to the largest number, that is rounding in the dtype of these numbers."""
     return TOLERANCES.get(x.dtype, TOLERANCES[torch.float16])
 
 
 def _agree(got: Tensor, wanted: Tensor, what: str) -> None:
     """Refuse an error that is no rounding, relative to the largest number."""
-    tolerance = max(_tolerance(got), _tolerance(wanted))
+    most = max(tolerance(got), tolerance(wanted))
     error = float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
-    if not error <= tolerance:
-        raise ProbeError(f"{what} must agree to {tolerance:g}, got a relative error of {error:.2g}")
+    if not error <= most:
+        raise ProbeError(f"{what} must agree to {most:g}, got a relative error of {error:.2g}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from probe.models.attention_functions import AttentionFunction
 from probe.models.decoder import Decoder
 from probe.models.layers import Attention, ContentBias
+from probe.models.scaled import check_not_scaled
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -27,7 +28,11 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     The bridge reads the decoder's own parameters (training one trains the other); after moving or casting the decoder,
     make a new one. Tokens are integers: there is no tokenizer. The pattern that it holds comes from a softmax (or the
     decoder's attention function) in float32, whatever the decoder's dtype.
+
+    Raises:
+        ProbeError: while a ``HeadScale`` is on the decoder: put it on the bridge instead.
     """
+    check_not_scaled(decoder, "a bridge")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources import build_bridge_from_module
