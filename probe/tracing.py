@@ -73,8 +73,8 @@ class Trace(Shown):
         value, n = self[block_site(layer, site)], self.tokens.shape[1]
         if value.ndim != 4 or value.shape[2:] != (n, n) or not value.is_floating_point():
             raise ProbeError(
-                f"values at {block_site(layer, site)!r} must be floats (batch, head, query, key) of {n} queries and keys, "
-                f"got {value.dtype} {tuple(value.shape)}"
+                f"values at {block_site(layer, site)!r} must be floats (batch, head, query, key) for {n} queries and "
+                f"keys, got {value.dtype} {tuple(value.shape)}"
             )
         return value
 

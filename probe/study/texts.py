@@ -13,7 +13,8 @@ from probe.study.config import StudyConfig, StudyData, TracedSequences
 from probe.study.places import Place, read_tokens
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey
-from probe.tasks.tokenizers import has_tokenizer, shared_tokenizer
+from probe.tasks.tokenizer_files import has_tokenizer
+from probe.tasks.tokenizers import shared_tokenizer
 
 
 def text_task(text: str, tokenizer: str, length: int, d_vocab: int, place: str | Path) -> Passkey:

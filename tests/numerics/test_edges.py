@@ -443,12 +443,9 @@ def test_a_trace_that_is_none_is_refused_in_one_line(name, kind):
 
 
 def test_a_trace_by_hand_holds_a_tensor_for_each_sequence():
-    for values in ({"x": np.zeros((6, 8, 4))}, {"x": torch.zeros(5, 8, 4)}, {"x": None}):
-        with pytest.raises(ProbeError, match="values at 'hook_embed' must be a tensor of 6 sequences, got"):
-            by_hand(**values)
-    held = probe.Trace(m.tokens(6, 8).tolist(), np.full(6, 8), {"hook_embed": torch.zeros(6, 8, 4)}, 1)
-    assert torch.equal(held.tokens, m.tokens(6, 8)) and held.lengths.tolist() == [8] * 6
-    with pytest.raises(ProbeError, match="trace must be what probe.trace returns, or a Trace made by hand, got a dict"):
+    with pytest.raises(ProbeError, match="values at 'hook_embed' must be a tensor of 6 sequences, got shape"):
+        by_hand(x=torch.zeros(5, 8, 4))
+    with pytest.raises(ProbeError, match="trace must be what probe.trace returns, or a Trace made by hand, got dict"):
         distinct({"hook_embed": torch.zeros(6, 8, 4)})
 
 
