@@ -6,9 +6,8 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -31,7 +30,7 @@ KINDS_OF_FILE = {
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path, then put the result at ``path`` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         write(temporary)
         with open(temporary, "rb") as file:
@@ -39,23 +38,6 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary folder, then put it at ``path``; a folder that stands there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _beside(path), _beside(path)
-    temporary.mkdir()
-    try:
-        write(temporary)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
-    finally:
-        if old.exists() and not path.exists():  # broken off between the two
-            os.rename(old, path)
-        for folder in (old, temporary):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,67 +162,30 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame
         raise ProbeError(f"{path}: not a whole parquet file; remove it, and what it held is made anew") from None
 
 
-def _beside(path: Path) -> Path:
-    # A leading dot and an ending that no reader looks for: what a crash leaves is never taken for a result.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def remove_unfinished(folder: Path, pids: Collection[int] | None = None) -> None:
-    """Remove what processes that were killed had begun to write anywhere in a folder; those of all processes where none
-    is named, which wants ``alone``."""
-    for path in [each for pid in ("*" if pids is None else map(str, pids)) for each in folder.rglob(f".*.{pid}-*.tmp")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+# The folders in which this process works, and for each the file in which it notes what it has begun to write there.
+_NOTES: dict[Path, Path] = {}
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One piece of work at a time in a folder, which is made where it is missing. The lock goes with its process,
-    however that ends, and what such a process had begun to write is removed.
-
-    Raises:
-        ProbeError: where another process is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def noting(folder: Path, notes: Path) -> Iterator[None]:
+    """Inside, every temporary file or folder below ``folder`` is noted in the file ``notes`` before it is made, so that
+    whoever works there after a crash removes exactly these."""
+    folder = Path(os.path.abspath(folder))
+    _NOTES[folder] = Path(os.path.abspath(notes))
     try:
-        import fcntl
-    except ImportError:  # elsewhere than on POSIX there is no such lock
         yield
-        return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProbeError(
-                f"{folder}: another process is at work in this folder; wait for it, or take another"
-            ) from None
-        remove_unfinished(folder)
-        yield
+    finally:
+        del _NOTES[folder]
 
 
-def claim_folder(folder: Path, name: str, identity: dict[str, Any]) -> None:
-    """Write into a new folder what it is for, or check that it is for that.
-
-    Raises:
-        ProbeError: where the file ``name`` in the folder says something else; it names the first difference.
-    """
-    path = folder / name
-    wanted = json.loads(json.dumps(identity))
-    if not path.exists():
-        write_text(path, json.dumps(wanted, indent=2) + "\n")
-        return
-    found = read_json_object(path)
-    if found != wanted:
-        raise ProbeError(
-            f"{folder} holds other work: {_first_difference(found, wanted)}; take another folder or remove it"
-        )
-
-
-def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(k for k in found if k not in wanted)]:
-            if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
-    return f"{where} is {found!r} there, and {wanted!r} was wanted"
+def beside(path: Path) -> Path:
+    """A new name beside a path, for what is then renamed to it. It begins with a dot and ends so that no reader takes
+    it for a result."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    whole = Path(os.path.abspath(temporary))
+    for folder, notes in list(_NOTES.items()):
+        if whole.is_relative_to(folder):
+            notes.parent.mkdir(exist_ok=True)
+            with open(notes, "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(f"{whole.relative_to(folder)}\0")
+    return temporary

@@ -187,7 +187,7 @@ def test_a_lost_stage_is_done_anew_and_comes_out_the_same(study):
 
 def test_another_study_in_the_folder_is_refused(study):
     folder, _, _ = study
-    with pytest.raises(ProbeError, match=r"holds other work: training\.steps is 40 there, and 41 was wanted"):
+    with pytest.raises(ProbeError, match=r"holds other work: training\.steps must be 41, got 40"):
         run_study(dataclasses.replace(SMALL, training=dataclasses.replace(SMALL.training, steps=41)), folder)
 
 

@@ -16,6 +16,8 @@ from probe.cli.command import Command
 from probe.errors import ProbeError, one_line, unknown_name
 from probe.files import is_text
 from probe.processes import deaf_to_interrupts
+from probe.runs import COMMANDS as FOLDERS
+from probe.runs import check_free
 
 COMMANDS: dict[str, Command] = {
     **study.COMMANDS,
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parse(arguments)
+        if (command := _named(arguments)) in FOLDERS:  # before seconds or minutes of loading; looked at again later
+            check_free(Path(options.folder), command)
         return options.run(options)
     except ProbeError as error:
         print(f"probe: {one_line(error)}", file=sys.stderr)

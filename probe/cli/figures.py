@@ -23,6 +23,7 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
 def _figures(options: argparse.Namespace) -> int:
     from probe.files import write_bytes, write_text
     from probe.report.export import figures_of, pictures, print_size, standalone
+    from probe.runs import check_output
 
     page = Path(options.report)
     page = page / "report.html" if page.is_dir() else page
@@ -35,6 +36,9 @@ def _figures(options: argparse.Namespace) -> int:
             raise unknown_name("figure", unknown[0], figures)
         figures = {name: figures[name] for name in names}
     folder, formats = page.parent / "figures" if options.to is None else Path(options.to), _listed(options.formats)
+    for name in figures if options.to is not None else ():
+        for ending in ("html", *formats):
+            check_output(folder / f"{name}.{ending}")
     for name, text in standalone(figures).items():
         write_text(folder / name, text)
     print(f"{folder}: {len(figures)} figures as HTML")

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from torch.nn import functional as F
 from probe.config import check_flag, check_number, check_size
 from probe.device import fast_products, find_device
 from probe.errors import ProbeError
-from probe.files import claim_folder, read_json_object, write_folder, write_tensors, write_text
+from probe.files import read_json_object, write_tensors, write_text
+from probe.folders import restore, write_folder
 from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.runs import claim_folder
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 
 if TYPE_CHECKING:
@@ -310,6 +313,12 @@ def _load_moments(optimizer: torch.optim.Optimizer, decoder: Model, moments: dic
         }
 
 
+def is_first_process() -> bool:
+    """Whether this process writes the files of a run: the first one, where several train one model."""
+    # Without LOCAL_RANK, accelerate takes this process for the only one, too.
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", os.environ["LOCAL_RANK"]) == "0"
+
+
 class _RunFolder:
     """The files of one run."""
 
@@ -330,13 +339,15 @@ class _RunFolder:
         }
         if initial is not None:
             identity["initial"] = _digest(*(weight.float() for weight in initial.state_dict().values()))
-        claim_folder(folder, "run.json", identity)
+        if is_first_process():  # the others wait for it before they train
+            claim_folder(folder, "run.json", identity)
+            restore(folder / "final")
 
     def resume(self, decoder: Model) -> _Resumed:
-        """Load the newest checkpoint into the decoder; say at which step it was and with which moments."""
+        """Load the newest checkpoint into the decoder; return its step and its moments."""
         newest = max((self.folder / "checkpoints").glob(STEPS), default=None)
         if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
-            if self.keep:
+            if self.keep and is_first_process():
                 write_folder(
                     self.folder / "checkpoints" / "step-000000000", lambda f: checkpoint.write_into(decoder, f)
                 )
@@ -380,8 +391,8 @@ class _RunFolder:
         write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
         for outlived in (self.folder / "checkpoints").glob(STEPS):
             self._outlived(outlived)
-        if not self.keep:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or not empty
+            (self.folder / "checkpoints").rmdir()
 
 
 def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, Model]]:
