@@ -274,9 +274,9 @@ def _decoder(
     on_log: OnLog | None,
 ) -> nn.Module:
     if encoding in config.load:
-        model = _loaded(config.load[encoding], encoding, data, device)
-        claim_folder(folder / "models" / encoding, "loaded.json", {"weights": digest_of(model.state_dict())})
-        return model
+        loaded = _loaded(config.load[encoding], encoding, data, device)
+        claim_folder(folder / "models" / encoding, "loaded.json", {"weights": digest_of(loaded.state_dict())})
+        return loaded
     model = config.decoder(data.task, encoding, data.n_ctx)
     name = run_name(encoding, replica)
     watch = None if on_log is None else functools.partial(on_log, name)
