@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,7 +17,9 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_JSON = 2**26  # bytes: the largest index of a released model has a tenth of that
+# The largest file is the index of a released model, whose 150,000 tensors take 15 MB.
+MOST_JSON = 2**25  # bytes
+MOST_VALUES = 2**20  # values, of which the smallest take a hundred bytes of memory each
 
 KINDS_OF_FILE = {
     stat.S_IFDIR: "a folder",
@@ -101,8 +104,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     with open_plain(path) as file:
         content = file.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise ProbeError(f"{path}: at most {MOST_JSON} bytes of JSON were wanted, got more")
+    check_json_size(content, path)
     try:
         values = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
     except RecursionError:
@@ -114,11 +116,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_json_size(content: bytes, where: object) -> None:
+    """Refuse JSON that would take too much memory, before it is parsed.
+
+    Args:
+        content: the JSON. Every value but the first stands behind one of ``[{:,``, so these bound the number of values.
+        where: what the error begins with.
+
+    Raises:
+        ProbeError: where there are more than ``MOST_JSON`` bytes, or may be more than ``MOST_VALUES`` values.
+    """
+    if len(content) > MOST_JSON:
+        raise ProbeError(f"{where}: must be JSON of at most {MOST_JSON} bytes, got more")
+    if sum(map(content.count, (b"[", b"{", b":", b","))) > MOST_VALUES:
+        raise ProbeError(f"{where}: must be JSON of at most {MOST_VALUES} values, got more")
+
+
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"each key must be given once, got {name!r} again")
     for text in _strings([*values, *values.values()]):
         if not is_text(text):
             raise ValueError(f"Unicode text without NUL was wanted, got {text!r:.60}")
@@ -150,10 +168,11 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame
     """The rows of a parquet file that this package wrote.
 
     Raises:
-        ProbeError: where it is not whole: something else wrote there, or a disk lost it.
+        ProbeError: where it is not whole: something else wrote there, or a disk lost it; where it is no plain file.
     """
     import pandas as pd
 
+    check_plain(path)
     try:
         return pd.read_parquet(path, columns=None if columns is None else list(columns))
     except Exception as error:  # what is not whole is found by Arrow, by its JSON or by pandas, each in its own words

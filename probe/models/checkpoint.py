@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.files import read_json_object, write_tensors, write_text
+from probe.files import check_plain, read_json_object, write_tensors, write_text
 from probe.folders import check_replaced, restore, write_folder
 from probe.models.build import Model, build, config_from_dict
 
@@ -93,8 +93,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; an error names the file."""
-    if not path.is_file():
-        raise ProbeError(f"{path}: no such file")
+    check_plain(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)

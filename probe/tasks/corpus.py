@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probe.errors import ProbeError
+from probe.files import open_plain
 
 if TYPE_CHECKING:
     from probe.tasks.tokenizers import TextVocabulary
@@ -120,7 +121,8 @@ def read_corpus(name: str = PYTHON) -> Corpus:
     texts = {}
     for path in paths:
         try:
-            text = path.read_bytes()
+            with open_plain(path) as file:
+                text = file.read()
             text.decode("utf-8")
         except OSError as error:
             raise ProbeError(f"{path}: {error.strerror or error}") from None

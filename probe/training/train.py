@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from probe.config import check_flag, check_number, check_size
 from probe.device import fast_products, find_device
 from probe.errors import ProbeError
-from probe.files import read_json_object, write_tensors, write_text
+from probe.files import open_plain, read_json_object, write_tensors, write_text
 from probe.folders import restore, write_folder
 from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
@@ -424,7 +424,8 @@ def newest_log_entry(folder: Path) -> dict[str, Any] | None:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    with open_plain(path) as file:
+        return file.read().decode("utf-8", "replace").split("\n")
 
 
 def _logged_step(line: str) -> float:
