@@ -39,7 +39,7 @@ COMMANDS = {
     "study": Kind("study.json", ("models", "rows", "figures", *_PAGE)),
     "examine": Kind("examine.json", ("rows", *_PAGE)),
     "sweep": Kind("sweep.json", ("models", "results")),
-    "train": Kind("run.json", ("checkpoints", "final", "log.jsonl")),
+    "train": Kind("run.json", ("checkpoints", "final", "_digests", "log.jsonl")),
     "scale": Kind("scale.json", ("models", "rows", *_PAGE)),
     **{name: Kind(f"{name}.json", _PAGE) for name in ("compare", "fit", "perplexity", "passkey")},
 }

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from probe.digests import check_digests
 from probe.errors import ProbeError
 from probe.files import check_plain, read_json_object, write_tensors, write_text
 from probe.folders import check_replaced, restore, write_folder
@@ -56,10 +57,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
 
     Raises:
         ProbeError: naming the file, and the key where there is one: a missing or truncated file, a file that is no
-            safetensors (a pickle, say), an unknown kind of model, an unknown or missing key, a wrong shape.
+            safetensors (a pickle, say), an unknown kind of model, an unknown or missing key, a wrong shape, a file of a
+            training's checkpoint that is not as the training wrote it.
     """
     folder = Path(folder)
     restore(folder)
+    check_digests(folder, (CONFIG_FILE, WEIGHTS_FILE))
     path = folder / CONFIG_FILE
     try:
         config = config_from_dict(read_json_object(path))

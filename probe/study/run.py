@@ -16,7 +16,8 @@ import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _study_models_side_by_side(
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=list(names).index):
-                    say(f"{names[future]}: {future.result()}")
+                    say(f"{names[future]}: {_result(future)}")
                     on_stage(names[future])
                 on_stage()
                 for name in (run_name(e, r) for e in config.encodings for r in range(config.n_seeds(e))):
@@ -195,6 +196,16 @@ def _study_models_side_by_side(
             if isinstance(error, KeyboardInterrupt):
                 end(workers)
             raise  # an error of one model lets the others that are worked on come to their end
+
+
+def _result(future: Future[str]) -> str:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise ProbeError(
+            "a process of this study was killed, perhaps for want of memory; what is finished is kept, and the same "
+            "command goes on from there (fewer --jobs need less memory)"
+        ) from None
 
 
 def _begin(threads: int, folder: Path) -> None:

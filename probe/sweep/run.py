@@ -11,12 +11,12 @@ import pandas as pd
 from probe.config import check_number, check_size
 from probe.device import find_device, share_cores
 from probe.errors import ProbeError
-from probe.files import read_rows, write_text
+from probe.files import write_text
 from probe.progress import OnProgress, untold
 from probe.runs import at_work
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import run_locally
-from probe.sweep.results import read_results, results_file, write_failure, write_results
+from probe.sweep.results import read_results, read_run, results_file, write_failure, write_results
 from probe.sweep.work import clear
 
 FORMAT = 1  # of sweep.json
@@ -95,7 +95,7 @@ def _left(sweep: SweepConfig, runs: list[Run], folder: Path, retry_failed: bool)
     for run in runs:
         path = results_file(folder, run)
         if path.exists():
-            found = read_rows(path, ["status", "settings"]).iloc[0]
+            found = read_run(path).iloc[0]
             if found["settings"] != run.settings(sweep):
                 raise ProbeError(
                     f"{path} was made with other settings of its task, model or training: take another folder, or "

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from probe.config import check_flag, check_number, check_size
 from probe.device import fast_products, find_device
+from probe.digests import check_digests, digest_file, write_digests
 from probe.errors import ProbeError
 from probe.files import open_plain, read_json_object, write_tensors, write_text
 from probe.folders import restore, write_folder
@@ -143,7 +144,10 @@ def train(
         raise ProbeError("initial must be a model of the config that is trained, got one of another")
     run = None if folder is None else _RunFolder(Path(folder), model, data, config, initial, keep_checkpoints)
     if run is not None and (run.folder / "final").is_dir():
-        return checkpoint.load(run.folder / "final", device=torch_device)
+        finished = checkpoint.load(run.folder / "final", device=torch_device)
+        if finished.config != model:
+            raise ProbeError(f"{run.folder / 'final'}: must be the model that {run.folder} trained, got another's")
+        return finished
     with torch.random.fork_rng(), fast_products(torch_device):
         decoder = _train(model, data, config, initial, run, torch_device, on_log or (lambda entry: None))
     return decoder.eval()
@@ -348,14 +352,13 @@ class _RunFolder:
         newest = max((self.folder / "checkpoints").glob(STEPS), default=None)
         if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
             if self.keep and is_first_process():
-                write_folder(
-                    self.folder / "checkpoints" / "step-000000000", lambda f: checkpoint.write_into(decoder, f)
-                )
+                self._write("checkpoints/step-000000000", lambda place: checkpoint.write_into(decoder, place))
             return _Resumed()
         loaded = checkpoint.load(newest)
         if loaded.config != decoder.config:
             raise ProbeError(f"{newest}: a checkpoint of the model that {self.folder} trains was wanted, got another's")
         decoder.load_state_dict(loaded.state_dict())
+        check_digests(newest, (MOMENTS,))
         moments = checkpoint.read_tensors(newest / MOMENTS)
         checkpoint.check_tensors(newest / MOMENTS, moments, _expected_moments(decoder))
         return _Resumed(int(newest.name.removeprefix("step-")), moments)
@@ -366,8 +369,7 @@ class _RunFolder:
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
             write_tensors(folder / MOMENTS, moments)
 
-        newest = self.folder / "checkpoints" / f"step-{step:09d}"
-        write_folder(newest, write)
+        newest = self._write(f"checkpoints/step-{step:09d}", write)
         for older in (self.folder / "checkpoints").glob(STEPS):
             if older != newest:
                 self._outlived(older)
@@ -378,6 +380,18 @@ class _RunFolder:
             (checkpoint_folder / MOMENTS).unlink(missing_ok=True)
         else:
             shutil.rmtree(checkpoint_folder)
+            digest_file(checkpoint_folder).unlink(missing_ok=True)
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Write a checkpoint and its digests, which are there before it. Return where it is."""
+        path = self.folder / name
+
+        def with_digests(temporary: Path) -> None:
+            write(temporary)
+            write_digests(path, temporary)
+
+        write_folder(path, with_digests)
+        return path
 
     def open_log(self, step: int) -> TextIO:
         """The log for appending, without what a broken run wrote after the checkpoint that it goes on from."""
@@ -388,10 +402,11 @@ class _RunFolder:
         return open(path, "a", encoding="utf-8")
 
     def finish(self, decoder: Model) -> None:
-        write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
+        self._write("final", lambda place: checkpoint.write_into(decoder, place))
         for outlived in (self.folder / "checkpoints").glob(STEPS):
             self._outlived(outlived)
         with contextlib.suppress(OSError):  # not there, or not empty
+            digest_file(self.folder / "checkpoints" / "any").parent.rmdir()
             (self.folder / "checkpoints").rmdir()
 
 
