@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 class _Printable:
     """A stream for what commands print: names come from files and folders, and must not steer the terminal."""
 
-    def __init__(self, stream: typing.TextIO):
+    def __init__(self, stream: typing.Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
