@@ -76,4 +76,7 @@ def read_finished_rows(path: Path) -> pd.DataFrame:
 
 def _digest(path: Path) -> str:
     with open_plain(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -21,16 +21,15 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
 
 
 def _figures(options: argparse.Namespace) -> int:
-    from probe.files import open_plain, write_bytes, write_text
-    from probe.report.export import figures_of, pictures, print_size, standalone
+    from probe.files import write_bytes, write_text
+    from probe.report.export import figures_of, pictures, print_size, read_page, standalone
     from probe.runs import check_output
 
     page = Path(options.report)
     page = page / "report.html" if page.is_dir() else page
     if not page.exists():
         raise ProbeError(f"{page}: no such file; probe figures needs a report, as `probe study` and others write it")
-    with open_plain(page) as file:
-        figures = figures_of(file.read().decode("utf-8", "replace"))
+    figures = figures_of(read_page(page))
     if options.only:
         names = _listed(options.only)
         if unknown := [name for name in names if name not in figures]:

@@ -253,9 +253,21 @@ def _policy(script: str) -> str:
 
     A script that got into the page in spite of all escaping has another hash, and does not run.
     """
-    own = " ".join(f"'sha256-{_sha256(text)}'" for text in (script, get_plotlyjs()))
+    return content_policy((script, get_plotlyjs()))
+
+
+def content_policy(scripts: Sequence[str], *, beside: bool = False) -> str:
+    """The content-security policy of a page that runs these scripts, draws, and requests nothing.
+
+    Args:
+        scripts: the texts of the scripts in the page.
+        beside: whether the page runs scripts of files beside it, too.
+    """
+    own = [f"'sha256-{_sha256(text)}'" for text in scripts]
+    if beside:
+        own += ["'self'", "file:"]  # a page that is opened from a disk has no origin to be "self"
     return (
-        f"default-src 'none'; script-src {own}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {' '.join(own)}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -171,7 +171,8 @@ def _library_files(folder: Path) -> list[Path]:
 def _text_files(folder: Path) -> list[Path]:
     """The plain files below a folder, through links, each once: no text is in two splits."""
     found: list[Path] = []
-    folders, links, seen = [folder], [], set()
+    folders, links = [folder], list[Path]()
+    seen: set[Path] = set()
     while folders or links:
         here = folders.pop() if folders else links.pop()  # folders first, so that files have their own names
         real = Path(os.path.realpath(here))
