@@ -44,6 +44,8 @@ COMMANDS = {
     **{name: Kind(f"{name}.json", _PAGE) for name in ("compare", "fit", "perplexity", "passkey")},
 }
 
+UNCOMPARED = ("sweep", "compare", "fit", "perplexity", "passkey")  #: commands that take a folder with other settings
+
 
 @contextlib.contextmanager
 def at_work(folder: Path, command: str) -> Iterator[None]:
@@ -63,8 +65,22 @@ def at_work(folder: Path, command: str) -> Iterator[None]:
 
 
 def check_free(folder: Path, command: str) -> None:
-    """Refuse a folder that holds, or lies in, what another command made, or files of unknown origin that this command
-    would overwrite.
+    """Refuse a folder that lies in what a command made, and whatever ``check_owner`` refuses.
+
+    Args:
+        folder: where the command is to write.
+        command: a name in ``COMMANDS``.
+
+    Raises:
+        ProbeError: where the folder is refused.
+    """
+    check_owner(folder, command)
+    check_outside(folder)
+
+
+def check_owner(folder: Path, command: str) -> None:
+    """Refuse a folder that holds what another command made, or files of unknown origin that this command would
+    overwrite.
 
     Args:
         folder: where the command is to write.
@@ -78,14 +94,19 @@ def check_free(folder: Path, command: str) -> None:
         raise ProbeError(
             f"{folder} holds the work of `probe {owner}` ({COMMANDS[owner].record}); choose another folder"
         )
-    check_outside(folder)
-    if owner is None:
-        for name in COMMANDS[command].writes:
-            if os.path.lexists(folder / name):
-                raise ProbeError(
-                    f"{folder} holds {name!r}, which `probe {command}` would overwrite, and no "
-                    f"{COMMANDS[command].record} that says whose it is; choose another folder"
-                )
+    record = COMMANDS[command].record
+    # The other commands compare the whole record with their settings.
+    if owner in UNCOMPARED and "format" not in read_json_object(folder / record):
+        raise ProbeError(
+            f"{folder / record} must be the record of `probe {command}`, got another file of that name; choose another "
+            "folder"
+        )
+    for name in COMMANDS[command].writes if owner is None else ():
+        if os.path.lexists(folder / name):
+            raise ProbeError(
+                f"{folder} holds {name!r}, which `probe {command}` would overwrite, and no {record} that says whose it "
+                "is; choose another folder"
+            )
 
 
 def check_outside(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What is finished is what was written: rows of stages, results of a sweep, checkpoints."""
 
+import shutil
 import subprocess
 
 import pandas as pd
@@ -100,3 +101,14 @@ def test_a_tampered_checkpoint_of_a_training_is_refused(tmp_path, make_decoder):
         path.write_bytes(whole)
     train(model, data, config, tmp_path / "other", device="cpu")
     assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["_digests", "final", "log.jsonl", "run.json"]
+    # Nothing of others is overwritten: no log without a record, and none that a link leads to.
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "new").mkdir()
+    for folder in ("new", "other"):
+        (tmp_path / folder / "log.jsonl").unlink(missing_ok=True)
+        (tmp_path / folder / "log.jsonl").symlink_to("../notes.txt")
+    with pytest.raises(ProbeError, match=r"holds 'log\.jsonl', which `probe train` would overwrite"):
+        train(model, data, config, tmp_path / "new", device="cpu")
+    shutil.rmtree(tmp_path / "other" / "final")
+    train(model, data, config, tmp_path / "other", device="cpu")
+    assert (tmp_path / "notes.txt").read_text() == "mine" and not (tmp_path / "other" / "log.jsonl").is_symlink()

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from probe.cli import main
@@ -17,7 +18,9 @@ from probe.errors import ProbeError
 from probe.files import beside, write_text
 from probe.models.checkpoint import save
 from probe.processes import end
-from probe.runs import COMMANDS, LOCK, NOTES, alone, at_work, check_output, working_in
+from probe.report.page import Made
+from probe.runs import COMMANDS, LOCK, NOTES, UNCOMPARED, alone, at_work, check_output, working_in
+from probe.study.command import write_page
 
 
 def tree(folder):
@@ -115,7 +118,7 @@ def test_what_an_ended_process_had_begun_to_write_is_removed(tmp_path):
 @pytest.mark.parametrize("owner", COMMANDS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_belongs_to_one_command(owner, command, tmp_path):
-    write_text(tmp_path / COMMANDS[owner].record, "{}")
+    write_text(tmp_path / COMMANDS[owner].record, '{"format": 1}')
     if command == owner:
         with at_work(tmp_path, command):
             return
@@ -137,6 +140,14 @@ def test_files_of_unknown_origin_are_not_overwritten(command, tmp_path):
         with pytest.raises(ProbeError, match=rf"holds '{name}', which `probe {command}` would overwrite"):
             at_work(tmp_path / name, command).__enter__()
         assert tree(tmp_path / name) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("command", UNCOMPARED)
+def test_a_file_that_only_has_the_name_of_a_record_is_none(command, tmp_path):
+    write_text(tmp_path / COMMANDS[command].record, '{"project": "mine"}')
+    with pytest.raises(ProbeError, match="got another file of that name"):
+        at_work(tmp_path, command).__enter__()
+    assert len(tree(tmp_path)) == 1
 
 
 def test_every_record_is_of_one_command():
@@ -177,13 +188,14 @@ def test_every_command_refuses_the_folder_of_a_study(command, byte_model, tmp_pa
 
 def test_a_command_may_be_run_again_in_its_folder_and_others_may_not(byte_model, tmp_path, capsys):
     arguments = ["--tokens", str(byte_model.parent / "ids.npy"), "--device", "cpu", "--folder", str(tmp_path / "x")]
-    for seed in "01":
-        assert main(["compare", str(byte_model), *arguments, "--seed", seed]) == 0
+    assert main(["compare", str(byte_model), *arguments]) == 0
     assert json.loads((tmp_path / "x" / "compare.json").read_text())["format"] == 1
     before = tree(tmp_path / "x")
     assert main(["fit", str(byte_model), *arguments]) == 2
     assert "holds the work of `probe compare`" in capsys.readouterr().err
     assert tree(tmp_path / "x") == before
+    write_page(tmp_path / "x", "compare", pd.DataFrame({"value": [1.0]}), "page", Made())  # the same command again
+    assert (tmp_path / "x" / "report.html").read_text() == "page"
     with alone(tmp_path / "x"):
         assert main(["compare", str(byte_model), *arguments]) == 2
     assert "another process is at work" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from probe.folders import restore, write_folder
 from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
 from probe.models.decoder import Decoder, DecoderConfig
-from probe.runs import claim_folder
+from probe.runs import check_owner, claim_folder
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 
 if TYPE_CHECKING:
@@ -344,6 +344,7 @@ class _RunFolder:
         if initial is not None:
             identity["initial"] = _digest(*(weight.float() for weight in initial.state_dict().values()))
         if is_first_process():  # the others wait for it before they train
+            check_owner(folder, "train")
             claim_folder(folder, "run.json", identity)
             restore(folder / "final")
 
@@ -396,7 +397,7 @@ class _RunFolder:
     def open_log(self, step: int) -> TextIO:
         """The log for appending, without what a broken run wrote after the checkpoint that it goes on from."""
         path = self.folder / "log.jsonl"
-        if path.exists():
+        if os.path.lexists(path):  # also where it is a link, which is then replaced: nothing is written through it
             lines = [line for line in _lines(path) if _logged_step(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in lines))
         return open(path, "a", encoding="utf-8")

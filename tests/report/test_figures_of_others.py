@@ -63,9 +63,7 @@ FOREIGN = {
     "meta of another kind": page_of(with_layout(meta=[1])),
     "no height": page_of(with_layout(meta={"drawn": 0})),
     "a height of another kind": page_of(with_layout(meta={"drawn": "x"})),
-    "a title of another kind": page_of(
-        with_layout(meta={"drawn": 9}, annotations=[{"yref": "paper", "yanchor": "bottom"}])
-    ),
+    "a title of another kind": page_of(with_layout(annotations=[{"yref": "paper", "yanchor": "bottom"}])),
     "many values": page_of(b'{"data": [' + b"{}," * 2**20 + b"{}]}"),
     "a page of tags": b'<script type="application/octet-stream" data-plot="' * 10**5,
     "nothing": b"",
