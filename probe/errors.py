@@ -17,8 +17,12 @@ LONGEST = 2000  # characters of a message; what it quotes may be a whole file
 def one_line(message: object) -> str:
     """A message as one line of a terminal: blanks run together, and what cannot be printed is spelt out."""
     text = " ".join(str(message).split())
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
+
+
+def printable(text: str) -> str:
+    """A text for a terminal. What steers one, or cannot be printed, is spelt out; line breaks and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ProbeError:

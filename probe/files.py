@@ -6,9 +6,9 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +17,9 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_JSON = 2**26  # bytes: the largest index of a released model has a tenth of that
+# The largest file is the index of a released model, whose 150,000 tensors take 15 MB.
+MOST_JSON = 2**25  # bytes
+MOST_VALUES = 2**20  # values, of which the smallest take a hundred bytes of memory each
 
 KINDS_OF_FILE = {
     stat.S_IFDIR: "a folder",
@@ -31,7 +33,7 @@ KINDS_OF_FILE = {
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path, then put the result at ``path`` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         write(temporary)
         with open(temporary, "rb") as file:
@@ -39,23 +41,6 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary folder, then put it at ``path``; a folder that stands there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _beside(path), _beside(path)
-    temporary.mkdir()
-    try:
-        write(temporary)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
-    finally:
-        if old.exists() and not path.exists():  # broken off between the two
-            os.rename(old, path)
-        for folder in (old, temporary):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -119,8 +104,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     with open_plain(path) as file:
         content = file.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise ProbeError(f"{path}: at most {MOST_JSON} bytes of JSON were wanted, got more")
+    check_json_size(content, path)
     try:
         values = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
     except RecursionError:
@@ -132,11 +116,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_json_size(content: bytes, where: object) -> None:
+    """Refuse JSON that would take too much memory, before it is parsed.
+
+    Args:
+        content: the JSON. Every value but the first stands behind one of ``[{:,``, so these bound the number of values.
+        where: what the error begins with.
+
+    Raises:
+        ProbeError: where there are more than ``MOST_JSON`` bytes, or may be more than ``MOST_VALUES`` values.
+    """
+    if len(content) > MOST_JSON:
+        raise ProbeError(f"{where}: must be JSON of at most {MOST_JSON} bytes, got more")
+    if sum(map(content.count, (b"[", b"{", b":", b","))) > MOST_VALUES:
+        raise ProbeError(f"{where}: must be JSON of at most {MOST_VALUES} values, got more")
+
+
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"each key must be given once, got {name!r} again")
     for text in _strings([*values, *values.values()]):
         if not is_text(text):
             raise ValueError(f"Unicode text without NUL was wanted, got {text!r:.60}")
@@ -168,10 +168,11 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame
     """The rows of a parquet file that this package wrote.
 
     Raises:
-        ProbeError: where it is not whole: something else wrote there, or a disk lost it.
+        ProbeError: where it is not whole: something else wrote there, or a disk lost it; where it is no plain file.
     """
     import pandas as pd
 
+    check_plain(path)
     try:
         return pd.read_parquet(path, columns=None if columns is None else list(columns))
     except Exception as error:  # what is not whole is found by Arrow, by its JSON or by pandas, each in its own words
@@ -180,67 +181,30 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame
         raise ProbeError(f"{path}: not a whole parquet file; remove it, and what it held is made anew") from None
 
 
-def _beside(path: Path) -> Path:
-    # A leading dot and an ending that no reader looks for: what a crash leaves is never taken for a result.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def remove_unfinished(folder: Path, pids: Collection[int] | None = None) -> None:
-    """Remove what processes that were killed had begun to write anywhere in a folder; those of all processes where none
-    is named, which wants ``alone``."""
-    for path in [each for pid in ("*" if pids is None else map(str, pids)) for each in folder.rglob(f".*.{pid}-*.tmp")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+# The folders in which this process works, and for each the file in which it notes what it has begun to write there.
+_NOTES: dict[Path, Path] = {}
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One piece of work at a time in a folder, which is made where it is missing. The lock goes with its process,
-    however that ends, and what such a process had begun to write is removed.
-
-    Raises:
-        ProbeError: where another process is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def noting(folder: Path, notes: Path) -> Iterator[None]:
+    """Inside, every temporary file or folder below ``folder`` is noted in the file ``notes`` before it is made, so that
+    whoever works there after a crash removes exactly these."""
+    folder = Path(os.path.abspath(folder))
+    _NOTES[folder] = Path(os.path.abspath(notes))
     try:
-        import fcntl
-    except ImportError:  # elsewhere than on POSIX there is no such lock
         yield
-        return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProbeError(
-                f"{folder}: another process is at work in this folder; wait for it, or take another"
-            ) from None
-        remove_unfinished(folder)
-        yield
+    finally:
+        del _NOTES[folder]
 
 
-def claim_folder(folder: Path, name: str, identity: dict[str, Any]) -> None:
-    """Write into a new folder what it is for, or check that it is for that.
-
-    Raises:
-        ProbeError: where the file ``name`` in the folder says something else; it names the first difference.
-    """
-    path = folder / name
-    wanted = json.loads(json.dumps(identity))
-    if not path.exists():
-        write_text(path, json.dumps(wanted, indent=2) + "\n")
-        return
-    found = read_json_object(path)
-    if found != wanted:
-        raise ProbeError(
-            f"{folder} holds other work: {_first_difference(found, wanted)}; take another folder or remove it"
-        )
-
-
-def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(k for k in found if k not in wanted)]:
-            if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
-    return f"{where} is {found!r} there, and {wanted!r} was wanted"
+def beside(path: Path) -> Path:
+    """A new name beside a path, for what is then renamed to it. It begins with a dot and ends so that no reader takes
+    it for a result."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    whole = Path(os.path.abspath(temporary))
+    for folder, notes in list(_NOTES.items()):
+        if whole.is_relative_to(folder):
+            notes.parent.mkdir(exist_ok=True)
+            with open(notes, "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(f"{whole.relative_to(folder)}\0")
+    return temporary

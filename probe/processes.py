@@ -8,9 +8,6 @@ import signal
 import threading
 from collections.abc import Collection, Iterator
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-
-from probe.files import remove_unfinished
 
 
 @contextlib.contextmanager
@@ -44,11 +41,10 @@ def _end_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def end(processes: Collection[BaseProcess], folder: Path) -> None:
-    """End processes at once, and remove what they had begun to write in a folder: whole files stay as they are."""
+def end(processes: Collection[BaseProcess]) -> None:
+    """End processes at once. Whole files stay; ``probe.runs.alone`` removes what they had begun to write."""
     with deaf_to_interrupts():
         for process in processes:
             process.kill()
         for process in processes:
             process.join()
-        remove_unfinished(folder, {process.pid for process in processes if process.pid is not None})

@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from probe.cli import main
 from probe.errors import ProbeError
-from probe.files import alone, write_file
+from probe.files import write_file
+from probe.runs import alone
 from probe.study import StudyConfig, run_study
 from probe.sweep import SweepConfig, run_sweep
 
@@ -95,12 +96,18 @@ def python(code, *arguments):
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
-    code = "import os, pathlib, sys; from probe.files import alone; " \
-           "alone(pathlib.Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"  # fmt: skip
+    code = """if True:
+        import os, pathlib, sys
+        from probe.files import beside
+        from probe.runs import alone
+        folder = pathlib.Path(sys.argv[1])
+        with alone(folder):
+            beside(folder / "rows.parquet").write_text("half")
+            (beside(folder / "models" / "final") / "deep").mkdir(parents=True)
+            os.kill(os.getpid(), 9)
+    """
     assert python(code, tmp_path).returncode == -9
-    (tmp_path / ".rows.parquet.1-ab.tmp").write_text("half")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / ".final.99999-cd.tmp").mkdir()
+    assert len(list(tmp_path.rglob("*.tmp"))) == 2
     with alone(tmp_path):
         assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "models"]
 

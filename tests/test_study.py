@@ -1,8 +1,11 @@
 import dataclasses
 import html
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +54,7 @@ def test_side_by_side_is_one_after_the_other(study, tmp_path):
     )
     pd.testing.assert_frame_equal(side_by_side, rows)
     assert sorted(line.split(":")[0] for line in said[:4]) == ["alibi", "constructions", "none", "t5"]
-    there = [*(tmp_path / "s" / "rows").iterdir(), *(tmp_path / "s" / "models").glob("*/final")]
+    there = [*(tmp_path / "s" / "rows").glob("*.parquet"), *(tmp_path / "s" / "models").glob("*/final")]
     assert told[0] == (0, len(there) + 1) and told == sorted(told) and told[-1] == (len(there) + 1, len(there) + 1)
     assert {e for e, _ in seen} == {*SMALL.encodings, "none-1"} and all(entry["step"] == 40 for _, entry in seen[-3:])
 
@@ -185,9 +188,38 @@ def test_a_lost_stage_is_done_anew_and_comes_out_the_same(study):
     pd.testing.assert_frame_equal(run_study(SMALL, folder, device="cpu", jobs=1), rows)
 
 
+def test_what_was_changed_in_the_folder_is_refused_in_one_line(study, tmp_path, monkeypatch):
+    """Rows of other encodings or with a column less, and a model of another encoding in place of "none"."""
+    shutil.copytree(study[0], tmp_path / "s")
+    rows, models = tmp_path / "s" / "rows", tmp_path / "s" / "models"
+    whole = {path: path.read_bytes() for path in (rows / "templates-none.parquet", rows / "probe-t5.parquet")}
+    for path in whole:
+        pd.read_parquet(path).drop(columns="value").to_parquet(path)
+        with pytest.raises(ProbeError, match=rf"{path.name}: must be as it was written, got a file with another SHA"):
+            run_study(SMALL, tmp_path / "s", device="cpu", jobs=1)
+        path.write_bytes(whole[path])
+    shutil.rmtree(models / "none" / "final")
+    shutil.copytree(models / "alibi" / "final", models / "none" / "final")
+    with pytest.raises(ProbeError, match=r"none/final/config\.json: must be as it was written"):
+        run_study(SMALL, tmp_path / "s", device="cpu", jobs=1)
+    shutil.rmtree(models / "none" / "_digests")
+    with pytest.raises(ProbeError, match=r"none/final: must be the model that .*/none trained, got another's"):
+        run_study(SMALL, tmp_path / "s", device="cpu", jobs=1)
+
+
+def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.study.run._study_model", _killed)
+    with pytest.raises(ProbeError, match="a process of this study was killed.* the same command goes on"):
+        run_study(dataclasses.replace(SMALL, encodings=("none", "t5")), tmp_path / "s", device="cpu", jobs=2)
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_another_study_in_the_folder_is_refused(study):
     folder, _, _ = study
-    with pytest.raises(ProbeError, match=r"holds other work: training\.steps is 40 there, and 41 was wanted"):
+    with pytest.raises(ProbeError, match=r"holds other work: training\.steps must be 41, got 40"):
         run_study(dataclasses.replace(SMALL, training=dataclasses.replace(SMALL.training, steps=41)), folder)
 
 

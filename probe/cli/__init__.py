@@ -1,6 +1,7 @@
 """The command line: parses, calls, writes; nothing else. Options are made from the configs' dataclasses."""
 
 import argparse
+import contextlib
 import difflib
 import io
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from probe.cli import completion, constructions, decoders, doctor, examine, figures, study, sweeps, text
 from probe.cli.command import Command
-from probe.errors import ProbeError, one_line, unknown_name
+from probe.errors import ProbeError, one_line, printable, unknown_name
 from probe.files import is_text
 from probe.processes import deaf_to_interrupts
+from probe.runs import COMMANDS as FOLDERS
+from probe.runs import check_free
 
 COMMANDS: dict[str, Command] = {
     **study.COMMANDS,
@@ -45,6 +48,20 @@ class _Parser(argparse.ArgumentParser):
         return ProbeError(f"unrecognized arguments: {' '.join(arguments)}; {hint}")
 
 
+class _Printable:
+    """A stream for what commands print: names come from files and folders, and must not steer the terminal."""
+
+    def __init__(self, stream: typing.Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> typing.Any:
+        return getattr(self._stream, name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
@@ -56,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parse(arguments)
-        return options.run(options)
+        if (command := _named(arguments)) in FOLDERS:  # before seconds or minutes of loading; looked at again later
+            check_free(Path(options.folder), command)
+        with contextlib.redirect_stdout(_Printable(sys.stdout)):
+            return options.run(options)
     except ProbeError as error:
         print(f"probe: {one_line(error)}", file=sys.stderr)
         return 2

@@ -22,19 +22,23 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
 
 def _figures(options: argparse.Namespace) -> int:
     from probe.files import write_bytes, write_text
-    from probe.report.export import figures_of, pictures, print_size, standalone
+    from probe.report.export import figures_of, pictures, print_size, read_page, standalone
+    from probe.runs import check_output
 
     page = Path(options.report)
     page = page / "report.html" if page.is_dir() else page
-    if not page.is_file():
-        raise ProbeError(f"{page}: no such file; a report is wanted, as `probe study` and others write it")
-    figures = figures_of(page.read_text(encoding="utf-8", errors="replace"))
+    if not page.exists():
+        raise ProbeError(f"{page}: no such file; probe figures needs a report, as `probe study` and others write it")
+    figures = figures_of(read_page(page))
     if options.only:
         names = _listed(options.only)
         if unknown := [name for name in names if name not in figures]:
             raise unknown_name("figure", unknown[0], figures)
         figures = {name: figures[name] for name in names}
     folder, formats = page.parent / "figures" if options.to is None else Path(options.to), _listed(options.formats)
+    for name in figures if options.to is not None else ():
+        for ending in ("html", *formats):
+            check_output(folder / f"{name}.{ending}")
     for name, text in standalone(figures).items():
         write_text(folder / name, text)
     print(f"{folder}: {len(figures)} figures as HTML")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from probe.errors import printable
 from probe.progress import OnProgress, untold
 
 REDRAWN = 4  # times a second
@@ -28,7 +29,7 @@ def progress(what: str, training_steps: int = 0) -> Iterator[Shown]:
     and nothing else, and nothing is imported for it.
     """
     if not _is_shown():
-        yield Shown(lambda line: print(line, file=sys.stderr, flush=True), untold, lambda name, entry: None)
+        yield Shown(lambda line: print(printable(line), file=sys.stderr, flush=True), untold, lambda name, entry: None)
         return
     from rich.console import Console
     from rich.progress import (
@@ -66,11 +67,11 @@ def progress(what: str, training_steps: int = 0) -> Iterator[Shown]:
 
         def on_log(name: str, entry: dict[str, Any]) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=training_steps, note="")
+                tasks[name] = bars.add_task(printable(name), total=training_steps, note="")
             note = f"loss {entry['loss']:.4f}"
             bars.update(tasks[name], total=training_steps, completed=entry["step"], note=note)
 
-        yield Shown(lambda line: bars.console.print(line, markup=False, soft_wrap=True), on_progress, on_log)
+        yield Shown(lambda line: bars.console.print(printable(line), markup=False, soft_wrap=True), on_progress, on_log)
 
 
 def _is_shown() -> bool:

@@ -71,11 +71,14 @@ def _league(options: argparse.Namespace) -> int:
     from probe.provenance import environment
     from probe.report.league import league_page
     from probe.report.page import Made
+    from probe.runs import check_output
     from probe.sweep.results import failures, read_results, results_of
     from probe.training.ranking import accuracy_by_length, league, paired_differences, read_published
 
     if options.sweep is None and options.published is None:
         raise ProbeError("a sweep's folder or --published FILE is wanted, got neither")
+    out = Path(options.out) if options.out else Path(options.sweep or ".") / "league.html"
+    check_output(out)
     sources: dict[str, pd.DataFrame] = {}
     said: Sequence[str] = ()
     if options.sweep is not None:
@@ -96,7 +99,6 @@ def _league(options: argparse.Namespace) -> int:
     tables = {"league": leagues, "difference": differences, "accuracy": by_length}
     parts = [found.assign(table=table, source=source) for table, of in tables.items() for source, found in of.items()]
     rows = pd.concat(parts, ignore_index=True)
-    out = Path(options.out) if options.out else Path(options.sweep or ".") / "league.html"
     made = Made(options.typed, environment=environment())
     write_text(out, league_page(leagues, differences, by_length, said, rows=rows, made=made))
     if options.json:

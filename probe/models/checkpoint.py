@@ -1,12 +1,17 @@
 """Models on disk: a folder with ``config.json`` and ``model.safetensors``. Never pickle."""
 
+import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from probe.digests import check_digests
 from probe.errors import ProbeError
-from probe.files import read_json_object, write_folder, write_tensors, write_text
+from probe.files import read_json_object, write_tensors, write_text
+from probe.folders import check_replaced, restore, write_folder
 from probe.models.build import Model, build, config_from_dict
 from probe.models.scaled import check_not_scaled
 from probe.models.stored import WEIGHTS_FILE, open_tensors
@@ -18,10 +23,19 @@ CONFIG_FILE = "config.json"
 
 
 def save(model: Model, folder: str | Path) -> None:
-    """Write a model to a folder, whole or not at all; a checkpoint that stands there is replaced."""
+    """Write a model to a folder, whole or not at all. An older checkpoint there is replaced in one step (see
+    ``probe.folders.write_folder``), so that at every moment one whole checkpoint is at this path.
+
+    Args:
+        model: the model.
+        folder: a new folder, or that of an older checkpoint.
+
+    Raises:
+        ProbeError: where the folder has other files than a checkpoint's, or the model has a scale on its attention.
+    """
     folder = Path(folder)
-    if folder.exists() and not (folder / CONFIG_FILE).is_file() and any(folder.iterdir()):
-        raise ProbeError(f"{folder}: a new folder or an older checkpoint was wanted, got a folder with other files")
+    if os.path.lexists(folder):
+        check_replaced(folder, {CONFIG_FILE, WEIGHTS_FILE})
     write_folder(folder, lambda temporary: write_into(model, temporary))
 
 
@@ -40,9 +54,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
 
     Raises:
         ProbeError: naming the file, and the key where there is one: a missing or truncated file, a file that is no
-            safetensors (a pickle, say), an unknown kind of model, an unknown or missing key, a wrong shape.
+            safetensors (a pickle, say), an unknown kind of model, an unknown or missing key, a wrong shape, a file of a
+            training's checkpoint that is not as the training wrote it.
     """
     folder = Path(folder)
+    restore(folder)
+    check_digests(folder, (CONFIG_FILE, WEIGHTS_FILE))
     path = folder / CONFIG_FILE
     try:
         config = config_from_dict(read_json_object(path))
@@ -63,6 +80,15 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight
     return model.to(device=device, dtype=dtype).eval()
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors: of their names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -37,6 +37,9 @@ def text_of(value: object) -> str:
     return str(value)
 
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of a formula
+
+
 def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -59,10 +62,33 @@ def table_csv(table: pd.DataFrame) -> str:
         for part in parts or [""]:
             names.append(f"{name} {part}".strip())
             columns.append([_part(cell, part, bool(parts)) for cell in cells])
-    # Text is quoted where commas ask for it and otherwise left as it is, also where it begins with =, +, - or @: a
-    # spreadsheet may take such a name for a formula, but a name that was changed would be another one, and numbers
-    # begin with - as well. The page runs no formula, and says whose names they are.
-    return pd.DataFrame(dict(enumerate(columns)), dtype=object).to_csv(index=False, header=names)
+    return harmless_csv(pd.DataFrame(dict(enumerate(columns)), dtype=object), names)
+
+
+def harmless_csv(rows: pd.DataFrame, names: Sequence[str] | None = None) -> str:
+    """Rows as CSV, every number unrounded. Text that a spreadsheet would run as a formula gets a ``'`` in front.
+
+    Args:
+        rows: the rows.
+        names: the heads of the columns, by default those of the rows.
+    """
+    harmless = rows.copy(deep=False)
+    for i, dtype in enumerate(rows.dtypes):
+        if not (pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype)):
+            harmless.isetitem(i, rows.iloc[:, i].map(_harmless, na_action="ignore"))
+    heads = [str(_harmless(name)) for name in (rows.columns if names is None else names)]
+    return harmless.to_csv(index=False, header=heads)
+
+
+def _harmless(cell: object) -> object:
+    """The cell itself, or its text behind a ``'``: a number is no formula, though it may begin with a sign."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULAS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _part(cell: object, part: str, split: bool) -> object:

@@ -1,21 +1,26 @@
 """Figures -> pictures at the width of a column of print, and figures out of a page that has them."""
 
 import base64
-import gzip
+import contextlib
 import html
 import importlib.util
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from probe.config import check_number
 from probe.errors import ProbeError
+from probe.files import check_json_size, open_plain
 from probe.progress import OnProgress, Steps, untold
+from probe.report.page import content_policy
 from probe.report.style import FONT, at_width, least_width
 
 FORMATS = ("png", "svg", "pdf")
@@ -24,23 +29,116 @@ POINT = 96 / 72
 TEXT = 7  # points: the size of text in print, where the width lets it
 AT_ONCE = 8  # figures that a browser is given before it is told how far it is
 
-_FIGURE = re.compile(r'<script [^>]*data-plot="[^"]*" data-file="([^"]*)"[^>]*>([A-Za-z0-9+/=]*)</script>')
+MOST_PAGE = 2**26  # bytes of a page, ten times as large as those that are written
+MOST_FIGURE = 2**24  # bytes of a figure's JSON
+MOST_FIGURES = 500
+MOST_NAME = 150  # characters of a figure's name: an ending goes behind it
+TRACES = ("scatter", "heatmap", "bar")  # the kinds that reports are drawn with: none of them requests anything
+ABROAD = ("images", "map", "mapbox", "geo")  # parts of a layout that may request something
+_URL = re.compile(r"://|url\s*\(|href", re.IGNORECASE)
+
+# The tag as the template of pages has it. Its length is bounded, so that no page takes long to search.
+_FIGURE = re.compile(
+    r'<script type="application/octet-stream" data-plot="[^"<>]{1,60}" data-file="([^"<>]{0,900})">([^<]*)</script>'
+)
+_SCRIPT = re.compile(r'<script(?: type="text/javascript")?>(.*?)</script>', re.DOTALL)
+
+
+def read_page(path: Path) -> str:
+    """The text of a page.
+
+    Raises:
+        ProbeError: where it is no plain file, or larger than any page.
+    """
+    with open_plain(path) as file:
+        content = file.read(MOST_PAGE + 1)
+    if len(content) > MOST_PAGE:
+        raise ProbeError(f"{path}: must be a report of at most {MOST_PAGE} bytes, got more")
+    return content.decode("utf-8", "replace")
 
 
 def figures_of(page: str) -> dict[str, go.Figure]:
     """The figures of a page that ``render_page`` made, by names that files can have; numbered where two are alike.
 
+    Args:
+        page: the HTML.
+
     Raises:
-        ProbeError: where the page has none.
+        ProbeError: where the page has none, or one that no report has: damaged, too large, of another kind than reports
+            are drawn with, or with an address that drawing it could request.
     """
     found: dict[str, go.Figure] = {}
-    for told, packed in _FIGURE.findall(page):
-        name = re.sub(r"[^\w.-]+", "-", html.unescape(told)).lstrip(".-") or "figure"
-        name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(found) + 3))) if n not in found)
-        found[name] = go.Figure(json.loads(gzip.decompress(base64.b64decode(packed))))
+    tags = _FIGURE.findall(page)
+    if len(tags) > MOST_FIGURES:
+        raise ProbeError(f"the page must be a report with at most {MOST_FIGURES} figures, got {len(tags)}")
+    for i, (told, packed) in enumerate(tags, start=1):
+        name = re.sub(r"[^\w.-]+", "-", html.unescape(told)).lstrip(".-")[:MOST_NAME] or "figure"
+        if len(name.encode()) > MOST_NAME:  # letters of several bytes
+            name = "figure"
+        name = next(n for n in (name, *(f"{name}-{j}" for j in range(2, len(found) + 3))) if n not in found)
+        found[name] = _figure(packed, f"figure {i} of the page")
     if not found:
         raise ProbeError("the page has no figures that can be read: a report of this toolkit is wanted")
     return found
+
+
+def _figure(packed: str, where: str) -> go.Figure:
+    """A figure out of gzip in base64."""
+    try:
+        unpacker = zlib.decompressobj(wbits=31)  # gzip
+        content = unpacker.decompress(base64.b64decode(packed, validate=True), MOST_FIGURE + 1)
+        if len(content) > MOST_FIGURE:
+            raise ProbeError(f"{where} must have at most {MOST_FIGURE} bytes, got more")
+        if not unpacker.eof or unpacker.unused_data:
+            raise ValueError("the data are cut off or too long")
+        check_json_size(content, where)
+        values = json.loads(content)
+        _check_figure(values)
+        figure = go.Figure(values)
+        print_size(figure, 174)
+        return figure
+    except ProbeError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, zlib.error) as error:
+        reason = (str(error).strip().splitlines() or ["it cannot be read"])[0]
+        raise ProbeError(
+            f"{where} must be one that this toolkit drew, got another or a damaged one: {reason}"
+        ) from None
+
+
+def _check_figure(values: Any) -> None:
+    """Refuse what no report of ours has.
+
+    Raises:
+        ValueError: says what it is.
+    """
+    if not isinstance(values, dict) or not {"data"} <= values.keys() <= {"data", "layout"}:
+        raise ValueError("it must be an object with data and layout")
+    data, layout = values["data"], values.get("layout", {})
+    if not isinstance(data, list) or not isinstance(layout, dict):
+        raise ValueError("data must be a list and layout an object")
+    for trace in data:
+        if not isinstance(trace, dict) or trace.get("type") not in TRACES:
+            raise ValueError(f"every trace must be one of {', '.join(TRACES)}")
+    meta = layout.get("meta", {})
+    if not isinstance(meta, dict) or not meta.keys() <= {"drawn", "name"}:
+        raise ValueError("meta of the layout must be an object with drawn and name")
+    if "drawn" in meta:
+        check_number("drawn", meta["drawn"], 0, 10_000)
+    for key in layout:
+        if key.rstrip("0123456789") in ABROAD:
+            raise ValueError(f"layout must be without {key!r}")
+    waiting: list[Any] = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if value.get("images"):
+                raise ValueError("layout must be without 'images'")
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and _URL.search(value):
+            raise ValueError("it must be without addresses")
 
 
 def standalone(figures: Mapping[str, go.Figure]) -> dict[str, str]:
@@ -48,9 +146,16 @@ def standalone(figures: Mapping[str, go.Figure]) -> dict[str, str]:
     # One of plotly's buttons sends the figure to its maker's server.
     options = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"]}
     pages = {
-        f"{name}.html": figure.to_html(include_plotlyjs="directory", config=options) for name, figure in figures.items()
+        f"{name}.html": _closed(figure.to_html(include_plotlyjs="directory", config=options))
+        for name, figure in figures.items()
     }
     return {**pages, "plotly.min.js": get_plotlyjs()}
+
+
+def _closed(page: str) -> str:
+    """A page that may run its own scripts and draw, and reach nothing else."""
+    policy = content_policy(_SCRIPT.findall(page), beside=True)
+    return page.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}" />', 1)
 
 
 def print_size(figure: go.Figure, width: float) -> tuple[go.Figure, float, float]:
@@ -95,13 +200,14 @@ def _drawn(jobs: Sequence[tuple[str, str, go.Figure, float]], pixels: float, dpi
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{i}.{kind}" for i, (_, kind, *_) in enumerate(jobs)]
         try:
-            plotly.io.write_images(
-                [figure for *_, figure, _ in jobs],
-                files,
-                width=[laid_out for *_, laid_out in jobs],
-                height=[figure.layout.height for *_, figure, _ in jobs],
-                scale=[pixels / laid_out * (dpi / 96 if kind == "png" else 1) for _, kind, _, laid_out in jobs],
-            )
+            with _without_mathjax(Path(folder)):
+                plotly.io.write_images(
+                    [figure for *_, figure, _ in jobs],
+                    files,
+                    width=[laid_out for *_, laid_out in jobs],
+                    height=[figure.layout.height for *_, figure, _ in jobs],
+                    scale=[pixels / laid_out * (dpi / 96 if kind == "png" else 1) for _, kind, _, laid_out in jobs],
+                )
         except RuntimeError as error:
             if "chrome" not in str(error).lower():
                 raise
@@ -109,3 +215,15 @@ def _drawn(jobs: Sequence[tuple[str, str, go.Figure, float]], pixels: float, dpi
                 "pictures want a browser, and there is none: apt install chromium, or plotly_get_chrome -y"
             ) from None
         return {f"{name}.{kind}": file.read_bytes() for (name, kind, *_), file in zip(jobs, files, strict=True)}
+
+
+@contextlib.contextmanager
+def _without_mathjax(folder: Path) -> Iterator[None]:
+    """Inside, kaleido draws with an empty script in place of MathJax, which it would request from a server."""
+    empty = folder / "empty.js"
+    empty.write_text("")
+    before, plotly.io.defaults.mathjax = plotly.io.defaults.mathjax, empty.as_uri()
+    try:
+        yield
+    finally:
+        plotly.io.defaults.mathjax = before

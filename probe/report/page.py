@@ -22,7 +22,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from probe.errors import ProbeError
-from probe.report.cells import is_number, sort_keys, table_csv, text_of
+from probe.report.cells import harmless_csv, is_number, sort_keys, table_csv, text_of
 from probe.report.glossary import DEFINITIONS, IN_WORDS, definition_of
 from probe.report.style import least_width
 
@@ -76,8 +76,9 @@ def render_page(
     """The page as HTML: summary, table of contents, sections, how it was made, definitions; plotly inlined once.
 
     Args:
-        rows: all that was measured, to be downloaded from the page as CSV: exactly ``rows.to_csv(index=False)``. Where
-            the page would be larger than 6 MB with them, it says that they are in ``rows_file`` beside it.
+        rows: all that was measured, to be downloaded from the page as CSV: ``rows.to_csv(index=False)``, with a ``'``
+            in front of text that a spreadsheet would run as a formula. Where the page would be larger than 6 MB with
+            them, it says that they are in ``rows_file`` beside it.
 
     Raises:
         ProbeError: without any section.
@@ -107,7 +108,7 @@ def render_page(
     without = page(rows_csv=None)
     if rows is None:
         return without
-    table = rows.to_csv(index=False)
+    table = harmless_csv(rows)
     packed = {"data": _packed(table), "size": _size(len(table.encode()))}
     fits = len(without.encode()) + len(packed["data"]) + 1000 <= LARGEST
     return page(rows_csv=packed) if fits else without
@@ -252,9 +253,21 @@ def _policy(script: str) -> str:
 
     A script that got into the page in spite of all escaping has another hash, and does not run.
     """
-    own = " ".join(f"'sha256-{_sha256(text)}'" for text in (script, get_plotlyjs()))
+    return content_policy((script, get_plotlyjs()))
+
+
+def content_policy(scripts: Sequence[str], *, beside: bool = False) -> str:
+    """The content-security policy of a page that runs these scripts, draws, and requests nothing.
+
+    Args:
+        scripts: the texts of the scripts in the page.
+        beside: whether the page runs scripts of files beside it, too.
+    """
+    own = [f"'sha256-{_sha256(text)}'" for text in scripts]
+    if beside:
+        own += ["'self'", "file:"]  # a page that is opened from a disk has no origin to be "self"
     return (
-        f"default-src 'none'; script-src {own}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {' '.join(own)}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -161,7 +161,9 @@ def finish(figure: go.Figure, **layout: Any) -> go.Figure:
 
 def at_width(figure: go.Figure, width: float) -> go.Figure:
     """The figure with room for its legend where it is so many pixels wide; how high the panels are does not change."""
-    drawn = figure.layout.meta["drawn"]
+    drawn = (figure.layout.meta or {}).get("drawn")
+    if drawn is None:  # a figure of somebody else's, on a page of ours
+        return figure
     above, below = _above(figure), _below(figure)
     lines = _legend_lines(figure, width)
     figure.update_layout(

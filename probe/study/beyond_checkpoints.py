@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -10,15 +12,15 @@ from torch import nn
 from probe.errors import ProbeError
 from probe.extrapolation import check_can_scale, passkey, perplexity, scaled
 from probe.extrapolation.perplexity import loss_by_position
-from probe.files import write_rows, write_text
 from probe.models import checkpoint
 from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder
 from probe.progress import OnProgress, Steps, untold
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
 from probe.report.page import Made, render_page
+from probe.runs import COMMANDS, at_work, claim_folder
 from probe.study.beyond import Beyond, beyond_stages, scale_of
-from probe.study.command import made_with
+from probe.study.command import made_with, write_page
 from probe.study.places import check_file_names
 from probe.study.stages import read_stage, write_stage
 from probe.tasks.passkey import DEPTHS, Passkey
@@ -51,7 +53,11 @@ def perplexity_checkpoints(
 ) -> pd.DataFrame:
     """Perplexity by context, and loss by position, of held-out texts as long as the longest context; rows and a report
     go into the folder. The second half of each text counts. ``on_progress`` is called with how many measurements of a
-    model are done, and how many there are; ``command``, what was typed, is told on the page."""
+    model are done, and how many there are; ``command``, what was typed, is told on the page.
+
+    Raises:
+        ProbeError: where the folder is another command's, or another process is at work there.
+    """
     contexts = tuple(contexts or beyond.within(*models.values()).contexts)
     prefix = beyond.task.plain_prefix
     longest = max(contexts)
@@ -59,16 +65,18 @@ def perplexity_checkpoints(
         raise ProbeError(f"contexts must be of at least {len(prefix) + 4} tokens, got {longest}")
     texts = beyond.texts("test", longest, beyond.n_texts).tokens[:, len(prefix) :]
     half, parts, steps = texts.shape[1] // 2, [], Steps(2 * len(models), on_progress)
-    for name, model in models.items():
-        found = perplexity(
-            model, texts, contexts, prefix=prefix, score_from=half, seed=beyond.seed, on_progress=steps.within
-        )
-        parts.append(found.assign(measurement="perplexity", encoding=name))
-        steps.step()
-        found = loss_by_position(model, texts, prefix=prefix, seed=beyond.seed)
-        parts.append(found.assign(measurement="loss_by_position", encoding=name))
-        steps.step()
-    return _finish(parts, beyond, folder, "Perplexity by length", made_with(next(iter(models.values())), command))
+    with at_work(Path(folder), "perplexity"):
+        for name, model in models.items():
+            found = perplexity(
+                model, texts, contexts, prefix=prefix, score_from=half, seed=beyond.seed, on_progress=steps.within
+            )
+            parts.append(found.assign(measurement="perplexity", encoding=name))
+            steps.step()
+            found = loss_by_position(model, texts, prefix=prefix, seed=beyond.seed)
+            parts.append(found.assign(measurement="loss_by_position", encoding=name))
+            steps.step()
+        made = made_with(next(iter(models.values())), command)
+        return _finish(parts, beyond, folder, "perplexity", "Perplexity by length", made)
 
 
 def passkey_checkpoints(
@@ -82,16 +90,22 @@ def passkey_checkpoints(
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Passkeys over lengths and depths; rows and a report go into the folder. ``on_progress`` is called with how many
-    models are done, and how many there are; ``command``, what was typed, is told on the page."""
+    models are done, and how many there are; ``command``, what was typed, is told on the page.
+
+    Raises:
+        ProbeError: where the folder is another command's, or another process is at work there.
+    """
     lengths, parts = tuple(lengths or beyond.within(*models.values()).contexts), []
     steps = Steps(len(models), on_progress)
-    for name, model in models.items():
-        found = passkey(
-            model, beyond.task, lengths, depths, n=beyond.n_prompts, seed=beyond.seed, on_progress=steps.within
-        )
-        steps.step()
-        parts.append(found.assign(measurement="passkey", encoding=name))
-    return _finish(parts, beyond, folder, "Passkey retrieval", made_with(next(iter(models.values())), command))
+    with at_work(Path(folder), "passkey"):
+        for name, model in models.items():
+            found = passkey(
+                model, beyond.task, lengths, depths, n=beyond.n_prompts, seed=beyond.seed, on_progress=steps.within
+            )
+            steps.step()
+            parts.append(found.assign(measurement="passkey", encoding=name))
+        made = made_with(next(iter(models.values())), command)
+        return _finish(parts, beyond, folder, "passkey", "Passkey retrieval", made)
 
 
 def scale_checkpoints(
@@ -109,6 +123,10 @@ def scale_checkpoints(
     scale in its weights, but for models under a bridge. A finished stage is not done again.
     ``on_progress`` is called with how many stages are done, and how many there are; ``command``, what was typed, is
     told on the page.
+
+    Raises:
+        ProbeError: where a model cannot be scaled, the folder is another command's or one for other models, settings or
+            texts, or another process is at work there.
     """
     folder, parts = Path(folder), []
     check_file_names(models)
@@ -130,26 +148,40 @@ def scale_checkpoints(
             raise ProbeError(f"{name}: a model that knows positions beyond {beyond.task.train_length} was wanted")
         total += len(stages)
     steps = Steps(total, on_progress)
-    for name, model in models.items():
-        for stage, measure in stages_of(name, steps.within).items():
-            parts.append(kept(name, stage, measure).assign(measurement=stage, encoding=name))
-            say(f"{name}: {stage}")
-            steps.step()
-        if not isinstance(model, Decoder):
-            continue  # a bridge has no checkpoints of ours; its scales are in the rows
-        scales = read_stage(folder, f"head_scale-{name}")
-        for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
-            checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
-    return _finish(parts, beyond, folder, "Attention temperature", made_with(next(iter(models.values())), command))
+    with at_work(folder, "scale"):
+        claim_folder(folder, COMMANDS["scale"].record, _scale_identity(models, beyond))
+        for name, model in models.items():
+            for stage, measure in stages_of(name, steps.within).items():
+                parts.append(kept(name, stage, measure).assign(measurement=stage, encoding=name))
+                say(f"{name}: {stage}")
+                steps.step()
+            if not isinstance(model, Decoder):
+                continue  # a bridge has no checkpoints of ours; its scales are in the rows
+            scales = read_stage(folder, f"head_scale-{name}")
+            for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
+                checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
+        made = made_with(next(iter(models.values())), command)
+        return _finish(parts, beyond, folder, "scale", "Attention temperature", made)
 
 
-def _finish(parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, title: str, made: Made) -> pd.DataFrame:
+def _scale_identity(models: Mapping[str, nn.Module], beyond: Beyond) -> dict[str, Any]:
+    """What the stages in a folder depend on: the weights of the models, the settings, and the texts."""
+    texts = beyond.texts("test", beyond.task.train_length, beyond.n_texts)
+    return {
+        "models": {name: checkpoint.digest_of(model.state_dict()) for name, model in models.items()},
+        "texts": checkpoint.digest_of({"tokens": texts.tokens}),
+        **asdict(beyond),
+    }
+
+
+def _finish(
+    parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, command: str, title: str, made: Made
+) -> pd.DataFrame:
     rows, length = pd.concat(parts, ignore_index=True), beyond.task.train_length
     for column, missing in (("variant", "none"), ("extension", float("nan"))):
         rows[column] = rows[column].fillna(missing) if column in rows else missing
     drawn = extrapolation_figures(rows, length)
     summary, sections = extrapolation_summary(rows, length), extrapolation_sections(rows, drawn)
     page = render_page(title, summary, sections, rows=rows, made=made)
-    write_rows(Path(folder) / "rows.parquet", rows, made.environment)
-    write_text(Path(folder) / "report.html", page)
+    write_page(Path(folder), command, rows, page, made)
     return rows

@@ -24,7 +24,7 @@ from probe.config import check_size
 from probe.device import find_device
 from probe.errors import ProbeError
 from probe.extrapolation.perplexity import loss_by_position
-from probe.files import alone, claim_folder, write_rows, write_text
+from probe.files import write_rows, write_text
 from probe.models.anatomy import (
     d_model_of,
     d_vocab_of,
@@ -34,12 +34,14 @@ from probe.models.anatomy import (
     our_decoder,
     untrained_like,
 )
+from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
 from probe.position import has_position_table, position_table
 from probe.progress import OnProgress, Steps, untold
 from probe.provenance import environment
 from probe.report.examine import examine_page
 from probe.report.page import Made
+from probe.runs import at_work, claim_folder
 from probe.study.command import examine_command
 from probe.study.config import TracedSequences
 from probe.study.places import check_file_names, locate, read_tokens
@@ -123,8 +125,8 @@ def examine(
         The rows, with the columns measurement and encoding (the model's name).
 
     Raises:
-        ProbeError: for what a model cannot be loaded or looked at for, and a folder that holds other work, or at which
-            another process is at work.
+        ProbeError: for what a model cannot be loaded or looked at for; where the folder is another command's or one
+            for other weights or settings; where another process is at work there.
     """
     folder, config = Path(folder), config or ExamineConfig()
     check_file_names(places)
@@ -132,7 +134,11 @@ def examine(
     models = {name: place.load(device) for name, place in located.items()}
     where = {name: place.folder for name, place in located.items()}
     seen = {name: looked_at(model, where[name], config) for name, model in models.items()}
-    identity = {"models": {name: str(place) for name, place in places.items()}, **asdict(config)}
+    weights = {name: digest_of(model.state_dict()) for name, model in models.items()}
+    identity = {
+        "models": {name: {"place": str(place), "weights": weights[name]} for name, place in places.items()},
+        **asdict(config),
+    }
     seeds = {name: config.seed + 1000 * i for i, name in enumerate(models)}  # equal starts would resemble each other
 
     def stages_of(name: str, control: nn.Module) -> dict[str, Measure]:
@@ -145,7 +151,7 @@ def examine(
     compared = len(models) > 1 and not (differ := _incomparable(models, seen))
     # Counted with no more models in memory than there are: nothing is measured before a stage is called.
     total = sum(len(stages_of(name, model)) for name, model in models.items()) + (len(pairs_of({})) if compared else 0)
-    with alone(folder):
+    with at_work(folder, "examine"):
         claim_folder(folder, "examine.json", identity)  # once nothing more is to be refused
         steps = Steps(total, on_progress)
         for name, model in models.items():

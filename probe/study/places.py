@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from probe.errors import ProbeError
-from probe.files import is_text, read_json_object
+from probe.files import check_plain, is_text, read_json_object
 from probe.models.families import FAMILIES
 from probe.models.hub import find_folder
 from probe.models.pretrained import load_pretrained
@@ -113,6 +113,7 @@ def read_tokens(path: str | Path) -> torch.Tensor:
     Raises:
         ProbeError: where it holds anything else.
     """
+    check_plain(path)
     try:
         # Mapped: a header may claim any shape, of which no more is read than the file has.
         with np.errstate(over="raise"):  # a shape whose size is no integer of 64 bits

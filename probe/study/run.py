@@ -14,10 +14,10 @@ import contextlib
 import dataclasses
 import functools
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from torch import nn
 from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
-from probe.files import alone, claim_folder, write_rows, write_text
+from probe.files import write_rows, write_text
 from probe.models.anatomy import d_vocab_of, layer_encodings, untrained_like
+from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
 from probe.processes import deaf_to_interrupts, end, end_with_parent
@@ -38,6 +39,7 @@ from probe.provenance import environment
 from probe.report.export import standalone
 from probe.report.page import Made
 from probe.report.study import study_figures, study_page
+from probe.runs import at_work, claim_folder, working_in
 from probe.study.beyond import BEYOND_STAGES, DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
 from probe.study.command import study_command
 from probe.study.config import FORMAT, StudyConfig, StudyData, TracedSequences, run_name
@@ -55,7 +57,7 @@ from probe.study.stages import (
 from probe.tasks import make_task
 from probe.tasks.passkey import Passkey
 from probe.training import train
-from probe.training.train import newest_log_entry
+from probe.training.train import is_first_process, newest_log_entry
 
 OnLog = Callable[[str, dict[str, Any]], None]  # of a model's name, and an object of its training's log
 
@@ -81,7 +83,8 @@ def run_study(
             there are.
 
     Raises:
-        ProbeError: where the folder holds a study of other settings, or another process is at work in it.
+        ProbeError: where the folder is another command's or holds a study of other settings, or another process is at
+            work in it.
         KeyboardInterrupt: on Ctrl-C. Processes have ended by then, and whatever was finished is in the folder, whole.
     """
     folder = Path(folder)
@@ -89,7 +92,7 @@ def run_study(
     jobs, threads = share_cores(torch_device, jobs, len(config.encodings))
     data = StudyData.of(config)
     traced = data.traced(config)  # refuses what cannot work before the folder is touched
-    with alone(folder):
+    with at_work(folder, "study"):
         claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
         return _run(config, folder, data, traced, torch_device, jobs, threads, say, on_log, on_progress)
 
@@ -169,7 +172,7 @@ def _study_models_side_by_side(
 ) -> None:
     """The models and the constructions in processes of their own, one core or a few each."""
     with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads, folder)
     ) as pool:
         others = set(multiprocessing.active_children())
         with deaf_to_interrupts():
@@ -181,7 +184,7 @@ def _study_models_side_by_side(
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=list(names).index):
-                    say(f"{names[future]}: {future.result()}")
+                    say(f"{names[future]}: {_result(future)}")
                     on_stage(names[future])
                 on_stage()
                 for name in (run_name(e, r) for e in config.encodings for r in range(config.n_seeds(e))):
@@ -191,13 +194,24 @@ def _study_models_side_by_side(
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
-                end(workers, folder)
+                end(workers)
             raise  # an error of one model lets the others that are worked on come to their end
 
 
-def _begin(threads: int) -> None:
+def _result(future: Future[str]) -> str:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise ProbeError(
+            "a process of this study was killed, perhaps for want of memory; what is finished is kept, and the same "
+            "command goes on from there (fewer --jobs need less memory)"
+        ) from None
+
+
+def _begin(threads: int, folder: Path) -> None:
     end_with_parent()
     use_threads(threads)
+    working_in(folder).__enter__()  # to the end of this process
 
 
 def _study_model(
@@ -271,7 +285,9 @@ def _decoder(
     on_log: OnLog | None,
 ) -> nn.Module:
     if encoding in config.load:
-        return _loaded(config.load[encoding], encoding, data, device)
+        loaded = _loaded(config.load[encoding], encoding, data, device)
+        claim_folder(folder / "models" / encoding, "loaded.json", {"weights": digest_of(loaded.state_dict())})
+        return loaded
     model = config.decoder(data.task, encoding, data.n_ctx)
     name = run_name(encoding, replica)
     watch = None if on_log is None else functools.partial(on_log, name)
@@ -377,8 +393,7 @@ def train_one(
     data = StudyData.of(config)
     model = config.decoder(data.task, encoding, data.n_ctx)
     training = config.training_of(encoding)
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that train one model on several GPUs
-    with alone(folder) if first else contextlib.nullcontext():
+    with at_work(folder, "train") if is_first_process() else contextlib.nullcontext():
         return train(
             model, data.train, training, folder, device=device, keep_checkpoints=keep_checkpoints, on_log=on_log
         )

@@ -25,9 +25,9 @@ from probe.attention import (
     stream,
 )
 from probe.attention.pooling import BINS
+from probe.digests import check_digests, read_finished_rows, write_finished_rows
 from probe.errors import ProbeError
 from probe.extrapolation import can_scale, sweep_scale
-from probe.files import read_rows, write_rows
 from probe.models.anatomy import n_heads_of, n_layers_of, our_decoder
 from probe.models.build import Model
 from probe.models.decoder import Decoder
@@ -69,12 +69,17 @@ def stage_file(folder: str | Path, name: str) -> Path:
 
 
 def write_stage(folder: Path, name: str, measure: Callable[[], pd.DataFrame]) -> bool:
-    """Measure and keep the rows, unless they are there; says whether there was anything to do."""
+    """Measure and keep the rows, unless they are finished; return whether there was anything to do.
+
+    Rows without a digest are not taken for finished ones: nobody knows what measured them.
+
+    Raises:
+        ProbeError: where the finished rows are not those that were written.
+    """
     path = stage_file(folder, name)
-    if path.exists():
+    if path.exists() and check_digests(path):
         return False
-    rows = measure()
-    write_rows(path, rows)
+    write_finished_rows(path, measure())
     return True
 
 
@@ -83,7 +88,7 @@ def read_stage(folder: str | Path, name: str) -> pd.DataFrame:
     path = stage_file(folder, name)
     if not path.exists():
         raise ProbeError(f"{path}: no such file; the study has not come to that stage")
-    return read_rows(path)
+    return read_finished_rows(path)
 
 
 Measure = Callable[[], pd.DataFrame]

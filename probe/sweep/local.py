@@ -11,6 +11,7 @@ import pandas as pd
 from probe.device import use_threads
 from probe.errors import ProbeError
 from probe.processes import deaf_to_interrupts, end, end_with_parent
+from probe.runs import working_in
 from probe.sweep.config import Run, SweepConfig
 
 Outcome = tuple[Run, pd.DataFrame | str]  # rows, or why there are none
@@ -60,7 +61,7 @@ def run_locally(
                 else:
                     yield run, f"its process ended with exit code {process.exitcode}, {tries + 1} times"
     finally:
-        end([process for process, _, _ in working.values()], folder)
+        end([process for process, _, _ in working.values()])
 
 
 def _child(
@@ -68,7 +69,8 @@ def _child(
 ) -> None:
     end_with_parent()
     use_threads(threads)
-    connection.send(attempt(sweep, run, folder, device))
+    with working_in(folder):
+        connection.send(attempt(sweep, run, folder, device))
 
 
 def attempt(sweep: SweepConfig, run: Run, folder: str | Path, device: str | None) -> pd.DataFrame | str:

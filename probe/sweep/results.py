@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 
+from probe.digests import check_digests, write_finished_rows
 from probe.errors import ProbeError
-from probe.files import read_rows, write_rows
+from probe.files import read_rows
 from probe.provenance import environment
 from probe.sweep.config import Run
 
@@ -43,7 +44,7 @@ def _write(folder: Path, run: Run, rows: pd.DataFrame, settings: str, train_leng
     keys = {"run": run.name, "task": run.task, "encoding": run.encoding, "scratchpad": run.scratchpad, "seed": run.seed}
     whole = rows.assign(**keys, train_length=train_length, settings=settings)
     whole = whole.reindex(columns=list(COLUMNS)).astype(COLUMNS)
-    write_rows(results_file(folder, run), whole, environment())
+    write_finished_rows(results_file(folder, run), whole, environment())
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:
@@ -57,16 +58,25 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     files = sorted((Path(folder) / "results").glob("*.parquet"))
     if not files:
         raise ProbeError(f"{folder}: a sweep with at least one finished run was wanted, got none")
-    return pd.concat([_read(file) for file in files], ignore_index=True)
+    return pd.concat([read_run(file) for file in files], ignore_index=True)
 
 
-def _read(file: Path) -> pd.DataFrame:
+def read_run(file: Path) -> pd.DataFrame:
+    """The rows of one run's file. It may have no digest: results are copied from one place to another.
+
+    Raises:
+        ProbeError: where the file holds no results of a run, or others than were written.
+    """
+    check_digests(file)
     try:
-        return read_rows(file, list(COLUMNS)).astype(COLUMNS)
+        rows = read_rows(file, list(COLUMNS)).astype(COLUMNS)
     except (ValueError, TypeError, KeyError, OverflowError, pyarrow.ArrowException) as error:
         if isinstance(error, ProbeError):
             raise
         raise ProbeError(f"{file}: the results of a run were wanted: {error}") from None
+    if rows.empty:
+        raise ProbeError(f"{file}: must hold the results of a run, got no row")
+    return rows
 
 
 def results_of(rows: pd.DataFrame, metric: str = "exact_match") -> pd.DataFrame:

@@ -11,11 +11,12 @@ import pandas as pd
 from probe.config import check_number, check_size
 from probe.device import find_device, share_cores
 from probe.errors import ProbeError
-from probe.files import alone, read_rows, write_text
+from probe.files import write_text
 from probe.progress import OnProgress, untold
+from probe.runs import at_work
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import run_locally
-from probe.sweep.results import read_results, results_file, write_failure, write_results
+from probe.sweep.results import read_results, read_run, results_file, write_failure, write_results
 from probe.sweep.work import clear
 
 FORMAT = 1  # of sweep.json
@@ -52,14 +53,15 @@ def run_sweep(
         on_progress: called with how many runs are finished, those of an earlier sweep included, and how many there are.
 
     Raises:
-        ProbeError: where the folder holds a result of the same name but other settings, or another process is at work.
+        ProbeError: where the folder is another command's or holds a result of the same name but other settings, or
+            another process is at work there.
         KeyboardInterrupt: on Ctrl-C. Processes have ended by then, and whatever was finished is in the folder, whole.
     """
     folder = Path(folder)
     check_size("retries", retries, least=0)
     check_number("cpus_per_run", cpus_per_run)
     runs = sweep.runs()
-    with alone(folder):
+    with at_work(folder, "sweep"):
         todo = _left(sweep, runs, folder, retry_failed)
         write_text(folder / "sweep.json", json.dumps({"format": FORMAT, **dataclasses.asdict(sweep)}, indent=2) + "\n")
         if ray is None:
@@ -93,7 +95,7 @@ def _left(sweep: SweepConfig, runs: list[Run], folder: Path, retry_failed: bool)
     for run in runs:
         path = results_file(folder, run)
         if path.exists():
-            found = read_rows(path, ["status", "settings"]).iloc[0]
+            found = read_run(path).iloc[0]
             if found["settings"] != run.settings(sweep):
                 raise ProbeError(
                     f"{path} was made with other settings of its task, model or training: take another folder, or "

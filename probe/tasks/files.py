@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probe.config import MOST_SIZE
 from probe.errors import ProbeError, unknown_name
+from probe.files import check_json_size, open_plain
 from probe.tasks.base import SHARES, SPECIALS, Example, Splits, Task, Vocabulary, split_of
 
 
@@ -37,7 +37,8 @@ class Jsonl(Task):
             ProbeError: where a line cannot be used; it says which.
         """
         try:
-            lines = Path(self.path).read_bytes().splitlines()
+            with open_plain(self.path) as file:
+                lines = file.read().splitlines()
         except OSError as error:
             raise ProbeError(f"{self.path}: {error.strerror or error}") from None
         found: dict[str, list[Example]] = {split: [] for split in SHARES}
@@ -58,6 +59,7 @@ class Jsonl(Task):
         return found
 
     def _read(self, line: bytes, where: str) -> tuple[Example, str]:
+        check_json_size(line, where)
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):

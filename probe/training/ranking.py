@@ -4,6 +4,7 @@ Results are rows of exact match, ours (``results_of``) or published ones (``read
 encoding, seed, length (missing for a whole test set), accuracy in [0, 1].
 """
 
+import io
 import itertools
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from scipy import stats
 
 from probe.config import MOST_SEED, MOST_SIZE, check_number, check_size
 from probe.errors import ProbeError
+from probe.files import open_plain
 
 RESULTS = ["task", "encoding", "seed", "length", "accuracy"]
 PUBLISHED = ["dataset", "split", "encoding", "seed", "length", "accuracy"]
@@ -26,10 +28,11 @@ def read_published(path: str | Path) -> pd.DataFrame:
     Raises:
         ProbeError: with file and line, where a column is missing, or a number is none or out of its range.
     """
+    file = open_plain(path)  # a path is no address, and no archive is unpacked
     try:
-        with open(path, encoding="utf-8", newline="") as file:  # a path is no address, and no archive is unpacked
+        with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
             wanted = {"usecols": lambda name: name in PUBLISHED, "index_col": False}
-            rows = pd.read_csv(file, dtype=str, keep_default_na=False, **wanted)
+            rows = pd.read_csv(text, dtype=str, keep_default_na=False, **wanted)
     except pd.errors.EmptyDataError:
         raise ProbeError(f"{path}: a table with {', '.join(PUBLISHED)} was wanted, got an empty file") from None
     except ValueError as error:  # pandas' parser errors, and what is no UTF-8

@@ -9,7 +9,7 @@ import torch
 from probe.config import check_size
 from probe.device import gradients
 from probe.errors import ProbeError
-from probe.files import write_folder
+from probe.folders import write_folder
 from probe.models import checkpoint
 from probe.models.lens.quiet import quiet_transformers
 from probe.tasks.corpus import PYTHON, read_corpus

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,14 @@ from torch.nn import functional as F
 
 from probe.config import check_flag, check_number, check_size
 from probe.device import fast_products, find_device, gradients
+from probe.digests import check_digests, digest_file, write_digests
 from probe.errors import ProbeError
-from probe.files import claim_folder, read_json_object, write_folder, write_tensors, write_text
+from probe.files import open_plain, read_json_object, write_tensors, write_text
+from probe.folders import restore, write_folder
 from probe.models import checkpoint
 from probe.models.build import Model, ModelConfig, build
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.runs import check_owner, claim_folder
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 
 if TYPE_CHECKING:
@@ -140,7 +144,10 @@ def train(
         raise ProbeError("initial must be a model of the config that is trained, got one of another")
     run = None if folder is None else _RunFolder(Path(folder), model, data, config, initial, keep_checkpoints)
     if run is not None and (run.folder / "final").is_dir():
-        return checkpoint.load(run.folder / "final", device=torch_device)
+        finished = checkpoint.load(run.folder / "final", device=torch_device)
+        if finished.config != model:
+            raise ProbeError(f"{run.folder / 'final'}: must be the model that {run.folder} trained, got another's")
+        return finished
     with gradients(), torch.random.fork_rng(), fast_products(torch_device):
         decoder = _train(model, data, config, initial, run, torch_device, on_log or (lambda entry: None))
     return decoder.eval()
@@ -310,6 +317,12 @@ def _load_moments(optimizer: torch.optim.Optimizer, decoder: Model, moments: dic
         }
 
 
+def is_first_process() -> bool:
+    """Whether this process writes the files of a run: the first one, where several train one model."""
+    # Without LOCAL_RANK, accelerate takes this process for the only one, too.
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", os.environ["LOCAL_RANK"]) == "0"
+
+
 class _RunFolder:
     """The files of one run."""
 
@@ -330,21 +343,23 @@ class _RunFolder:
         }
         if initial is not None:
             identity["initial"] = _digest(*(weight.float() for weight in initial.state_dict().values()))
-        claim_folder(folder, "run.json", identity)
+        if is_first_process():  # the others wait for it before they train
+            check_owner(folder, "train")
+            claim_folder(folder, "run.json", identity)
+            restore(folder / "final")
 
     def resume(self, decoder: Model) -> _Resumed:
-        """Load the newest checkpoint into the decoder; say at which step it was and with which moments."""
+        """Load the newest checkpoint into the decoder; return its step and its moments."""
         newest = max((self.folder / "checkpoints").glob(STEPS), default=None)
         if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
-            if self.keep:
-                write_folder(
-                    self.folder / "checkpoints" / "step-000000000", lambda f: checkpoint.write_into(decoder, f)
-                )
+            if self.keep and is_first_process():
+                self._write("checkpoints/step-000000000", lambda place: checkpoint.write_into(decoder, place))
             return _Resumed()
         loaded = checkpoint.load(newest)
         if loaded.config != decoder.config:
             raise ProbeError(f"{newest}: a checkpoint of the model that {self.folder} trains was wanted, got another's")
         decoder.load_state_dict(loaded.state_dict())
+        check_digests(newest, (MOMENTS,))
         moments = checkpoint.read_tensors(newest / MOMENTS)
         checkpoint.check_tensors(newest / MOMENTS, moments, _expected_moments(decoder))
         return _Resumed(int(newest.name.removeprefix("step-")), moments)
@@ -355,8 +370,7 @@ class _RunFolder:
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
             write_tensors(folder / MOMENTS, moments)
 
-        newest = self.folder / "checkpoints" / f"step-{step:09d}"
-        write_folder(newest, write)
+        newest = self._write(f"checkpoints/step-{step:09d}", write)
         for older in (self.folder / "checkpoints").glob(STEPS):
             if older != newest:
                 self._outlived(older)
@@ -367,21 +381,34 @@ class _RunFolder:
             (checkpoint_folder / MOMENTS).unlink(missing_ok=True)
         else:
             shutil.rmtree(checkpoint_folder)
+            digest_file(checkpoint_folder).unlink(missing_ok=True)
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Write a checkpoint and its digests, which are there before it. Return where it is."""
+        path = self.folder / name
+
+        def with_digests(temporary: Path) -> None:
+            write(temporary)
+            write_digests(path, temporary)
+
+        write_folder(path, with_digests)
+        return path
 
     def open_log(self, step: int) -> TextIO:
         """The log for appending, without what a broken run wrote after the checkpoint that it goes on from."""
         path = self.folder / "log.jsonl"
-        if path.exists():
+        if os.path.lexists(path):  # also where it is a link, which is then replaced: nothing is written through it
             lines = [line for line in _lines(path) if _logged_step(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in lines))
         return open(path, "a", encoding="utf-8")
 
     def finish(self, decoder: Model) -> None:
-        write_folder(self.folder / "final", lambda folder: checkpoint.write_into(decoder, folder))
+        self._write("final", lambda place: checkpoint.write_into(decoder, place))
         for outlived in (self.folder / "checkpoints").glob(STEPS):
             self._outlived(outlived)
-        if not self.keep:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or not empty
+            digest_file(self.folder / "checkpoints" / "any").parent.rmdir()
+            (self.folder / "checkpoints").rmdir()
 
 
 def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, Model]]:
@@ -413,7 +440,8 @@ def newest_log_entry(folder: Path) -> dict[str, Any] | None:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    with open_plain(path) as file:
+        return file.read().decode("utf-8", "replace").split("\n")
 
 
 def _logged_step(line: str) -> float:

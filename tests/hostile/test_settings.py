@@ -228,5 +228,5 @@ def test_seeds(name, seed):
 
 
 def test_a_folder_and_a_device_in_place_of_a_file(tmp_path):
-    assert "Is a directory" in command("study", "--config", tmp_path)
-    assert "bytes of JSON were wanted" in command("study", "--config", "/dev/zero")
+    assert "must be a plain file" in command("study", "--config", tmp_path)
+    assert "must be a plain file, got a device" in command("study", "--config", "/dev/zero")

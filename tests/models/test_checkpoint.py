@@ -35,7 +35,7 @@ def test_saving_again_replaces_a_checkpoint_and_nothing_else(make_decoder, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(ProbeError, match="got a folder with other files"):
+    with pytest.raises(ProbeError, match="must be a new folder or an older one"):
         save(make_decoder(), tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 

@@ -49,7 +49,7 @@ def test_told_numbers_are_not_rounded():
     table = pd.DataFrame({"name": ["=a", 'b"c', "d,e"], "x": [cell, beside(2, 1 / 7, "untrained"), ""], "n": [1, 2, 3]})
     assert table_csv(table) == (
         "name,x,x low,x untrained,n\n"
-        "=a,0.3333333333333333,0.30000000000000004,,1\n"
+        "'=a,0.3333333333333333,0.30000000000000004,,1\n"
         '"b""c",2.0,,0.14285714285714285,2\n'
         '"d,e",,,,3\n'
     )

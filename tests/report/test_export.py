@@ -49,7 +49,7 @@ def test_what_is_no_report_is_refused(tmp_path, capsys):
     with pytest.raises(ProbeError, match="no figures"):
         figures_of("<html></html>")
     assert main(["figures", str(tmp_path)]) == 2
-    assert "no such file; a report is wanted" in capsys.readouterr().err
+    assert "no such file; probe figures needs a report" in capsys.readouterr().err
 
 
 def test_text_has_its_size_in_print(drawn):

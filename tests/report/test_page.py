@@ -1,5 +1,6 @@
 import base64
 import gzip
+import io
 import json
 import re
 import subprocess
@@ -28,7 +29,7 @@ from probe.report import (
     render_page,
     template_distances,
 )
-from probe.report.cells import Told, table_csv
+from probe.report.cells import Told, harmless_csv, table_csv
 from probe.report.page import Line, Made
 
 NASTY = "<script>document.title='pwned'</script>&\"'"
@@ -274,7 +275,7 @@ def test_a_browser_does_all_that_the_page_offers_and_complains_of_nothing(render
     assert found["filtered"] == ["12 of 30", 12]
 
     (rows, table, settings, picture) = found["saved"]
-    assert rows == ["rows.csv", ROWS.to_csv(index=False)]
+    assert rows == ["rows.csv", harmless_csv(ROWS)]
     assert table[0].endswith(".csv") and table[1] == table_csv(TABLE)
     assert settings == ["study.json", MADE.files["study.json"]]
     assert picture[0].endswith(".svg") and picture[1].startswith("<svg")
@@ -282,3 +283,21 @@ def test_a_browser_does_all_that_the_page_offers_and_complains_of_nothing(render
 
     phone = found["phone"]
     assert phone["width"] == 360 and phone["scroll"] <= 360 and not phone["contents"]
+
+
+def test_text_that_a_spreadsheet_would_run_is_made_harmless_in_csv():
+    told = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "-0.5", "a=b", "", None]
+    rows = pd.DataFrame({"=head": told, "value": [-1.5, *range(8)], "flag": True})
+    read = pd.read_csv(io.StringIO(harmless_csv(rows)), keep_default_na=False, dtype=str)
+    assert list(read) == ["'=head", "value", "flag"]
+    assert read["'=head"].tolist() == [
+        *("'=1+1", "'+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\tx"),
+        *("-0.5", "a=b", "", ""),
+    ]
+    assert read["value"][0] == "-1.5"
+    plain = rows.assign(**{"=head": "a"}).rename(columns={"=head": "head"})
+    assert harmless_csv(plain) == plain.to_csv(index=False)
+    assert table_csv(rows.astype(object)).startswith("'=head,value,flag\n'=1+1,")
+    page = render_page("Page", [], [Section("A", ["a"])], rows=rows)
+    (packed,) = re.findall(r'data-file="rows.csv">([A-Za-z0-9+/=]+)<', page)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == harmless_csv(rows)

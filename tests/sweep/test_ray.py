@@ -89,6 +89,28 @@ def test_a_lost_node_is_survived(cluster, long, undisturbed, tmp_path):
     pd.testing.assert_frame_equal(rows, undisturbed)
 
 
+def test_runs_that_were_not_tried_have_not_failed_when_the_cluster_dies(long, undisturbed, tmp_path, monkeypatch):
+    """One core, so that one run is at work and the other waits when the raylet is killed."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr("probe.sweep.cluster.ANSWER_SECONDS", 5.0)
+    ray.shutdown()
+    of = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 10**8, "include_dashboard": False},
+    )
+    try:
+        killer = at_first_checkpoint(tmp_path, lambda: of.head_node.kill_raylet(check_alive=False))
+        with pytest.raises(ProbeError, match=r"is lost \(.*the same command tries the 2 runs that are left") as caught:
+            run_sweep(long, tmp_path, device="cpu", ray=of.address)
+        killer.join()
+        assert "\n" not in str(caught.value) and not list((tmp_path / "results").glob("*.parquet"))
+    finally:
+        ray.shutdown()
+        of.shutdown()
+    pd.testing.assert_frame_equal(run_sweep(long, tmp_path, device="cpu"), undisturbed)
+
+
 def test_no_cluster_is_one_clear_line(tiny, tmp_path):
     ray.shutdown()
     with pytest.raises(ProbeError, match="no Ray cluster answers at '127.0.0.1:1': .*refused") as caught:

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from tokenized import byte_level, write_texts
@@ -102,6 +104,39 @@ def test_what_is_no_text_is_refused(tmp_path):
         read_corpus(str(tmp_path))
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_bytes(b"ab\xff")
-    read_corpus.cache_clear()
     with pytest.raises(ProbeError, match=r"b\.txt: text in UTF-8 was wanted, got byte 2 that is none"):
         read_corpus(str(tmp_path))
+
+
+def test_links_are_followed_and_no_text_is_in_two_splits(tmp_path):
+    """20 files, 17 of them links to files elsewhere, as in the hub's cache: 3 were read."""
+    folder, elsewhere = tmp_path / "texts", tmp_path / "blobs"
+    for i in range(20):
+        place = (folder if i < 3 else elsewhere / "deep") / f"{i}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"text {i}")
+        if i >= 3:
+            (folder / f"{i}.txt").symlink_to(place)
+    (folder / "folder").symlink_to(elsewhere)  # the same files, by another way
+    (folder / "again.txt").symlink_to("0.txt")
+    (folder / "up").symlink_to("..")
+    (folder / "root").symlink_to("/")
+    (folder / "nowhere").symlink_to("missing")
+    os.mkfifo(folder / "pipe")
+    corpus = read_corpus(str(folder))
+    assert sorted(bytes(text).decode() for of in corpus.texts.values() for text in of) == sorted(
+        f"text {i}" for i in range(20)
+    )
+    assert "0.txt" in [name for of in corpus.files.values() for name in of]
+
+
+def test_files_that_come_meanwhile_are_seen(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}")
+    first = read_corpus(str(tmp_path))
+    assert read_corpus(str(tmp_path)) is first  # kept in memory
+    (tmp_path / "3.txt").write_text("text 3")
+    assert sum(map(len, read_corpus(str(tmp_path)).files.values())) == 4
+    (tmp_path / "0.txt").write_text("TEXT 0!")
+    assert b"TEXT 0!" in [text for of in read_corpus(str(tmp_path)).texts.values() for text in of]
+    assert read_corpus() is read_corpus()
