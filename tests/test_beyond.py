@@ -194,6 +194,8 @@ def test_commands(folder, tmp_path, capsys, told):
     table, report = capsys.readouterr().out.rsplit("\n", 2)[:2]
     assert report == str(tmp_path / "p" / "report.html")
     assert [int(c) for c in table.splitlines()[0].split()[1:]] == [90, 180, 360, 720]
+    assert "before each of them stands: &lt;bos&gt;" in Path(report).read_text()
+    assert pd.read_parquet(tmp_path / "p" / "rows.parquet")["data"].str.startswith("texts of ").all()
     assert told.to_the_end() == (0, 2 * 2)
     arguments = ["--lengths", "128,200", "--depths", "0,1", "--folder", str(tmp_path / "k"), "--json"]
     assert main(["passkey", model, *arguments, *options]) == 0

@@ -17,13 +17,14 @@ from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder
 from probe.progress import OnProgress, Steps, untold
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
-from probe.report.page import Made, render_page
+from probe.report.page import Line, Made, render_page
 from probe.runs import COMMANDS, at_work, claim_folder
 from probe.study.beyond import Beyond, beyond_stages, scale_of
 from probe.study.command import made_with, write_page
 from probe.study.places import check_file_names
 from probe.study.stages import read_stage, write_stage
 from probe.tasks.passkey import DEPTHS, Passkey
+from probe.tasks.tokenizers import read_tokenizer
 
 
 def check_text_models(models: Mapping[str, Sequence[nn.Module]], task: Passkey) -> dict[str, nn.Module]:
@@ -177,11 +178,14 @@ def _scale_identity(models: Mapping[str, nn.Module], beyond: Beyond) -> dict[str
 def _finish(
     parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, command: str, title: str, made: Made
 ) -> pd.DataFrame:
-    rows, length = pd.concat(parts, ignore_index=True), beyond.task.train_length
+    task, length = beyond.task, beyond.task.train_length
+    rows = pd.concat(parts, ignore_index=True).assign(data=f"texts of {task.text}")
     for column, missing in (("variant", "none"), ("extension", float("nan"))):
         rows[column] = rows[column].fillna(missing) if column in rows else missing
     drawn = extrapolation_figures(rows, length)
-    summary, sections = extrapolation_summary(rows, length), extrapolation_sections(rows, drawn)
+    before = read_tokenizer(task.tokenizer).before if task.tokenizer else "<bos>"
+    on = Line("Looked at", f"Texts of {task.text}; before each of them stands: {before}.")
+    summary, sections = [on, *extrapolation_summary(rows, length)], extrapolation_sections(rows, drawn)
     page = render_page(title, summary, sections, rows=rows, made=made)
     write_page(Path(folder), command, rows, page, made)
     return rows
