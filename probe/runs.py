@@ -36,7 +36,7 @@ _PAGE = ("rows.parquet", "report.html")
 
 #: The commands that write into a folder, by name.
 COMMANDS = {
-    "study": Kind("study.json", ("models", "rows", "figures", *_PAGE)),
+    "study": Kind("study.json", ("models", "loaded", "rows", "figures", *_PAGE)),
     "examine": Kind("examine.json", ("rows", *_PAGE)),
     "sweep": Kind("sweep.json", ("models", "results")),
     "train": Kind("run.json", ("checkpoints", "final", "_digests", "log.jsonl")),
