@@ -198,7 +198,7 @@ def test_what_was_changed_in_the_folder_is_refused_in_one_line(study, tmp_path, 
     whole = {path: path.read_bytes() for path in (rows / "templates-none.parquet", rows / "probe-t5.parquet")}
     for path in whole:
         pd.read_parquet(path).drop(columns="value").to_parquet(path)
-        with pytest.raises(ProbeError, match=rf"{path.name}: must be as it was written, got a file with another SHA"):
+        with pytest.raises(ProbeError, match=rf"{path.name}: must be as it was written, got another SHA"):
             run_study(SMALL, tmp_path / "s", device="cpu", jobs=1)
         path.write_bytes(whole[path])
     shutil.rmtree(models / "none" / "final")
