@@ -47,7 +47,7 @@ def check_digests(path: Path, names: Collection[str] = ()) -> bool:
     for name in [f"../{path.name}/{each}" for each in names] or [f"../{path.name}"]:
         file_path = path.parent / name.removeprefix("../")
         if kept.get(name) != _digest(file_path):
-            raise ProbeError(f"{file_path}: must be as it was written, got a file with another SHA-256; remove it")
+            raise ProbeError(f"{file_path}: must be as it was written, got another SHA-256; remove {path}")
     return True
 
 

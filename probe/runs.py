@@ -36,7 +36,7 @@ _PAGE = ("rows.parquet", "report.html")
 
 #: The commands that write into a folder, by name.
 COMMANDS = {
-    "study": Kind("study.json", ("models", "rows", "figures", *_PAGE)),
+    "study": Kind("study.json", ("models", "loaded", "rows", "figures", *_PAGE)),
     "examine": Kind("examine.json", ("rows", *_PAGE)),
     "sweep": Kind("sweep.json", ("models", "results")),
     "train": Kind("run.json", ("checkpoints", "final", "_digests", "log.jsonl")),
@@ -147,6 +147,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ProbeError: where another process is at work there, ``.lock`` is no plain file, or the file system has no locks.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         remove_unfinished(folder)
@@ -155,6 +156,9 @@ def alone(folder: Path) -> Iterator[None]:
                 yield
         finally:
             remove_unfinished(folder)
+            if new and os.listdir(folder) == [LOCK]:  # nothing came of it
+                (folder / LOCK).unlink()
+                folder.rmdir()
 
 
 def working_in(folder: str | Path) -> contextlib.AbstractContextManager[None]:
@@ -208,6 +212,8 @@ def _locked(folder: Path) -> Iterator[None]:
             raise ProbeError(f"{path}: must be a plain file, for the lock of this folder")
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(number), os.stat(path)):
+                raise BlockingIOError  # the process that held it has just removed it
         except BlockingIOError:
             raise ProbeError(
                 f"{folder}: another process is at work in this folder; wait for it, or choose another folder"

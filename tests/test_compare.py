@@ -140,7 +140,7 @@ def test_census_prints_a_line_a_head(folder, capsys, told):
             r"integers of shape \(sequence, pos\) were wanted, got float64 \(2,\)",
         ),
         (["{0}/a", "--tokens", "{0}/large.npy"], r"token ids must lie in 0…10"),
-        (["{0}/a", "--tokens", "{0}/missing.npy"], "No such file"),
+        (["{0}/a", "--tokens", "{0}/missing.npy"], "no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(folder, arguments, message, capsys, tmp_path):

@@ -112,17 +112,17 @@ def test_a_hybrid_is_split_by_what_its_layers_see(examined, places):
 def test_a_finished_stage_is_not_done_again_and_other_work_is_refused(examined, places, capsys, told):
     out, rows = examined
     folder, texts = places
-    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").glob("*.parquet")}
     (out / "rows" / "probe-gpt2.parquet").unlink()
     command = ["examine", str(folder / "gpt2"), str(folder / "smollm3"), "--text", texts, "--folder", str(out), *SMALL]
     assert main([*command, "--json"]) == 0
     printed, said = capsys.readouterr()
     assert said.splitlines()[:-1] == ["gpt2: probe"]  # then why models are not compared
-    assert told.to_the_end() == (0, len(list((out / "rows").iterdir())))
+    assert told.to_the_end() == (0, len(list((out / "rows").glob("*.parquet"))))
     found = pd.DataFrame([json.loads(line) for line in printed.splitlines()])
     assert list(found) == list(rows)
     np.testing.assert_array_equal(found["value"].astype(float), rows["value"])
-    after = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    after = {path: path.stat().st_mtime_ns for path in (out / "rows").glob("*.parquet")}
     assert {path.name for path in before if before[path] != after[path]} == {"probe-gpt2.parquet"}
     pd.testing.assert_frame_equal(pd.read_parquet(out / "rows.parquet"), rows)
     assert main([*command, "--seed", "1"]) == 2

@@ -60,6 +60,17 @@ def test_without_locks_there_is_a_way_to_go_on(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "a"
 
 
+def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name, left in (("new", False), ("old", True)):
+        with pytest.raises(ProbeError, match="no"), alone(tmp_path / name):
+            raise ProbeError("no")
+        assert (tmp_path / name).exists() == left
+    with alone(tmp_path / "new"):
+        write_text(tmp_path / "new" / "a", "a")
+    assert sorted(os.listdir(tmp_path / "new")) == [LOCK, "a"]
+
+
 def test_what_somebody_else_keeps_in_the_folder_stays(tmp_path):
     """Names of temporary files, at any depth, in a folder that a run begins to work in."""
     home = tmp_path / "home"

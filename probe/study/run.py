@@ -286,7 +286,7 @@ def _decoder(
 ) -> nn.Module:
     if encoding in config.load:
         loaded = _loaded(config.load[encoding], encoding, data, device)
-        claim_folder(folder / "models" / encoding, "loaded.json", {"weights": digest_of(loaded.state_dict())})
+        claim_folder(folder / "loaded", f"{encoding}.json", {"weights": digest_of(loaded.state_dict())})
         return loaded
     model = config.decoder(data.task, encoding, data.n_ctx)
     name = run_name(encoding, replica)
