@@ -73,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parse(arguments)
-        if (command := _named(arguments)) in FOLDERS:  # before seconds or minutes of loading; looked at again later
-            check_free(Path(options.folder), command)
+        command, folder = _named(arguments), getattr(options, "folder", None)
+        if command in FOLDERS and folder is not None:  # before minutes of loading; the command looks again
+            check_free(Path(folder), command)
         with contextlib.redirect_stdout(_Printable(sys.stdout)):
             return options.run(options)
     except ProbeError as error:
