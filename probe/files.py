@@ -97,6 +97,12 @@ def open_plain(path: str | Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
+def state_of(path: Path) -> tuple[str, int, int, int]:
+    """What differs when a file has been changed or replaced: what was read of it is then to be read again."""
+    found = path.stat()
+    return str(path), found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an error names the file.
 

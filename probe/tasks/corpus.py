@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probe.errors import ProbeError
-from probe.files import open_plain
+from probe.files import open_plain, state_of
 
 if TYPE_CHECKING:
     from probe.tasks.tokenizers import TextVocabulary
@@ -126,13 +126,7 @@ def read_corpus(name: str = PYTHON) -> Corpus:
         raise ProbeError(f"{name}: a folder of texts was wanted, or {PYTHON!r}; there is no such folder")
     if name == PYTHON:
         return _read_corpus(name, folder, ())
-    return _read_corpus(name, folder.resolve(), tuple(map(_state, _text_files(folder.resolve()))))
-
-
-def _state(path: Path) -> tuple[str, int, int, int]:
-    """What differs when a file has been changed or replaced."""
-    found = path.stat()
-    return str(path), found.st_ino, found.st_size, found.st_mtime_ns
+    return _read_corpus(name, folder.resolve(), tuple(map(state_of, _text_files(folder.resolve()))))
 
 
 @functools.lru_cache(maxsize=8)

@@ -36,6 +36,12 @@ def has_tokenizer(folder: str | Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (TOKENIZER_FILE, *PARTS))
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder that a tokenizer depends on."""
+    names = (TOKENIZER_FILE, *PARTS, *BESIDE, *SETTINGS, "config.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def read_tokenizer_of(folder: Path) -> tuple["Tokenizer", int | None, int | None]:
     """A folder's tokenizer, and the ids in front of and behind a text, None where there is no such token.
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from probe.errors import ProbeError
+from probe.files import state_of
 from probe.tasks.base import SPECIALS, Example, Vocabulary
 from probe.tasks.corpus import BYTE_TOKENS, byte_tokens
-from probe.tasks.tokenizer_files import has_tokenizer, read_by_library, read_tokenizer_of
+from probe.tasks.tokenizer_files import files_of, has_tokenizer, read_by_library, read_tokenizer_of
 
 MOST_TOKENS = 2**22  # ids may have gaps, and every id gets a string
 
@@ -142,9 +143,13 @@ class TextVocabulary(Vocabulary):
         return self._tokenizer.decode(ids, skip_special_tokens=False).encode()
 
 
-@functools.lru_cache(maxsize=8)
 def read_tokenizer(folder: str) -> TextVocabulary:
-    """The vocabulary of a folder's tokenizer, read once in a process."""
+    """The vocabulary of a folder's tokenizer. It is kept in memory, and read again when a file of it has changed."""
+    return _read_tokenizer(folder, tuple(map(state_of, files_of(Path(folder)))))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_tokenizer(folder: str, state: tuple[tuple[str, int, int, int], ...]) -> TextVocabulary:
     return TextVocabulary(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -287,3 +288,11 @@ def test_settings_name_no_other_file(tmp_path):
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
     (folder / "tokenizer_config.json").write_text(json.dumps({"vocab_file": str(outside), "tokenizer_file": "/x"}))
     assert TextVocabulary(folder).ids_of("the key") == tokenizer.encode("the key").ids
+
+
+def test_a_tokenizer_that_has_changed_is_read_again(bytes_folder, tmp_path):
+    folder = shutil.copytree(bytes_folder, tmp_path / "changing")
+    before = read_tokenizer(str(folder))
+    assert read_tokenizer(str(folder)) is before
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": before.tokens[5], "eos_token": None}))
+    assert read_tokenizer(str(folder)).bos == 5
