@@ -142,13 +142,13 @@ def _census(options: argparse.Namespace) -> int:
 
     rows, found = [], _find(options)
     with progress("census") as shown:
-        models, (tokens, scored, data), seed = _load(options, *found)
+        models, traced, seed = _load(options, *found)
         steps = Steps(sum(map(len, models.values())), shown.on_progress)
-        settings = {"scored": scored, "head_detector": options.head_detector, "seed": seed}
+        settings = {"scored": traced.scored, "head_detector": options.head_detector, "seed": seed}
         for name, decoders in models.items():
             for replica, decoder in enumerate(decoders):
-                counted = census(decoder, tokens, **settings, on_progress=steps.within)
-                rows.append(counted.assign(model=name, replica=replica, data=data))
+                counted = census(decoder, traced.tokens, **settings, on_progress=steps.within)
+                rows.append(counted.assign(model=name, replica=replica, data=traced.data))
                 steps.step()
     found = pd.concat(rows, ignore_index=True)
     first = ["model", "replica", "data"]

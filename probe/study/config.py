@@ -186,10 +186,25 @@ class StudyData:
         return self.held_out.tokens[order], self.held_out.lengths[order]
 
 
-class TracedSequences(NamedTuple):
-    """Sequences on which models are looked at, which of their tokens a model learns to predict (None: all), and which
-    data that is, in words: a task's name, texts, or a file."""
-
+class _Traced(NamedTuple):
     tokens: Int[Tensor, "sequence pos"]  #: ids, none of them padding
-    scored: Bool[Tensor, "sequence pos"] | None = None  #: True for those that a model learns to predict
-    data: str = "token ids"  #: what rows and pages say of it
+    scored: Bool[Tensor, "sequence pos"] | None  #: True for those that a model learns to predict
+
+
+class TracedSequences(_Traced):
+    """Sequences on which models are looked at, and which of their tokens a model learns to predict (None: all).
+
+    ``tokens, scored = traced`` takes them apart; ``data`` says in words which data they are: a task, texts, or a file.
+    """
+
+    data: str  #: what rows and pages say of it
+
+    def __new__(
+        cls,
+        tokens: Int[Tensor, "sequence pos"],
+        scored: Bool[Tensor, "sequence pos"] | None = None,
+        data: str = "token ids",
+    ) -> "TracedSequences":
+        made = super().__new__(cls, tokens, scored)
+        made.data = data
+        return made

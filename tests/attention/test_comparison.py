@@ -185,7 +185,7 @@ def test_compare_templates_refuses(arguments, message):
 
 
 def test_compare_templates_refuses_bad_traces():
-    with pytest.raises(ProbeError, match=r"at least 2 sequences, .* got 1"):
+    with pytest.raises(ProbeError, match=r"at least 2 distinct sequences, .* got 1"):
         compare_templates(make_trace(random_pattern(1, 2, 6)))
     with pytest.raises(ProbeError, match=r"layer 1: a pattern wants rows that sum to 1 .* row 0 sums to 2"):
         compare_templates(make_trace(random_pattern(2, 2, 6), 2 * random_pattern(2, 2, 6)))

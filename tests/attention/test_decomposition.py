@@ -221,7 +221,12 @@ def test_intervals_of_curves_are_those_of_splits_made_anew():
     scores = normal(12, 1, 6, 6) + by_distance(torch.linspace(2, 0, 6, dtype=torch.float64))
     split = split_scores(scores_trace(scores), n_bootstrap=60, seed=7)
     drawn = torch.randint(12, (60, 12), generator=torch.Generator().manual_seed(7))
-    anew = np.array([curve(split_scores(scores_trace(scores[d]), n_bootstrap=1), "f_rel") for d in drawn])
+    tokens = torch.arange(12 * 6).view(12, 6)  # a draw's repeated sequences are to count as often as they were drawn
+
+    def split_of(draw):
+        return split_scores(scores_trace(scores[draw], tokens=tokens), n_bootstrap=1)
+
+    anew = np.array([curve(split_of(draw), "f_rel") for draw in drawn])
     rows = split.curves[split.curves["curve"] == "f_rel"].sort_values("index")
     for j, row in enumerate(rows.itertuples()):
         ordered = np.sort(anew[:, j])

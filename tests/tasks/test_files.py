@@ -79,7 +79,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_a_bad_file_is_named(tmp_path):
     with pytest.raises(ProbeError, match="mine.jsonl: at least one example was wanted, got none"):
         len(write(tmp_path, "", " ").vocabulary)
-    with pytest.raises(ProbeError, match="nowhere.jsonl: No such file"):
+    with pytest.raises(ProbeError, match="nowhere.jsonl: no such file"):
         len(make_task("jsonl", {"path": str(tmp_path / "nowhere.jsonl")}).vocabulary)
     with pytest.raises(ProbeError, match="Is a directory"):
         len(make_task("jsonl", {"path": str(tmp_path)}).vocabulary)
