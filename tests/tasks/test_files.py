@@ -81,7 +81,7 @@ def test_a_bad_file_is_named(tmp_path):
         len(write(tmp_path, "", " ").vocabulary)
     with pytest.raises(ProbeError, match="nowhere.jsonl: no such file"):
         len(make_task("jsonl", {"path": str(tmp_path / "nowhere.jsonl")}).vocabulary)
-    with pytest.raises(ProbeError, match="Is a directory"):
+    with pytest.raises(ProbeError, match="must be a plain file, got a folder"):
         len(make_task("jsonl", {"path": str(tmp_path)}).vocabulary)
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"source": "schön", "target": "b", "length": 1}'.encode("latin-1"))
