@@ -367,8 +367,8 @@ DOORS = {
 @pytest.mark.parametrize("door", DOORS)
 def test_tokens_may_be_integers_of_any_kind(door):
     wanted = DOORS[door](m.tokens())
-    for kind, convert in IDS.items():
-        assert m.error(DOORS[door](convert(m.tokens())), wanted) == 0, kind
+    for kind in IDS if door == "trace" else ("numpy int16", "examples"):  # one door reads them all for the others
+        assert m.error(DOORS[door](IDS[kind](m.tokens())), wanted) == 0, kind
 
 
 @pytest.mark.parametrize("door", [*DOORS, "decoder"])
