@@ -16,7 +16,7 @@ from constructions.counting import counting_score
 from constructions.weights import head_weights
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
-from probe.models.decoder import Decoder
+from probe.models.decoder import Decoder, check_decoder
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def widen(decoder: Decoder, *, rows: int = 4, heads: int = 1) -> Decoder:
         ProbeError: where the encoding is a function of the shape: sinusoidal positions of d_model, ALiBi's slopes of
             the number of heads; or heads share their keys and values.
     """
+    check_decoder(decoder)
     old = decoder.config
     check_size("rows", rows, least=0)
     check_size("heads", heads, least=0)
@@ -164,6 +165,7 @@ def plant(
         ProbeError: for another construction, too few free rows or heads, no biases, or an encoding that acts on the
             planted head.
     """
+    check_decoder(decoder)
     if construction != "counting_head":
         raise ProbeError(f"only 'counting_head' can be planted (no MLP reads it behind a norm), got {construction!r}")
     length = decoder.config.n_ctx if length is None else length

@@ -32,6 +32,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         ProbeError: where ``path`` is a folder with files that the new one does not have. They are somebody else's.
     """
+    path = Path(os.path.abspath(path))  # "." has no name that another folder could take
     path.parent.mkdir(parents=True, exist_ok=True)
     restore(path)
     temporary = beside(path)
@@ -74,6 +75,7 @@ def restore(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
+    path = Path(os.path.abspath(path))
     return path.with_name(f".{path.name}.replaced-by-position-probe")
 
 

@@ -149,6 +149,9 @@ def alone(folder: Path) -> Iterator[None]:
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    notes = folder / NOTES
+    if os.path.lexists(notes) and (notes.is_symlink() or not notes.is_dir()):
+        raise ProbeError(f"{notes}: must be a folder, for the notes of what is being written here; remove it")
     with _locked(folder):
         remove_unfinished(folder)
         try:
@@ -258,4 +261,4 @@ def _first_difference(found: Any, expected: Any, where: str = "") -> str:
         for key in [*expected, *(k for k in found if k not in expected)]:
             if found.get(key) != expected.get(key):
                 return _first_difference(found.get(key), expected.get(key), f"{where}.{key}" if where else key)
-    return f"{where} must be {expected!r}, got {found!r}"
+    return f"it was begun with {where} {found!r}, and this command says {expected!r}"

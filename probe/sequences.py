@@ -77,12 +77,15 @@ def checked_lengths(lengths: Integers | None, batch: int, n: int) -> Int[Tensor,
 def _integers(given: Any, what: str, ragged: str) -> Int[Tensor, "..."]:
     """Integers of any kind as int64."""
     if isinstance(given, Tensor):
-        if given.is_meta or given.layout != torch.strided or given.is_quantized:
-            kind = "meta" if given.is_meta else str(given.layout).removeprefix("torch.")
+        if given.is_meta or given.is_nested or given.layout != torch.strided or given.is_quantized:
+            kinds = {"meta": given.is_meta, "nested": given.is_nested, "quantized": given.is_quantized}
+            kind = next((name for name, holds in kinds.items() if holds), str(given.layout).removeprefix("torch."))
             raise ProbeError(f"{what} must be a dense tensor with values, got a {kind} tensor")
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise ProbeError(f"{what} must be integers, got {given.dtype}")
         return given.long()
+    if isinstance(given, np.ma.MaskedArray):
+        raise ProbeError(f"{what} must be integers without a mask, got a masked array: pass lengths= for padding")
     try:
         array = np.asarray([each.tolist() if isinstance(each, Tensor) else each for each in given])
     except (TypeError, ValueError):  # nothing to iterate over, or rows of different lengths
@@ -95,7 +98,9 @@ def _integers(given: Any, what: str, ragged: str) -> Int[Tensor, "..."]:
 
 
 def _kind(given: Any, array: np.ndarray) -> str:
-    return type(given).__name__ if array.dtype.kind in "OUS" else str(array.dtype)
+    if isinstance(given, np.ndarray) or array.dtype.kind not in "OUS":
+        return str(array.dtype)
+    return type(given).__name__
 
 
 def valid_rows(lengths: Int[Tensor, "batch"], n_query: int) -> Bool[Tensor, "batch query"]:

@@ -50,10 +50,13 @@ class Trace(Shown):
         sequences = Sequences.of(self.tokens, self.lengths)
         object.__setattr__(self, "tokens", sequences.tokens)
         object.__setattr__(self, "lengths", sequences.lengths)
+        object.__setattr__(self, "values", dict(self.values))
         for site, value in self.values.items():
             if not isinstance(value, Tensor) or value.shape[:1] != self.tokens.shape[:1]:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ProbeError(f"values at {site!r} must be a tensor of {len(self.tokens)} sequences, got {got}")
+            if site.endswith(SCORES) and value.is_floating_point() and value.ndim == 4 and _hides_by_numbers(value):
+                self.values[site] = hide_keys(value)
         check_size("n_layers", self.n_layers)
 
     def __getitem__(self, site: str) -> Tensor:
@@ -375,6 +378,11 @@ def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "b
     """
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(future | (scores < torch.finfo(scores.dtype).min / 2), -torch.inf)
+
+
+def _hides_by_numbers(scores: Tensor) -> bool:
+    """Whether some key is hidden by the lowest finite number and not by -inf: scores as a bridge hands them out."""
+    return bool(((scores < torch.finfo(scores.dtype).min / 2) & (scores > -torch.inf)).any())
 
 
 def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) -> Callable[[Tensor], None]:

@@ -126,7 +126,7 @@ def test_a_finished_stage_is_not_done_again_and_other_work_is_refused(examined, 
     assert {path.name for path in before if before[path] != after[path]} == {"probe-gpt2.parquet"}
     pd.testing.assert_frame_equal(pd.read_parquet(out / "rows.parquet"), rows)
     assert main([*command, "--seed", "1"]) == 2
-    assert "holds other work: seed must be 1, got 0" in capsys.readouterr().err
+    assert "holds other work: it was begun with seed 0, and this command says 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

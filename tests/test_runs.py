@@ -231,7 +231,7 @@ def test_examined_stages_are_of_the_weights_that_are_there(byte_model, make_deco
         )
     save(make_decoder(seed=2, n_layers=1), tmp_path / "model")
     assert main(arguments) == 2
-    assert "holds other work: models.model.weights must be" in capsys.readouterr().err
+    assert "holds other work: it was begun with models.model.weights" in capsys.readouterr().err
 
 
 def test_the_other_processes_of_a_training_write_and_remove_nothing(tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ def _killed():
 
 def test_another_study_in_the_folder_is_refused(study):
     folder, _, _ = study
-    with pytest.raises(ProbeError, match=r"holds other work: training\.steps must be 41, got 40"):
+    with pytest.raises(ProbeError, match=r"it was begun with training\.steps 40, and this command says 41"):
         run_study(dataclasses.replace(SMALL, training=dataclasses.replace(SMALL.training, steps=41)), folder)
 
 

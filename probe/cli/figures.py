@@ -22,7 +22,7 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
 
 def _figures(options: argparse.Namespace) -> int:
     from probe.files import write_bytes, write_text
-    from probe.report.export import figures_of, pictures, print_size, read_page, standalone
+    from probe.report.export import check_pictures, figures_of, pictures, print_size, read_page, standalone
     from probe.runs import check_output
 
     page = Path(options.report)
@@ -36,6 +36,7 @@ def _figures(options: argparse.Namespace) -> int:
             raise unknown_name("figure", unknown[0], figures)
         figures = {name: figures[name] for name in names}
     folder, formats = page.parent / "figures" if options.to is None else Path(options.to), _listed(options.formats)
+    check_pictures(formats, options.width, options.dpi)
     for name in figures if options.to is not None else ():
         for ending in ("html", *formats):
             check_output(folder / f"{name}.{ending}")

@@ -87,6 +87,7 @@ def train_scale(
     Raises:
         ProbeError: for a model without scalable heads, or a loss that stops being finite.
     """
+    EncodedExamples.check(data)
     config = config or ScaleTraining()
     device, d_vocab = device_of(model), vocabulary_of(model)
     kind = UniformScale if uniform else HeadScale
@@ -138,6 +139,7 @@ def search_scale(
     """
     from scipy.optimize import Bounds, minimize
 
+    EncodedExamples.check(data)
     low, high = bounds
     if not 0 < low <= initial <= high:
         raise ProbeError(f"0 < low <= initial <= high was wanted, got {low:g}, {initial:g}, {high:g}")
@@ -179,6 +181,7 @@ def sweep_scale(
     Returns:
         Columns scale, metric, value, low, high, n (distinct sequences): percentile intervals over sequences.
     """
+    EncodedExamples.check(data)
     if not len(data):
         raise ProbeError("at least one sequence is needed, got none")
     data, found = data.distinct(), {}

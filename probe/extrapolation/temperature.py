@@ -123,6 +123,8 @@ def query_projections(model: nn.Module) -> list[tuple[nn.Module, nn.Linear, int]
     Raises:
         ProbeError: for a model in which they are not found, or which is scaled already.
     """
+    if not isinstance(model, nn.Module):
+        raise ProbeError(f"model must be a torch module, got {type(model).__name__}")
     found: list[tuple[nn.Module, nn.Linear, int]] = []
     for name, module in model.named_modules():
         projection, d_head = getattr(module, "q_proj", None), getattr(module, "head_dim", None)

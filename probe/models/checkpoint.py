@@ -31,8 +31,11 @@ def save(model: Model, folder: str | Path) -> None:
         folder: a new folder, or that of an older checkpoint.
 
     Raises:
-        ProbeError: where the folder has other files than a checkpoint's, or the model has a scale on its attention.
+        ProbeError: where the model is no ``Decoder`` or ``ClockworkRNN`` (a bridge, say), the folder has other files
+            than a checkpoint's, or the model has a scale on its attention.
     """
+    if not isinstance(model, Model):
+        raise ProbeError(f"model must be a Decoder or a ClockworkRNN, got {type(model).__name__}; nothing was written")
     folder = Path(folder)
     if os.path.lexists(folder):
         check_replaced(folder, {CONFIG_FILE, WEIGHTS_FILE})

@@ -33,6 +33,16 @@ WHOLE_MASK = 2**26
 MASK_BLOCK = 2**22
 
 
+def check_decoder(model: object) -> None:
+    """Refuse what is no decoder of ours.
+
+    Raises:
+        ProbeError: for anything else.
+    """
+    if not isinstance(model, Decoder):
+        raise ProbeError(f"model must be a Decoder, got {type(model).__name__}")
+
+
 class Decoder(nn.Module):
     """A causal decoder with any position encoding: ``decoder(tokens) -> logits``."""
 

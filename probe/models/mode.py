@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from probe.errors import ProbeError
+
 
 @dataclass
 class _Held:
@@ -30,6 +32,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     ``TransformerBridge`` keeps its hooks in its modules, where another thread's run would call them, so threads that
     look at the same bridge take turns.
     """
+    if not isinstance(model, nn.Module):
+        raise ProbeError(f"model must be a torch module, got {type(model).__name__}")
     with _turn(model):
         modules = list(model.modules())
         with _change:

@@ -114,7 +114,7 @@ def probe_positions(
         split = Split.by_sequence(tokens, lengths, test, seed)
     if fitted_length is not None:
         split = split.by_length(fitted_length)
-    models = [model] if isinstance(model, nn.Module) else list(model)
+    models = [model] if isinstance(model, nn.Module) or not isinstance(model, Sequence) else list(model)
     if sites is None:
         there = sites_of(models[0])
         sites = [site for site in ALL_SITES if site in there or block_site(0, site) in there]

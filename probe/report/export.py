@@ -178,10 +178,7 @@ def pictures(
     Raises:
         ProbeError: for an unknown format or an impossible size, or where kaleido or a browser is missing.
     """
-    if unknown := [each for each in formats if each not in FORMATS]:
-        raise ProbeError(f"formats are {', '.join(FORMATS)}, got {', '.join(unknown)}")
-    if not (20 <= width <= 2000 and 30 <= dpi <= 2400):
-        raise ProbeError(f"width must be 20 to 2000 mm and dpi 30 to 2400, got {width:g} and {dpi}")
+    check_pictures(formats, width, dpi)
     if importlib.util.find_spec("kaleido") is None:
         raise ProbeError("pictures want kaleido and a browser: pip install 'position-probe[figures]'")
     names = list(figures)
@@ -193,6 +190,18 @@ def pictures(
         for _ in sized:
             steps.step()
     return found
+
+
+def check_pictures(formats: Sequence[str], width: float, dpi: int) -> None:
+    """Refuse what no picture can be, before anything is written.
+
+    Raises:
+        ProbeError: for an unknown format or an impossible size.
+    """
+    if unknown := [each for each in formats if each not in FORMATS]:
+        raise ProbeError(f"formats are {', '.join(FORMATS)}, got {', '.join(unknown)}")
+    if not (20 <= width <= 2000 and 30 <= dpi <= 2400):
+        raise ProbeError(f"width must be 20 to 2000 mm and dpi 30 to 2400, got {width:g} and {dpi}")
 
 
 def _drawn(jobs: Sequence[tuple[str, str, go.Figure, float]], pixels: float, dpi: int) -> dict[str, bytes]:

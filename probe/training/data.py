@@ -41,6 +41,16 @@ class EncodedExamples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @staticmethod
+    def check(data: object) -> None:
+        """Refuse what are no encoded examples.
+
+        Raises:
+            ProbeError: for anything else; ``probe.encode`` makes them of a task's examples.
+        """
+        if not isinstance(data, EncodedExamples):
+            raise ProbeError(f"data must be EncodedExamples, as probe.encode makes them, got {type(data).__name__}")
+
     def distinct(self) -> "EncodedExamples":
         """Each distinct example once, as measurements count them (see ``probe.sequences``)."""
         kept = first_of_each(self.tokens, self.lengths, self.prompt_lengths)

@@ -139,6 +139,7 @@ def train(
         ProbeError: where the folder holds a run of other settings or data, ``initial`` is of another config, or the
             loss stops being finite.
     """
+    EncodedExamples.check(data)
     torch_device = find_device(device)
     if initial is not None and initial.config != model:
         raise ProbeError("initial must be a model of the config that is trained, got one of another")

@@ -90,6 +90,17 @@ def test_scores_behind_a_window_are_hidden_and_do_not_count(window, mistral, tok
         assert of["seen", "distance", "toeplitz_r2"] == pytest.approx(1 - left[3] / left[2], abs=1e-9)
 
 
+def test_scores_by_hand_hide_keys_as_a_bridge_does(mistral, tokens):
+    """What a bridge's own hooks hand out has the lowest finite number at hidden keys: a trace made of it knows that."""
+    raw = {}
+    mistral[WINDOW].run_with_hooks(
+        tokens, fwd_hooks=[(block_site(0, SCORES), lambda value, hook: raw.update({block_site(0, SCORES): value}))]
+    )
+    by_hand = Trace(tokens, torch.full((6,), LENGTH), {site: value.detach() for site, value in raw.items()}, 1)
+    assert torch.equal(by_hand.scores(0), trace(mistral[WINDOW], tokens, [SCORES]).scores(0))
+    assert by_hand.n_visible(0).tolist() == windowed(WINDOW).tolist()
+
+
 def test_a_pattern_alone_knows_its_window(mistral, tokens):
     """A trace that holds patterns only has been told which keys were hidden: a weight of 0 may as well be rounding."""
     traced = trace(mistral[WINDOW], tokens, [PATTERN], batch_size=4)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from probe.errors import ProbeError
 from probe.models.checkpoint import load, save
 from probe.models.encodings import ENCODINGS
+from probe.models.lens import to_bridge
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -111,3 +112,21 @@ def test_a_bad_config_is_named(saved):
     (saved / "config.json").unlink()
     with pytest.raises(ProbeError, match=r"config\.json: no such file"):
         load(saved)
+
+
+def test_a_checkpoint_is_saved_and_loaded_in_the_current_folder(make_decoder, tmp_path, monkeypatch):
+    decoder, other = make_decoder(), make_decoder(seed=1)
+    save(decoder, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert torch.equal(load(".").head.weight, decoder.head.weight)
+    save(other, tmp_path / "mine")
+    assert torch.equal(load(tmp_path / "mine").head.weight, other.head.weight)
+
+
+def test_what_is_no_model_of_ours_replaces_no_checkpoint(make_decoder, tmp_path):
+    decoder = make_decoder()
+    save(decoder, tmp_path / "good")
+    for other in (to_bridge(decoder), torch.nn.Linear(2, 2)):
+        with pytest.raises(ProbeError, match="model must be a Decoder or a ClockworkRNN, got .*; nothing was written"):
+            save.__wrapped__(other, tmp_path / "good") if hasattr(save, "__wrapped__") else save(other, tmp_path)
+    assert torch.equal(load(tmp_path / "good").head.weight, decoder.head.weight)

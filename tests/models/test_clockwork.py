@@ -263,7 +263,7 @@ def test_a_run_broken_off_ends_as_an_unbroken_one(small, data, quick, tmp_path):
     for model in (resumed, load(tmp_path / "final")):
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), unbroken.parameters(), strict=True))
     decoder = DecoderConfig(d_vocab=small.d_vocab, n_ctx=24, n_layers=2, d_model=32, n_heads=4)
-    with pytest.raises(ProbeError, match=r"holds other work: model"):
+    with pytest.raises(ProbeError, match=r"holds other work: it was begun with model"):
         train(decoder, data, quick, tmp_path, device="cpu")
 
 

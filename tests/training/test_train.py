@@ -84,9 +84,9 @@ def test_a_finished_run_is_loaded_and_another_one_refused(small, data, quick, un
     again = train(small, data, quick, tmp_path, device="cpu", on_log=lambda entry: pytest.fail("it trained again"))
     assert same_weights(again, unbroken)
     assert not again.training
-    with pytest.raises(ProbeError, match=r"holds other work: training\.steps must be 31, got 30"):
+    with pytest.raises(ProbeError, match=r"it was begun with training\.steps 30, and this command says 31"):
         train(small, data, dataclasses.replace(quick, steps=31), tmp_path, device="cpu")
-    with pytest.raises(ProbeError, match=r"holds other work: data must be "):
+    with pytest.raises(ProbeError, match=r"holds other work: it was begun with data "):
         train(small, dataclasses.replace(data, tokens=data.tokens.flip(0)), quick, tmp_path, device="cpu")
 
 
@@ -98,7 +98,7 @@ def test_training_goes_on_from_given_weights(small, data, quick, unbroken, tmp_p
     assert not same_weights(train(small, data, still, device="cpu"), unbroken)
     # The weights are part of what a run is.
     assert same_weights(train(small, data, still, tmp_path / "run", device="cpu", initial=unbroken), went_on)
-    with pytest.raises(ProbeError, match="holds other work: initial must be"):
+    with pytest.raises(ProbeError, match="holds other work: it was begun with initial"):
         train(small, data, still, tmp_path / "run", device="cpu", initial=Decoder(small, seed=5))
     with pytest.raises(ProbeError, match="initial must be a model of the config that is trained"):
         train(small, data, still, device="cpu", initial=Decoder(dataclasses.replace(small, dropout=0.0)))

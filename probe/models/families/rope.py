@@ -58,7 +58,7 @@ def linear(rope: Fields, n_ctx: int) -> dict[str, Any]:
 
 def yarn(rope: Fields, n_ctx: int) -> dict[str, Any]:
     trained = rope.size(TRAINED, default=n_ctx)
-    factor = rope.number("factor", default=n_ctx / trained)
+    factor = rope.number("factor")
     for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0), ("truncate", True)):
         rope.only(name, value)
     if rope.values.get("truncate", True) is None:  # the one key here of which null is not what absent is
@@ -70,6 +70,7 @@ def yarn(rope: Fields, n_ctx: int) -> dict[str, Any]:
 
 
 def llama3(rope: Fields, n_ctx: int) -> dict[str, Any]:
+    rope.number("low_freq_factor"), rope.number("high_freq_factor")  # transformers has no defaults of them
     for name, value in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0)):
         rope.only(name, value)
     trained = rope.size(TRAINED, default=n_ctx)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from probe.models.attention_functions import AttentionFunction
-from probe.models.decoder import Decoder
+from probe.models.decoder import Decoder, check_decoder
 from probe.models.layers import Attention, ContentBias
 from probe.models.scaled import check_not_scaled
 
@@ -32,6 +32,7 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     Raises:
         ProbeError: while a ``HeadScale`` is on the decoder: put it on the bridge instead.
     """
+    check_decoder(decoder)
     check_not_scaled(decoder, "a bridge")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
