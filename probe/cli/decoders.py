@@ -156,7 +156,7 @@ def _census(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        print(census_table(found).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+        print(census_table(found.drop(columns="data")).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
     return 0
 
 

@@ -185,7 +185,9 @@ def test_only_scored_tokens_count_in_the_loss(make_decoder):
         for edits in ({block_site(1, PATTERN): uniform}, {})
     )
     assert value(rows, "loss_uniform", head=2, layer=1).value == pytest.approx(edited - plain, abs=1e-6)
-    with pytest.raises(ProbeError, match=r"scored must be as the tokens, \(6, 12\), got \(6, 11\)"):
+    with pytest.raises(
+        ProbeError, match=r"scored must be booleans of the tokens' shape \(6, 12\), got torch.bool \(6, 11\)"
+    ):
         census(decoder, tokens, scored=scored[:, 1:])
     with pytest.raises(ProbeError, match="at least one token .* must be scored, got none"):
         census(decoder, tokens, scored=torch.zeros(6, 12, dtype=torch.bool))
@@ -234,7 +236,7 @@ def test_padding_is_not_read(make_decoder):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (random_tokens(1, 8) % 19, "at least 2 sequences"),
+        (random_tokens(1, 8) % 19, "at least 2 distinct sequences"),
         (random_tokens(4, 2) % 19, "at least 3 tokens, got at most 2"),
     ],
 )

@@ -84,7 +84,7 @@ torch.set_num_threads(1)
 config = DecoderConfig(d_vocab=13, n_ctx=8, n_layers=1, d_model=32, n_heads=8, d_head=16, encoding="alibi")
 decoder = Decoder(config, seed=0).eval()
 torch.nn.init.zeros_(decoder.layers[0].attention.q_proj.weight)
-rows = compare_long_context(decoder, torch.zeros(2, 4096, dtype=torch.long)).templates
+rows = compare_long_context(decoder, torch.tensor([[0], [1]]).repeat(1, 4096)).templates
 assert rows[rows["template"] == "alibi_fitted"]["value"].max() < 1e-5
 """
     # Two dense patterns in float64 would be 2 GiB.
@@ -92,7 +92,7 @@ assert rows[rows["template"] == "alibi_fitted"]["value"].max() < 1e-5
 
 
 def test_too_little_is_one_clear_line(make_decoder, random_tokens):
-    with pytest.raises(ProbeError, match="at least 2 sequences of 2 tokens are wanted.*got 1 of 9"):
+    with pytest.raises(ProbeError, match="at least 2 distinct sequences of 2 tokens are needed.*got 1 of 9"):
         compare_long_context(make_decoder(), random_tokens(1, 9))
     with pytest.raises(ProbeError, match="got 3 of 1"):
         compare_long_context(make_decoder(), random_tokens(3, 1))
