@@ -152,10 +152,10 @@ def test_bad_input_is_one_clear_line(places, tmp_path, capsys):
         (
             one,
             {"text": texts},
-            "a folder with the model's tokenizer, a model of bytes, or a file of token ids was wanted",
+            "texts need a folder with the model's tokenizer, a model of bytes, or a file of token ids",
         ),
         (one, {"tokens": str(tmp_path / "large.npy")}, r"ids in 0…18, those of .*qwen2, were wanted, got 19…19"),
-        (one, {"tokens": str(tmp_path / "few.npy")}, "at least 8 sequences of 64 tokens were wanted, got 3"),
+        (one, {"tokens": str(tmp_path / "few.npy")}, "at least 8 sequences of 64 tokens are needed, got 3"),
         (
             {"gpt2": folder / "gpt2"},
             {"text": texts, "length": 260},
@@ -231,7 +231,7 @@ def test_what_cannot_be_compared_is_said(make_decoder, random_tokens):
 def test_census_of_a_released_model_is_of_its_own_words(places, capsys):
     """And not of the default task's ids, which mean something else in its vocabulary; every row says of what data."""
     folder, texts = places
-    size = ["--trace_length", "16", "--trace_sequences", "8"]
+    size = ["--trace-length", "16", "--trace-sequences", "8"]
     assert main(["census", str(folder / "gpt2"), "--text", texts, *size, "--json", "--device", "cpu"]) == 0
     rows = pd.DataFrame([json.loads(line) for line in capsys.readouterr().out.splitlines()])
     assert set(rows["data"]) == {f"texts of {texts}"}

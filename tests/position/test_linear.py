@@ -126,7 +126,7 @@ def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
     with pytest.raises(ProbeError, match="hidden states at 'hook_embed' must be finite"):
         fit_position_probe(decoder, tokens)
     with pytest.raises(ProbeError, match="holds no hidden states"):
-        Trace(tokens, torch.full((8,), 16), {"x": torch.zeros(3)}, 1).hidden("x")
+        Trace(tokens, torch.full((8,), 16), {"x": torch.zeros(8, 3)}, 1).hidden("x")
 
 
 def test_a_dummy_classifier_is_what_shuffled_positions_come_to(make_decoder, random_tokens):
