@@ -22,7 +22,10 @@ BAD_CONFIGS = {
         ({"rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8}}, "'beta_fast' must be 32.0 or absent"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 2.0}}, "'attention_factor' must be"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2, "high_freq_factor": 4}}, "'low_freq_factor' must be"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2, "high_freq_factor": 4}},
+            "'low_freq_factor' must be",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' must be 1 or absent: a Llama"),
         ({"layer_types": 3}, "'layer_types' must all be 'full_attention', got 3"),
         ({"rope_scaling": [1]}, r"'rope_scaling' must be a JSON object, got \[1\]"),
