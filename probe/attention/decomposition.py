@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
-from probe.attention.split_parts import Curves, Stacks, or_nan, settled, share_rows, subsets, with_interval
+from probe.attention.split_parts import Curves, Left, Stacks, or_nan, settled, share_rows, subsets, with_interval
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
@@ -27,6 +27,7 @@ from probe.shown import Shown
 from probe.tracing import Trace, distinct, nearest_keys
 
 CONTENT = ("none", "pair")
+SEEN_PARTS = ("key", "distance", "content")  # within rows, where pairs of tokens are fitted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class ScoreSplit(Shown):
     design overlap.
 
     - scope "all": of the variance of all scores; parts key, query, distance, (content,) residual;
-    - scope "seen": of the variance within rows, which is all that softmax sees; without the part query.
+    - scope "seen": of the variance within rows: of each score less the mean of its row, in its sequence. Softmax sees
+      nothing else: a constant added to a row changes no pattern, and no number here. There is no part query.
 
     Further metrics, of part "distance": "toeplitz_r2", the share of the variance that f_rel alone explains within rows
     (scope "seen") and that of the mean scores, from which content is averaged out (scope "mean", not of long contexts);
@@ -108,12 +110,15 @@ def split_scores(
             theta = design.solve(right.sum(0), subset)
             residual = (cells - design.fitted(theta)).where(seen[:, None], 0.0)
             left[subset] = residual.square().sum((-2, -1))
+        if design.pairs is None:
+            within_rows, unexplained = _within_rows(left, right, design), _right_sides(residual, trace.lengths, design)
+        else:
+            within_rows, theta, unexplained = _solved_within_rows(cells, seen, right, trace.lengths, design)
         basis = settled(theta, design)[None]  # the last subset holds all parts
         if weights is not None:
-            unexplained = _right_sides(residual, trace.lengths, design)
             basis = torch.cat((basis, _pull(unexplained, right, design)))
         curves = Curves(basis, weights, design)
-        shares = share_rows(left, weights) | _toeplitz_of_means(left, cells, design)
+        shares = share_rows(left, within_rows, weights) | _toeplitz_of_means(left, cells, design)
         shares |= curves.shape(left[()].sum(0))
         parts.append((layer, shares, curves))
     return _collected(parts, bootstrap if n > 1 else None, n, content)
@@ -178,7 +183,8 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         if weights is not None:
             basis = torch.cat((basis, _pull(unexplained, right, design)))
         curves = Curves(basis, weights, design)
-        parts.append((layer, share_rows(left, weights) | curves.shape(left[()].sum(0)), curves))
+        shares = share_rows(left, _within_rows(left, right, design), weights)
+        parts.append((layer, shares | curves.shape(left[()].sum(0)), curves))
     return _collected(parts, bootstrap if n > 1 else None, n, "none")
 
 
@@ -200,14 +206,60 @@ def _pull(
     right: Float64[Tensor, "sequence head unknown"],
     design: Design,
 ) -> Float64[Tensor, "sequence head part=3 position"]:
-    """How the parts move with the weight of each sequence: (XᵀX)⁻¹ X_bᵀ (s_b - X_b θ)."""
-    n = len(right)
-    pull = design.solve(unexplained.flatten(0, 1), _parts(design), beside=right.sum(0).repeat(n, 1))
-    return settled(pull, design).unflatten(0, (n, -1))
+    """How the parts move with the weight of each sequence: (XᵀX)⁻¹ X_bᵀ (s_b - X_b θ), within rows where θ is."""
+    n, centred = len(right), design.pairs is not None
+    unexplained, beside = unexplained.flatten(0, 1), right.sum(0).repeat(n, 1)
+    pull = design.solve(unexplained, SEEN_PARTS if centred else PARTS, beside, centred)
+    return settled(design.with_queries(pull, unexplained) if centred else pull, design).unflatten(0, (n, -1))
 
 
 def _parts(design: Design) -> tuple[str, ...]:
     return PARTS if design.pairs is None else (*PARTS, "content")
+
+
+def _within_rows(left: Left, right: Float64[Tensor, "sequence head unknown"], design: Design) -> Left:
+    """What is left of each score less the mean of its row, without pairs.
+
+    Every sequence has the same X, so that what remains in a row, beside key_i and distance_{t-i}, has the mean
+    m_bt - m_t in sequence b, where m_bt is the row's mean score and m_t that over the sequences: query_t takes m_t.
+    Σ_t r_t (m_bt - m_t)² of the squares that the parts leave beside query_t are constants of rows, and no more.
+    """
+    means = right[..., design.n : 2 * design.n] / design.n_visible
+    apart = (means - means.sum(0) / design.weights).where(design.valid[:, None], 0.0)
+    constants = (apart.square() * design.n_visible).sum(-1)
+    return {
+        tuple(p for p in subset if p != "query"): each - constants for subset, each in left.items() if "query" in subset
+    }
+
+
+def _solved_within_rows(
+    cells: Float64[Tensor, "sequence head query key"],
+    seen: Bool[Tensor, "sequence query key"],
+    right: Float64[Tensor, "sequence head unknown"],
+    lengths: Int[Tensor, "sequence"],
+    design: Design,
+) -> tuple[Left, Tensor, Tensor]:
+    """What is left within rows where pairs of tokens are fitted too; the best θ there, with the query_t beside it; and
+    the right sides of what θ leaves: the query's of whole scores, all others of scores within rows.
+
+    Sequences have other pairs in the same row, so that the rows are centred, in cells and in X, before θ is solved for.
+    """
+
+    def centre(x: Float64[Tensor, "#sequence head query key"]) -> Tensor:
+        x = x.where(seen[:, None], 0.0)
+        return (x - x.sum(-1, keepdim=True) / design.n_visible[:, None]).where(seen[:, None], 0.0)
+
+    centred = centre(cells)
+    sides = _right_sides(centred, lengths, design)
+    left: dict[tuple[str, ...], Tensor] = {(): centred.square().sum((-2, -1))}
+    for subset in subsets(SEEN_PARTS):
+        theta = design.solve(sides.sum(0), subset, beside=right.sum(0), centred=True)
+        residual = centred - centre(design.fitted(theta))
+        left[subset] = residual.square().sum((-2, -1))
+    theta, unexplained = design.with_queries(theta, right.sum(0)), _right_sides(residual, lengths, design)
+    whole = (cells - design.fitted(theta)).where(seen[:, None], 0.0)
+    unexplained[..., design.n : 2 * design.n] = whole.sum(-1)
+    return left, theta, unexplained
 
 
 def _right_sides(cells: Tensor, lengths: Tensor, design: Design) -> Float64[Tensor, "sequence head unknown"]:

@@ -8,12 +8,15 @@ queries are cumulative sums, sums over distances a correlation, sums of squares 
 fitted exactly at lengths at which no T × T matrix fits.
 """
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from probe.attention.distance_family import by_distance
@@ -174,6 +177,22 @@ class PairCounts:
         total = cells.new_zeros(*cells.shape[:2], len(self) + 1)
         return total.scatter_add_(-1, index, cells.tril().flatten(-2))[..., :-1]
 
+    @functools.cached_property
+    def by_row(self) -> csr_array:
+        """How often each pair stands in each row of each sequence: a sparse matrix "(sequence query) pair"."""
+        pairs = self.index.flatten(0, 1)
+        row, key = (pairs < len(self)).nonzero(as_tuple=True)
+        once = np.ones(len(row))
+        return csr_array((once, (row.numpy(), pairs[row, key].numpy())), shape=(len(pairs), len(self)))
+
+    def row_sums(self, content: Float64[Tensor, "right pair"]) -> Float64[Tensor, "right sequence query"]:
+        """The sum, over the cells of each row, of one value per pair."""
+        return torch.from_numpy(self.by_row @ content.numpy().T).T.unflatten(-1, self.index.shape[:2])
+
+    def of_rows(self, rows: Float64[Tensor, "right sequence query"]) -> Float64[Tensor, "right pair"]:
+        """The sum, over the cells of each pair, of one value per row: the transpose of ``row_sums``."""
+        return torch.from_numpy(self.by_row.T @ rows.flatten(1).numpy().T).T
+
 
 class Design:
     """The normal equations XᵀX θ = Xᵀs of the additive model, applied without being written down.
@@ -188,6 +207,10 @@ class Design:
 
     which are cumulative sums, and correlations where r_t = min(t + 1, window): O(T log T). Elsewhere (attention in
     chunks) a matrix stands for the correlations.
+
+    With ``centred``, ``apply`` and ``solve`` are about XᵀCX, where C takes from each cell the mean of its row, in its
+    sequence: softmax sees nothing else. Without pairs every sequence has the same X, and the keys' and distances' θ
+    that solves these equations is the one that is fitted together with query_t, so nothing need be solved anew.
     """
 
     def __init__(
@@ -198,7 +221,8 @@ class Design:
         n_visible: Int[Tensor, "position"] | None = None,
     ):
         all_keys = torch.arange(1, n_position + 1)
-        self.weights = valid_rows(lengths, n_position).sum(0).double()
+        self.valid = valid_rows(lengths, n_position)
+        self.weights = self.valid.sum(0).double()
         self.n, self.pairs = n_position, pairs
         self.n_visible = all_keys if n_visible is None else n_visible
         self.window = int(self.n_visible.max())
@@ -259,8 +283,10 @@ class Design:
             mask = torch.cat((mask, torch.full((len(self.pairs),), "content" in parts)))
         return (mask & (self.diagonal > 0)).double()
 
-    def apply(self, theta: Float64[Tensor, "right unknown"]) -> Float64[Tensor, "right unknown"]:
-        """XᵀX θ."""
+    def apply(self, theta: Float64[Tensor, "right unknown"], centred: bool = False) -> Float64[Tensor, "right unknown"]:
+        """XᵀX θ, or XᵀCX θ."""
+        if centred:
+            return self.apply(theta) - self._of_rows(self._row_means(theta))
         w, positional = self.weights, theta[:, : 3 * self.n].unflatten(-1, (3, self.n))
         key, query, distance = positional.unbind(-2)
         cells_of_key, _, cells_of_distance = self.diagonal[: 3 * self.n].unflatten(-1, (3, self.n))
@@ -276,11 +302,35 @@ class Design:
         met = torch.einsum("rkj,kpj->rp", positional, counts) + content * self.diagonal[3 * self.n :]
         return torch.cat((result.flatten(-2), met), dim=-1)
 
+    def _row_means(self, theta: Float64[Tensor, "right unknown"]) -> Float64[Tensor, "right #sequence query"]:
+        """The mean of X θ over the cells of each row of each sequence."""
+        key, query, distance = theta[:, : 3 * self.n].unflatten(-1, (3, self.n)).unbind(-2)
+        rows = (self._over_keys(key) + self._over_distances(distance) + query * self.n_visible)[:, None]
+        if self.pairs is not None:
+            rows = rows + self.pairs.row_sums(theta[:, 3 * self.n :])
+        return (rows / self.n_visible).where(self.valid, 0.0)
+
+    def _of_rows(self, rows: Float64[Tensor, "right sequence query"]) -> Float64[Tensor, "right unknown"]:
+        """Xᵀ of cells that have the same value within each row."""
+        total = rows.sum(1)
+        positional = torch.cat((self._to_keys(total), total * self.n_visible, self._to_distances(total)), dim=-1)
+        if self.pairs is None:
+            return positional
+        return torch.cat((positional, self.pairs.of_rows(rows)), dim=-1)
+
+    def with_queries(
+        self, theta: Float64[Tensor, "right unknown"], right: Float64[Tensor, "right unknown"]
+    ) -> Float64[Tensor, "right unknown"]:
+        """θ with the query_t that are the best beside its other parts; ``right`` is Xᵀs."""
+        query = self.of({"query"})
+        return theta + (right - self.apply(theta)) * query / self.diagonal.clamp(min=1.0)
+
     def solve(
         self,
         right: Float64[Tensor, "right unknown"],
         parts: Collection[str],
         beside: Float64[Tensor, "right unknown"] | None = None,
+        centred: bool = False,
     ) -> Float64[Tensor, "right unknown"]:
         """θ with only those parts, by conjugate gradients, each unknown scaled by the number of its cells.
 
@@ -310,7 +360,7 @@ class Design:
         for _ in range(10 * (200 + int(mask.sum()))):
             if (energy <= enough).all():
                 return theta
-            image = allowed(self.apply(direction))
+            image = allowed(self.apply(direction, centred))
             curvature = (direction * image).sum(-1, keepdim=True)
             # A right side that is solved already has no direction left: 0/0 is no step.
             step = torch.where(energy > enough, energy / curvature, 0.0)

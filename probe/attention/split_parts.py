@@ -49,29 +49,32 @@ def subsets(parts: Sequence[str]) -> list[tuple[str, ...]]:
     return [s for size in range(1, len(parts) + 1) for s in itertools.combinations(parts, size)]
 
 
-def share_rows(left: Mapping[tuple[str, ...], Tensor], weights: Tensor | None) -> Stacks:
-    """All shares of variance, from what each subset of the parts leaves unexplained ("sequence head")."""
-    unexplained = {s: v.sum(0, keepdim=True) if weights is None else weights @ v for s, v in left.items()}
-    parts = max(unexplained, key=len)
-    rest = tuple(p for p in parts if p != "query")
+Left = Mapping[tuple[str, ...], Float64[Tensor, "sequence head"]]  # what each subset of the parts leaves unexplained
 
-    def within_rows(subset: tuple[str, ...]) -> Tensor:
-        return unexplained[tuple(p for p in parts if p == "query" or p in subset)]
 
+def share_rows(left: Left, within_rows: Left, weights: Tensor | None) -> Stacks:
+    """All shares of variance, from what each subset of the parts leaves unexplained: of the squares of all scores, and
+    of scores less the mean of their row."""
+
+    def drawn(of: Left) -> dict[tuple[str, ...], Tensor]:
+        return {s: v.sum(0, keepdim=True) if weights is None else weights @ v for s, v in of.items()}
+
+    unexplained, seen = drawn(left), drawn(within_rows)
     rows: Stacks = {}
-    for scope, of, get in (("all", parts, unexplained.__getitem__), ("seen", rest, within_rows)):
-        whole = or_nan(get(()), unexplained[()])
+    for scope, get in (("all", unexplained), ("seen", seen)):
+        of = max(get, key=len)
+        whole = or_nan(get[()], unexplained[()])
         for part in of:
             others = [s for s in [(), *subsets([p for p in of if p != part])]]
             gains = (
                 math.factorial(len(s))
                 * math.factorial(len(of) - len(s) - 1)
-                * (get(s) - get(tuple(p for p in of if p == part or p in s)))
+                * (get[s] - get[tuple(p for p in of if p == part or p in s)])
                 for s in others
             )
             rows[scope, part, "share"] = sum(gains) / math.factorial(len(of)) / whole
-        rows[scope, "residual", "share"] = get(of) / whole
-    rows["seen", "distance", "toeplitz_r2"] = 1 - within_rows(("distance",)) / whole
+        rows[scope, "residual", "share"] = get[of] / whole
+    rows["seen", "distance", "toeplitz_r2"] = 1 - seen["distance",] / whole
     return rows
 
 

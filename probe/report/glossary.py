@@ -383,7 +383,7 @@ _SPLIT = {
     "distance (part)": "f_rel(t - i), by the distance of the key from the query alone.",
     "residual (part)": "What the other parts leave: content, and noise.",
     "content (part)": "One value for each pair of a query's and a key's token.",
-    "seen (scope)": "Of the variance within rows, which is all that softmax sees.",
+    "seen (scope)": "Of each score less the mean of its row, in its sequence: softmax sees nothing else.",
     "mean (scope)": (
         "Of scores: of their means over sequences, without content. Of distances between models: over layers."
     ),

@@ -79,12 +79,26 @@ def cells_and_columns(scores, lengths, pairs=None):
     return np.array(y, dtype=float), blocks
 
 
-def unexplained(y, blocks, subset):
+def within_rows(y, blocks, lengths):
+    """Cells and columns less their mean over the row, in its sequence, that they stand in."""
+    row = np.repeat(np.arange(sum(lengths)), [t + 1 for length in lengths for t in range(length)])
+    mean = np.eye(row.max() + 1)[row]
+    mean = mean / mean.sum(0)
+
+    def centred(x):
+        return x - (mean.T @ x)[row]
+
+    return centred(y), {name: centred(X) for name, X in blocks.items() if name != "query"}
+
+
+def unexplained(y, blocks, subset, cells=None):
+    """``cells`` are the columns as they were before rows were centred, which say how many cells each key has."""
+    cells_of = blocks if cells is None else cells
     X = [np.ones((len(y), 1)), *(blocks[p] for p in subset)]
     if "key" in subset and "distance" not in subset:
         # f_abs has no slope over the keys 1…n-1: all combinations of its columns that are orthogonal to that line.
         E = blocks["key"]
-        cells, x = E.sum(0), np.arange(E.shape[1], dtype=float)
+        cells, x = cells_of["key"].sum(0), np.arange(E.shape[1], dtype=float)
         line = np.where(x > 0, cells * (x - np.average(x[1:], weights=cells[1:])), 0)
         X[1 + list(subset).index("key")] = E @ (np.eye(len(x)) - np.outer(line, line) / (line @ line))
     X = np.hstack(X)
@@ -185,13 +199,43 @@ def test_shares_are_those_of_explicit_least_squares(with_pairs):
         subsets = [s for r in range(len(blocks) + 1) for s in itertools.combinations(blocks, r)]
         left = {frozenset(s): unexplained(y, blocks, s) for s in subsets}
         whole = averaged_over_orders(left, list(blocks))
-        seen = averaged_over_orders(left, [b for b in blocks if b != "query"], always=("query",))
+        centred, columns = within_rows(y, blocks, lengths)
+        subsets = [s for r in range(len(columns) + 1) for s in itertools.combinations(columns, r)]
+        left = {frozenset(s): unexplained(centred, columns, s, blocks) for s in subsets}
+        seen = averaged_over_orders(left, list(columns))
         for scope, wanted in (("all", whole), ("seen", seen)):
             for part, value in wanted.items():
                 assert share(split, scope, part, head=head).value == pytest.approx(value, abs=1e-9)
-        of_rows = left[frozenset(["query"])]
-        toeplitz = 1 - left[frozenset(["query", "distance"])] / of_rows
+        toeplitz = 1 - left[frozenset(["distance"])] / left[frozenset()]
         assert share(split, "seen", "distance", "toeplitz_r2", head=head).value == pytest.approx(toeplitz, abs=1e-9)
+
+
+@pytest.mark.parametrize("content", ["none", "pair"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_what_softmax_does_not_see_changes_nothing_that_is_seen(content, window):
+    """A constant of its own in each row of each sequence: the patterns are the same, and so is all that is said of
+    rows, with its intervals. Of one exact bias by distance nothing else is left."""
+    tokens = torch.randint(3, (9, 8), generator=torch.Generator().manual_seed(3))
+    scores = normal(9, 2, 8, 8) + by_distance(torch.linspace(1, -1, 8, dtype=torch.float64))
+    if window is not None:
+        far = torch.arange(8)[:, None] - torch.arange(8) >= window
+        scores = scores.masked_fill(far, -math.inf)
+    plain, moved = (
+        split_scores(scores_trace(s, tokens=tokens), content, n_bootstrap=30)
+        for s in (scores, scores + 5 * normal(9, 2, 8, 1, seed=8))
+    )
+    for a, b in (
+        (plain.shares[plain.shares["scope"] == "seen"], moved.shares[moved.shares["scope"] == "seen"]),
+        (plain.curves[plain.curves["curve"] != "g"], moved.curves[moved.curves["curve"] != "g"]),
+    ):
+        pd.testing.assert_frame_equal(a, b, check_exact=False, rtol=1e-8, atol=1e-8)
+    assert not np.allclose(
+        plain.shares[plain.shares["scope"] == "all"]["value"], moved.shares[moved.shares["scope"] == "all"]["value"]
+    )
+    exact = by_distance(torch.linspace(1, -1, 8, dtype=torch.float64)).expand(9, 1, 8, 8) + normal(9, 1, 8, 1, seed=9)
+    split = split_scores(scores_trace(exact, tokens=tokens), content, n_bootstrap=2)
+    assert share(split, "seen", "distance", "toeplitz_r2").value == pytest.approx(1, abs=1e-9)
+    assert share(split, "all", "residual").value > 0.1 or content == "pair"
 
 
 def test_toeplitz_r2_of_the_mean_scores():

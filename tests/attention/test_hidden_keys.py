@@ -62,10 +62,10 @@ def scores_of(n_visible, batch=4, heads=2, seed=0):
 
 def least_squares(scores, n_visible, columns):
     """The residual sum of squares of one head's scores by numpy, over the cells that are seen, with these columns of
-    indicators; the column of ones is always there."""
+    indicators ("row": one for each row of each sequence); the column of ones is always there."""
     b, t, i = np.nonzero(np.broadcast_to(nearest_keys(n_visible).numpy(), scores.shape))
-    of = {"key": i, "query": t, "distance": t - i}
-    design = [np.ones((len(i), 1))] + [np.eye(len(n_visible))[of[name]] for name in columns]
+    of = {"key": i, "query": t, "distance": t - i, "row": len(n_visible) * b + t}
+    design = [np.ones((len(i), 1))] + [np.eye(of[name].max() + 1)[of[name]] for name in columns]
     y = scores[b, t, i]
     design = np.concatenate(design, axis=1)
     fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
@@ -83,7 +83,7 @@ def test_scores_behind_a_window_are_hidden_and_do_not_count(window, mistral, tok
     for head in range(4):
         left = [
             least_squares(scores[:, head].double().numpy(), windowed(window), columns)
-            for columns in ((), ("key", "query", "distance"), ("query",), ("query", "distance"))
+            for columns in ((), ("key", "query", "distance"), ("row",), ("row", "distance"))
         ]
         of = shares[shares["head"] == head].set_index(["scope", "part", "metric"])["value"]
         assert of["all", "residual", "share"] == pytest.approx(left[1] / left[0], abs=1e-9)
@@ -157,10 +157,10 @@ def test_a_split_in_chunks_is_that_of_numpy():
     tokens = torch.zeros(4, len(CHUNKED), dtype=torch.long)
     split = split_scores(Trace(tokens, torch.full((4,), 24), {block_site(0, SCORES): scores}, 1), n_bootstrap=20)
     shares = split.shares[split.shares["head"] == 1].set_index(["scope", "part", "metric"])["value"]
-    subsets = ((), ("query",), ("query", "distance"), ("key", "query", "distance"))
+    subsets = ((), ("row",), ("row", "distance"), ("key", "query", "distance"))
     left = {subset: least_squares(scores[:, 1].numpy(), CHUNKED, subset) for subset in subsets}
     assert shares["all", "residual", "share"] == pytest.approx(left["key", "query", "distance"] / left[()], abs=1e-9)
-    toeplitz = 1 - left["query", "distance"] / left[("query",)]
+    toeplitz = 1 - left["row", "distance"] / left[("row",)]
     assert shares["seen", "distance", "toeplitz_r2"] == pytest.approx(toeplitz, abs=1e-9)
     f_rel = split.curves[(split.curves["curve"] == "f_rel") & (split.curves["head"] == 1)]
     assert f_rel["index"].tolist() == list(range(7))  # no cell is further away
