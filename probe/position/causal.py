@@ -1,7 +1,8 @@
 """Whether a model uses the position that a probe finds in it: take it out, and see what changes.
 
 Everything is fitted on the first half of the sequences (n // 2) and measured on the other half, beside a control that
-has nothing to do with position: a random subspace of the same rank. Edits go through ``probe.tracing``, so that they
+has nothing to do with position: random subspaces of the same rank, orthogonal to position's. Position 0 is neither
+fitted to nor edited. Edits go through ``probe.tracing``, so that they
 reach every model that ``trace`` reads. ``probe.position.steering`` moves position, and exchanges it.
 """
 
@@ -10,11 +11,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from probe.position.edits import OfPattern, Outcome, Setting, first_layer_behind
-from probe.position.erasure import concept, concept_subspace, random_subspace
+from probe.config import check_size
+from probe.position.edits import Change, OfPattern, Outcome, Setting, after_first, first_layer_behind
+from probe.position.erasure import Subspace, concept, concept_subspace, control_subspaces, unscale
+from probe.position.ridge import ALPHAS, RidgeProbe
+from probe.position.scores import r2, token_sums
 from probe.sequences import Integers, TokenIds
 from probe.tracing import RESID_POST, expand_sites
 
@@ -30,18 +34,21 @@ def erase_position(
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concepts: Sequence[str] = ("position", "classes"),
     distance: FitDistance | None = None,
-    n_random: int = 5,
+    n_random: int = 19,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Take position out of the hidden states at a site, one site at a time, and look at the model.
+    """What a model loses when position is taken out of its hidden states at a site, one site at a time.
+
+    Position 0 is neither fitted to nor edited: its token tells its position already.
 
     Metrics, each the change from the unedited model: "loss" (nats a scored token), "token_accuracy", "exact_match" (the
     share of sequences whose scored tokens are all the likeliest, given the right ones before), the last for each length
     too; where a ``distance`` is given, "template_distance", by layer behind the site: that of its patterns from the
     template that was fitted to the unedited model (where it rises, attention was positional through this site).
-    "probe_r2" is no change but the R² of the position in the edited states, by least squares on them: what is left.
+    "probe_r2" is no change but what is left of position: the R² with which a ridge probe reads it in the edited states
+    of the second half, on sequences that neither this probe nor the erasure was fitted to.
 
     Args:
         sites: hidden states; without its layer, a site of every layer.
@@ -49,72 +56,85 @@ def erase_position(
         concepts: names in ``erasure.CONCEPTS``: "position" erases it from every linear regression (rank 1), "classes"
             from every linear classifier (rank up to T - 1).
         distance: fits templates to a model on sequences, ``probe.attention.distance_from_template`` for one.
-        n_random: random subspaces of the same rank; their rows (control "random") are means over them.
+        n_random: how many random subspaces are taken out for comparison, each of the same rank (or of all dimensions
+            that are left, where these are fewer) and orthogonal to the concept's in whitened states. Their rows
+            (control "random") are means over them, "probe_r2" over the first five.
 
     Returns:
         Columns site, concept, rank, control ("none" or "random"), metric, layer (of template_distance), length, value,
-        low, high, n: bootstrap intervals over sequences, paired.
+        low, high, n, p. Intervals are bootstrap intervals over sequences, paired. p is that of the hypothesis that
+        position is a subspace like any other: (1 + the number of random subspaces that cost at least as much) /
+        (1 + n_random), so at least 0.05 with 19 of them; missing where random subspaces have fewer dimensions.
 
     Raises:
         ProbeError: for fewer than 4 distinct sequences, no scored token, hidden states that are not finite, an unknown
             name.
     """
+    check_size("n_random", n_random)
     setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
     first = slice(0, setting.half)
     of_pattern = None if distance is None else distance(model, setting.tokens[first], setting.lengths[first])
     plain = setting.run({}, of_pattern)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for site in expand_sites(sites, setting.model):
-        states, positions = setting.hidden(site)
+        states, positions, _ = setting.hidden(site)
+        held_out = setting.hidden(site, held_out=True)
         for name in concepts:
             found = concept_subspace(states, concept(name, positions))
-            rank = min(found.rank, states.shape[1] - 1)
-            random = [random_subspace(states, rank, setting.generator) for _ in range(n_random)]
-            for control, subspaces in (("none", [found]), ("random", random)):
-                keys = {"site": site, "concept": name, "rank": rank, "control": control}
-                outcomes = [setting.run({site: subspace.erased}, of_pattern) for subspace in subspaces]
-                for more, stack in _changes(setting, site, plain, outcomes):
-                    rows.append(keys | more | setting.measured(stack))
-                left = sum(_r2(subspace.erased(states.double()), positions) for subspace in subspaces) / max(
-                    1, len(subspaces)
-                )
-                rows.append(keys | {"metric": "probe_r2", "value": left, "n": setting.half})
-    return pd.DataFrame(rows).reindex(columns=[*_KEYS, "value", "low", "high", "n"])
+            subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
+            changes = {}
+            for control, drawn in subspaces.items():
+                outcomes = [setting.run({site: after_first(s.erased)}, of_pattern) for s in drawn]
+                changes[control] = [*_changes(setting, site, plain, outcomes)] if drawn else []
+            for control, of_control in setting.compared(changes, subspaces).items():
+                keys = {"site": site, "concept": name, "control": control, "rank": subspaces[control][0].rank}
+                left = torch.stack([_left(setting, s, *held_out) for s in subspaces[control][:5]]).mean(0)
+                rows += [keys | row for row in of_control]
+                rows.append(keys | {"metric": "probe_r2"} | setting.measured(left))
+    return pd.DataFrame(rows).reindex(columns=[*_KEYS, "value", "low", "high", "n", "p"])
 
 
 _KEYS = ("site", "concept", "rank", "control", "metric", "layer", "length")
 
 
-def _changes(
-    setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Outcome]
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """The keys and the draws of every change, means over the outcomes."""
-    scored = setting.scored[setting.half :].sum(-1).double()
-    lengths = setting.lengths[setting.half :]
+def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Outcome]) -> Iterator[Change]:
+    def change(get: Callable[[Outcome], Tensor]) -> Tensor:
+        return torch.stack([get(outcome) - get(plain) for outcome in outcomes])
 
-    def mean(get: Callable[[Outcome], Tensor]) -> Tensor:
-        return torch.stack([get(outcome) - get(plain) for outcome in outcomes]).mean(0)
-
-    of_tokens: dict[str, Callable[[Outcome], Tensor]] = {"loss": lambda o: o.loss, "token_accuracy": lambda o: o.right}
-    for metric, get in of_tokens.items():
-        yield {"metric": metric}, (setting.weights @ mean(get)) / (setting.weights @ scored).clamp(min=1e-300)
-    exact = mean(lambda o: o.exact)
-    yield {"metric": "exact_match"}, setting.weights @ exact
+    lengths, tokens = setting.lengths[setting.half :], setting.scored[setting.half :].sum(-1).double()
+    every = torch.ones_like(tokens)
+    yield Change({"metric": "loss"}, 1, change(lambda o: o.loss), tokens)
+    yield Change({"metric": "token_accuracy"}, -1, change(lambda o: o.right), tokens)
+    exact = change(lambda o: o.exact)
+    yield Change({"metric": "exact_match"}, -1, exact, every)
     for length in lengths.unique().tolist() if len(lengths.unique()) > 1 else ():
         of = (lengths == length).double()
-        share = setting.weights @ of
-        yield {"metric": "exact_match", "length": length}, (setting.weights @ (exact * of)) / share.clamp(min=1e-300)
+        yield Change({"metric": "exact_match", "length": length}, -1, exact * of, of)
     for layer in range(first_layer_behind(site), setting.n_layers) if plain.of_patterns else ():
 
         def of_layer(outcome: Outcome, layer: int = layer) -> Tensor:
             return outcome.of_patterns[layer]
 
-        distance = mean(of_layer)
-        yield {"metric": "template_distance", "layer": layer}, setting.weights @ distance
+        yield Change({"metric": "template_distance", "layer": layer}, 1, change(of_layer), every)
 
 
-def _r2(states: Tensor, positions: Tensor) -> float:
-    """R² of the least squares regression of the position, along what there is of the states beyond rounding."""
-    x, y = states.double() - states.double().mean(0), positions.double() - positions.double().mean()
-    fitted = x @ torch.linalg.lstsq(x, y[:, None], rcond=1e-9, driver="gelsd").solution[:, 0]
-    return float(1 - (y - fitted).square().sum() / y.square().sum())
+def _left(
+    setting: Setting,
+    subspace: Subspace,
+    states: Float[Tensor, "row feature"],
+    positions: Int[Tensor, "row"],
+    sequence: Int[Tensor, "row"],
+) -> Float64[Tensor, "draw"]:
+    """The R² of the position in edited states of the second half, in every draw of its sequences: ridge probes of one
+    half of them, scored on the other. Features are as large as they were before: what rounding leaves of one that was
+    erased is not blown up."""
+    x, y = subspace.erased(states.double()) * unscale(states), positions.double()
+    decoded = torch.zeros_like(y)
+    for fold in range(2):
+        own = sequence % 2 == fold
+        several = len(sequence[~own].unique()) > 1  # else its tokens are the folds that choose the strength
+        probe = RidgeProbe(ALPHAS, folds=2)
+        probe.fit(x[~own].numpy(), y[~own].numpy(), sequence[~own].numpy() if several else None)
+        decoded[own] = torch.from_numpy(probe.predict(x[own].numpy()))
+    sums = token_sums(y[:, None], (decoded - y)[:, None], sequence, len(setting.weights[0]))[:, 0]
+    return r2(setting.weights @ sums)

@@ -1,7 +1,12 @@
-"""What all causal experiments share: a model, sequences to fit on and sequences to measure, and runs under edits."""
+"""What all causal experiments share: a model, sequences to fit on and sequences to measure, and runs under edits.
 
-from collections.abc import Callable, Mapping
+Position 0 is left out everywhere: nothing is fitted to it, and no edit moves it. Its token (``<bos>``, often) tells its
+position already, and its state may be many times as large as all others, so that it would decide what is fitted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -10,7 +15,9 @@ from torch import Tensor, nn
 from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of
-from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
+from probe.position.erasure import Subspace
+from probe.sequences import Integers, TokenIds, first_of_each, marked, valid_rows
+from probe.sequences import Sequences as TokenSequences
 from probe.tracing import (
     PATTERN,
     block_site,
@@ -41,16 +48,19 @@ class Setting:
         confidence: float,
         seed: int,
     ):
-        sequences = Sequences.of(tokens, lengths)
+        sequences = TokenSequences.of(tokens, lengths)
         scored = marked("scored", scored, sequences.tokens)
         kept = first_of_each(sequences.tokens, sequences.lengths, scored)
         n, T = len(kept), sequences.tokens.shape[1]
         if n < 4:
             raise ProbeError(f"at least 4 distinct sequences are needed, 2 to fit and 2 to measure, got {n}")
         self.model, self.tokens, self.lengths = model, sequences.tokens[kept], sequences.lengths[kept]
-        self.rows = valid_rows(self.lengths, T)
-        self.scored = self.rows & scored[kept] & (torch.arange(T) > 0)
+        #: the tokens that are fitted to and edited: all but the first
+        self.rows = valid_rows(self.lengths, T) & (torch.arange(T) > 0)
+        self.scored = self.rows & scored[kept]
         self.half = n // 2
+        if not self.rows[: self.half].any():
+            raise ProbeError("sequences must have at least 2 tokens, since position 0 is left out, got sequences of 1")
         if not self.scored[self.half :].any():
             raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
         self.bootstrap = Bootstrap.draw(n - self.half, n_bootstrap, confidence, seed)
@@ -61,12 +71,13 @@ class Setting:
     def n_layers(self) -> int:
         return n_layers_of(self.model)
 
-    def hidden(self, site: str) -> tuple[Tensor, Tensor]:
-        """Hidden states of the first half, a row a token, and the rows' positions."""
-        values = trace(self.model, self.tokens[: self.half], [site]).hidden(site)
-        rows = self.rows[: self.half]
-        positions = torch.arange(self.tokens.shape[1]).expand(rows.shape)[rows]
-        return values[rows], positions
+    def hidden(self, site: str, held_out: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states of the first half, or of the second, one row per token after the first; the rows' positions,
+        and the number of their sequence."""
+        half = slice(self.half, None) if held_out else slice(0, self.half)
+        values = trace(self.model, self.tokens[half], [site]).hidden(site)
+        sequence, position = self.rows[half].nonzero(as_tuple=True)
+        return values[sequence, position], position, sequence
 
     def run(self, edits: Mapping[str, Edit], of_pattern: OfPattern | None = None) -> "Outcome":
         """What the model makes of the second half under these edits, and ``of_pattern`` of its patterns."""
@@ -93,12 +104,65 @@ class Setting:
         low, high = self.bootstrap.interval(stack[1:])
         return {"value": float(stack[0]), "low": float(low), "high": float(high), "n": len(self.weights[0])}
 
+    def compared(
+        self, changes: Mapping[str, Sequence["Change"]], subspaces: Mapping[str, Sequence[Subspace]]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the changes under each control that there is, without its keys; with p where the subspaces of the
+        control "random" have the rank of those of "none"."""
+        random = {str(change.keys): change.costs for change in changes["random"]}
+        comparable = {s.rank for of in subspaces.values() for s in of} == {subspaces["none"][0].rank}
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for control, of_control in changes.items():
+            for change in of_control:
+                row: dict[str, Any] = change.keys | self.measured(change.stack(self.weights))
+                if control == "none" and comparable and random:
+                    row["p"] = p_value(change.costs[0], random[str(change.keys)])
+                rows.setdefault(control, []).append(row)
+        return rows
+
+
+def after_first(edit: Edit) -> Edit:
+    """The edit of all positions but the first."""
+
+    def edited(x: Tensor) -> Tensor:
+        return torch.cat((x[:, :1], edit(x[:, 1:])), dim=1)
+
+    return edited
+
+
+def p_value(effect: float, controls: Sequence[float]) -> float:
+    """By how many of the controls an effect is reached, itself among them: (1 + #{control ≥ effect}) / (1 + n).
+
+    Phipson & Smyth 2010: a p that is never 0, and at most α in at most a share α of cases if the effect is one more
+    control. NaN without controls.
+    """
+    return (1 + sum(c >= effect for c in controls)) / (1 + len(controls)) if controls else float("nan")
+
 
 def one_site(site: str, setting: Setting) -> str:
     sites = expand_sites([site], setting.model)
     if len(sites) > 1:
         raise ProbeError(f"one site is wanted, with its layer: {sites[0]!r}, …, got {site!r}")
     return sites[0]
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of one metric in each outcome and sequence, and in what they are counted: tokens, or sequences."""
+
+    keys: dict[str, Any]
+    sign: int  #: 1 where a rise is a cost, -1 where a fall is
+    by_sequence: Float64[Tensor, "outcome sequence"]
+    counted: Float64[Tensor, "sequence"]
+
+    def stack(self, weights: Float64[Tensor, "draw sequence"]) -> Float64[Tensor, "draw"]:
+        """The mean over outcomes, in every draw of the sequences."""
+        return (weights @ self.by_sequence.mean(0)) / (weights @ self.counted).clamp(min=1e-300)
+
+    @property
+    def costs(self) -> list[float]:
+        """What each outcome costs."""
+        return (self.sign * self.by_sequence.sum(1) / self.counted.sum()).tolist()
 
 
 @dataclass(frozen=True)

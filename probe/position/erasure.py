@@ -3,6 +3,9 @@
 Belrose et al. 2023 (LEACE): of all affine maps after which no linear probe finds the concept z in x, the one that moves
 x least. With W the whitening of x it is x - W⁺ Q Qᵀ W (x - x̄), Q an orthonormal basis of the columns of W Σ_xz. The
 maintained ``concept-erasure`` package makes it.
+
+Everything is fitted to features of unit variance and scaled back. The result is the same in exact arithmetic, and a
+channel with huge values leaves the others' digits alone.
 """
 
 from collections.abc import Callable
@@ -10,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from concept_erasure import LeaceFitter
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from probe.errors import ProbeError, unknown_name
+from probe.position.moments import precision
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,58 @@ class Subspace:
         return (x - self.part(x)).to(x)
 
 
+@dataclass(frozen=True)
+class Whitening:
+    """The map to coordinates in which x has mean 0 and variance 1 in every direction: w = ``inverse`` (x - ``mean``),
+    and back, x = ``mean`` + ``root`` w. Directions in which x does not vary beyond rounding are left out."""
+
+    mean: Float64[Tensor, "feature"]
+    root: Float64[Tensor, "feature feature"]
+    inverse: Float64[Tensor, "feature feature"]
+    rank: int  #: in how many dimensions x varies
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "row feature"]) -> "Whitening":
+        """The whitening of these rows, symmetric in features of unit variance."""
+        mean, to_unit = x.double().mean(0), unscale(x)
+        z = (x.double() - mean) * to_unit
+        values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+        # Variances below these are what rounding makes: of the states, and of the decomposition.
+        least = max(precision(x.dtype) ** 2, len(values) * torch.finfo(torch.float64).eps)
+        there = values > values[-1] * least
+        values, vectors = values[there], vectors[:, there]
+        scale = torch.where(to_unit > 0, 1 / to_unit, 0.0)
+        root, inverse = vectors * values.sqrt() @ vectors.T, vectors / values.sqrt() @ vectors.T
+        return cls(mean, scale[:, None] * root, inverse * to_unit, int(there.sum()))
+
+    def random(
+        self, n: int, generator: torch.Generator, apart_from: Subspace | None = None
+    ) -> Float64[Tensor, "feature {n}"]:
+        """Random vectors of whitened coordinates, orthogonal to those of a subspace."""
+        # Drawn in the coordinates of x, not of its eigenvectors, whose signs are not determined.
+        drawn = torch.randn(len(self.mean), n, generator=generator, dtype=torch.float64)
+        drawn = self.inverse @ (self.root @ drawn)
+        if apart_from is None:
+            return drawn
+        own = torch.linalg.qr(self.inverse @ apart_from.left)[0]
+        return drawn - own @ (own.T @ drawn)
+
+    def reading(
+        self, x: Float[Tensor, "row feature"], y: Shaped[Tensor, "row"]
+    ) -> tuple[Float64[Tensor, "feature"], Float64[Tensor, "feature"]]:
+        """The coefficients u of the least squares reading of y from x, and the covariance of x and y, whose directions
+        both stand in whitened coordinates: Σ_xy = root c, u = inverseᵀ c."""
+        centred = y.double() - y.double().mean()
+        c = self.inverse @ ((x.double() - self.mean).T @ centred / len(centred))
+        return self.inverse.T @ c, self.root @ c
+
+
+def unscale(x: Float[Tensor, "row feature"]) -> Float64[Tensor, "feature"]:
+    """1 / the standard deviation of each feature, 0 for those that are constant to rounding."""
+    std, mean = x.double().std(0, correction=0), x.double().mean(0)
+    return torch.where(std > precision(x.dtype) * mean.abs(), 1 / std, 0.0)
+
+
 def concept_subspace(x: Float[Tensor, "row feature"], z: Float[Tensor, "row concept"]) -> Subspace:
     """The subspace of the concept z: without it no linear probe does better than a constant on these rows.
 
@@ -48,41 +104,48 @@ def concept_subspace(x: Float[Tensor, "row feature"], z: Float[Tensor, "row conc
     """
     if not (x.isfinite().all() and z.isfinite().all()):
         raise ProbeError("erasure wants finite hidden states and concepts, got NaN or infinity")
-    x, z = x.double(), z.double()
+    mean, to_unit = x.double().mean(0), unscale(x)
+    z = z.double()
     spread = z.std(0, correction=0)
     if not (spread > 0).any():
         raise ProbeError("a concept must vary over the rows, got one value")
     z = (z - z.mean(0))[:, spread > 0] / spread[spread > 0]
     # Everything that is there is erased (no shrinkage; the tolerance is relative to correlations of 1).
     fitter = LeaceFitter(x.shape[1], z.shape[1], dtype=torch.float64, shrinkage=False, svd_tol=1e-6)
-    eraser = fitter.update(x, z).eraser
+    eraser = fitter.update((x.double() - mean) * to_unit, z).eraser
     left, right = eraser.proj_left, eraser.proj_right
     # The package keeps a column for every concept; those that the tolerance has set to 0 are dropped.
     kept = left.norm(dim=0) > 0
     if not kept.any():
         raise ProbeError("there is nothing to erase: these hidden states tell nothing of the concept")
-    return Subspace(left[:, kept], right[kept], x.mean(0))
+    scale = torch.where(to_unit > 0, 1 / to_unit, 0.0)
+    return Subspace(scale[:, None] * left[:, kept], right[kept] * to_unit, mean)
 
 
-def random_subspace(x: Float[Tensor, "row feature"], rank: int, generator: torch.Generator) -> Subspace:
-    """A subspace of that rank that has nothing to do with any concept: random directions of whitened x, taken out by
-    the same kind of map. The control of ``concept_subspace``."""
-    mean, (root, inverse, there) = x.double().mean(0), square_root(x)
-    if rank > there:
-        raise ProbeError(f"a random subspace of at most {there} dimensions was wanted, got {rank}")
-    # Drawn in the coordinates of x, not of its eigenvectors, whose signs are not determined.
-    drawn = torch.randn(x.shape[1], rank, generator=generator, dtype=torch.float64)
-    q, _ = torch.linalg.qr(root @ inverse @ drawn)
-    return Subspace(root @ q, q.T @ inverse, mean)
+def random_subspace(
+    x: Float[Tensor, "row feature"], rank: int, generator: torch.Generator, apart_from: Subspace | None = None
+) -> Subspace:
+    """A subspace of that rank that has nothing to do with any concept: random directions of whitened x, orthogonal
+    there to those of ``apart_from``, taken out by the same kind of map. The control of ``concept_subspace``.
+
+    Raises:
+        ProbeError: for a rank above the number of dimensions in which x varies, less those of ``apart_from``.
+    """
+    whitening = Whitening.of(x)
+    most = whitening.rank - (0 if apart_from is None else apart_from.rank)
+    if rank > most:
+        raise ProbeError(f"rank must be at most {max(most, 0)}, the number of dimensions there are to draw, got {rank}")
+    q, _ = torch.linalg.qr(whitening.random(rank, generator, apart_from))
+    return Subspace(whitening.root @ q, q.T @ whitening.inverse, whitening.mean)
 
 
-def square_root(x: Float[Tensor, "row feature"]) -> tuple[Tensor, Tensor, int]:
-    """The symmetric square root of the covariance of x, its inverse where x varies, and in how many dimensions."""
-    x = x.double() - x.double().mean(0)
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    there = values > values[-1] * len(values) * torch.finfo(torch.float32).eps
-    values, vectors = values[there], vectors[:, there]
-    return vectors * values.sqrt() @ vectors.T, vectors / values.sqrt() @ vectors.T, int(there.sum())
+def control_subspaces(
+    x: Float[Tensor, "row feature"], concept: Subspace, n: int, generator: torch.Generator
+) -> list[Subspace]:
+    """``n`` random subspaces orthogonal to a concept's, of its rank or, where fewer dimensions are left, of all that
+    are left; none where none is."""
+    rank = min(concept.rank, Whitening.of(x).rank - concept.rank)
+    return [random_subspace(x, rank, generator, concept) for _ in range(n)] if rank > 0 else []
 
 
 def _position(positions: Int[Tensor, "row"]) -> Float64[Tensor, "row concept"]:

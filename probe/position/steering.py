@@ -1,34 +1,35 @@
 """Position moved and exchanged: does what the model does move with it?
 
 As in ``probe.position.causal``, everything is fitted on the first half of the sequences and measured on the other half,
-beside a random direction of the same length, or a random subspace of the same rank.
+beside random directions of the same length, or random subspaces of the same rank, that are orthogonal to position's.
+Position 0 is neither fitted to nor edited.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Edit, Outcome, Setting, first_layer_behind, one_site
-from probe.position.erasure import Subspace, concept, concept_subspace, random_subspace, square_root
+from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site, p_value
+from probe.position.erasure import Subspace, Whitening, concept, concept_subspace, control_subspaces
 from probe.sequences import Integers, TokenIds
 from probe.tracing import RESID_POST, SCORES, block_site, hide_keys, logits_with_edits
 
 
-def position_direction(states: Tensor, positions: Tensor) -> tuple[Float64[Tensor, "feature"], Subspace]:
+def position_direction(
+    states: Float[Tensor, "row feature"], positions: Int[Tensor, "row"]
+) -> tuple[Float64[Tensor, "feature"], Subspace]:
     """By how much hidden states have to be moved for one token further, and the rank-1 subspace that it spans.
 
     Along the covariance of states and position, the direction in which positions lie (Haufe et al. 2014), as far as
     moves the reading of the least squares probe by 1.
     """
-    subspace = concept_subspace(states, positions[:, None].double())
-    x, y = states.double() - states.double().mean(0), positions.double() - positions.double().mean()
-    probe = torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0]
-    along = x.T @ y
-    return along / (probe @ along), subspace
+    reading, along = Whitening.of(states).reading(states, positions)
+    return along / (reading @ along), concept_subspace(states, positions[:, None].double())
 
 
 def steer_position(
@@ -38,7 +39,7 @@ def steer_position(
     shifts: Sequence[float] = (-4, -3, -2, -1, 0),
     *,
     query: int | None = None,
-    n_random: int = 5,
+    n_random: int = 19,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -55,11 +56,16 @@ def steer_position(
         site: hidden states that attention reads, such as "blocks.1.hook_resid_pre".
         shifts: in tokens, at least two; backward ones by default, for what lies ahead cannot be attended.
         query: the row that is moved, at least 1, by default the middle one.
+        n_random: how many random directions are tried for comparison, of the same Mahalanobis length and orthogonal to
+            position's in whitened states. Their rows (control "random") are means over them.
 
     Returns:
-        Columns site, layer, head, query, control ("none", "random": directions of the same Mahalanobis length), metric
-        ("attention_moved", tokens per token; "attended" with its shift, tokens), shift, value, low, high, n.
+        Columns site, layer, head, query, control ("none", "random"), metric ("attention_moved", tokens per token;
+        "attended" with its shift, tokens), shift, value, low, high, n, p. p is that of "attention_moved", for the
+        hypothesis that position's is a direction like any other: (1 + the number of random directions along which
+        attention moves as far, either way) / (1 + n_random).
     """
+    check_size("n_random", n_random)
     setting = Setting(model, tokens, None, None, n_bootstrap, confidence, seed)
     if len(set(shifts)) < 2:
         raise ProbeError(f"at least two different shifts are wanted, got {list(shifts)}")
@@ -71,25 +77,32 @@ def steer_position(
     layers = range(first_layer_behind(site), setting.n_layers)
     if not layers:
         raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
-    states, positions = setting.hidden(site)
-    step, _ = position_direction(states, positions)
-    controls = {"none": [step], "random": [_like(step, states, setting.generator) for _ in range(n_random)]}
+    states, positions, _ = setting.hidden(site)
+    step, subspace = position_direction(states, positions)
+    controls = {"none": [step], "random": _like(step, subspace, states, n_random, setting.generator)}
+    k = torch.tensor(shifts, dtype=torch.float64)
+    k = k - k.mean()
+    # "step shift sequence layer head", and its slope over the shifts
+    attended = {
+        control: torch.stack([_attended(setting, site, query, s, shifts, layers) for s in steps])
+        for control, steps in controls.items()
+        if len(steps)
+    }
+    slopes = {c: torch.einsum("k,rksld->rsld", k, each) / k.square().sum() for c, each in attended.items()}
     rows = []
-    for control, steps in controls.items():
-        attended = torch.stack([_attended(setting, site, query, s, shifts, layers) for s in steps]).mean(0)
-        # "shift sequence layer head": the slope over shifts of each sequence.
-        k = torch.tensor(shifts, dtype=torch.float64)
-        k = k - k.mean()
-        slope = torch.einsum("k,ksld->sld", k, attended) / k.square().sum()
+    for control, of in attended.items():
         for i, layer in enumerate(layers):
-            for head in range(attended.shape[-1]):
+            for head in range(of.shape[-1]):
                 keys = {"site": site, "layer": layer, "head": head, "query": query, "control": control}
-                moved = setting.measured(setting.weights @ slope[:, i, head])
+                moved = setting.measured(setting.weights @ slopes[control][:, :, i, head].mean(0))
+                if control == "none" and "random" in slopes:
+                    others = slopes["random"][:, :, i, head].mean(1).abs().tolist()
+                    moved["p"] = p_value(abs(moved["value"]), others)
                 rows.append(keys | {"metric": "attention_moved"} | moved)
                 for j, shift in enumerate(shifts):
-                    at = setting.measured(setting.weights @ attended[j, :, i, head])
+                    at = setting.measured(setting.weights @ of[:, j, :, i, head].mean(0))
                     rows.append(keys | {"metric": "attended", "shift": shift} | at)
-    columns = ["site", "layer", "head", "query", "control", "metric", "shift", "value", "low", "high", "n"]
+    columns = ["site", "layer", "head", "query", "control", "metric", "shift", "value", "low", "high", "n", "p"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
@@ -126,11 +139,17 @@ def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Seq
     return torch.stack(found)
 
 
-def _like(step: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
-    """A random direction of the same Mahalanobis length: as far among the hidden states, and nowhere in particular."""
-    root, inverse, _ = square_root(states)
-    direction = inverse @ root @ torch.randn(len(step), generator=generator, dtype=torch.float64)
-    return root @ direction / direction.norm() * (inverse @ step).norm()
+def _like(
+    step: Tensor, subspace: Subspace, states: Tensor, n: int, generator: torch.Generator
+) -> list[Float64[Tensor, "feature"]]:
+    """Random directions of the same Mahalanobis length, as far among the hidden states, without anything of a
+    subspace; none where states vary in no other direction."""
+    whitening = Whitening.of(states)
+    if whitening.rank <= subspace.rank:
+        return []
+    drawn = whitening.random(n, generator, subspace)
+    length = (whitening.inverse @ step).norm()
+    return [whitening.root @ direction / direction.norm() * length for direction in drawn.T]
 
 
 def patch_position(
@@ -142,7 +161,7 @@ def patch_position(
     lengths: Integers | None = None,
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concept_name: str = "classes",
-    n_random: int = 5,
+    n_random: int = 19,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -155,44 +174,58 @@ def patch_position(
     scored tokens of all rows; "decoded_shift", by layer behind the site, by how many tokens the position that a least
     squares probe reads at its resid_post moves in the patched rows: the shift where later layers take it over.
 
+    Args:
+        shifts: how many places further on, 0…T - 1.
+        n_random: how many random subspaces are exchanged for comparison, each of the same rank (or of all dimensions
+            that are left, where these are fewer) and orthogonal to position's in whitened states. Their rows (control
+            "random") are means over them.
+
     Returns:
-        Columns site, concept, rank, control ("none", "random": the part in a random subspace of the same rank),
-        shift, metric, layer, value, low, high, n.
+        Columns site, concept, rank, control ("none", "random"), shift, metric, layer, value, low, high, n, p. p is that
+        of the hypothesis that position is a subspace like any other: (1 + the number of random subspaces whose exchange
+        costs as much, or moves the reading as far) / (1 + n_random); missing where they have fewer dimensions.
     """
+    check_size("n_random", n_random)
     setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
     site = one_site(site, setting)
     for shift in shifts:
         if not 0 <= shift < setting.tokens.shape[1]:
             raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 1} tokens, got {shift}")
-    states, positions = setting.hidden(site)
+    states, positions, _ = setting.hidden(site)
     found = concept_subspace(states, concept(concept_name, positions))
-    rank = min(found.rank, states.shape[1] - 1)
-    subspaces = {"none": [found], "random": [random_subspace(states, rank, setting.generator) for _ in range(n_random)]}
+    subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
     layers = range(first_layer_behind(site), setting.n_layers)
-    probes = {layer: _probe(*setting.hidden(block_site(layer, RESID_POST))) for layer in layers}
+    probes = {layer: _probe(*setting.hidden(block_site(layer, RESID_POST))[:2]) for layer in layers}
     plain, read = _run_and_read(setting, {}, probes)
     rows, scored_tokens = [], setting.scored[setting.half :].sum(-1).double()
     for shift in shifts:
         patched = torch.zeros_like(setting.rows[setting.half :])
         own, other = setting.rows[setting.half :], setting.rows[setting.half :].roll(-1, 0)
         patched[:, : patched.shape[1] - shift] = own[:, : patched.shape[1] - shift] & other[:, shift:]
-        count = patched.sum(-1).double()
+        changes = {}
         for control, of in subspaces.items():
-            keys = {"site": site, "concept": concept_name, "rank": rank, "control": control, "shift": shift}
             outcomes = [_run_and_read(setting, {site: _exchange(s, shift, patched)}, probes) for s in of]
-            changes = {
-                "loss": torch.stack([o.loss - plain.loss for o, _ in outcomes]).mean(0),
-                "token_accuracy": torch.stack([o.right - plain.right for o, _ in outcomes]).mean(0),
-            }
-            for metric, change in changes.items():
-                stack = (setting.weights @ change) / (setting.weights @ scored_tokens).clamp(min=1e-300)
-                rows.append(keys | {"metric": metric} | setting.measured(stack))
-            for layer in layers:
-                moved = torch.stack([r[layer] - read[layer] for _, r in outcomes]).mean(0).where(patched, 0.0).sum(-1)
-                stack = (setting.weights @ moved) / (setting.weights @ count).clamp(min=1e-300)
-                rows.append(keys | {"metric": "decoded_shift", "layer": layer} | setting.measured(stack))
-    columns = [*("site", "concept", "rank", "control", "shift", "metric", "layer"), "value", "low", "high", "n"]
+            changes[control] = [*_patched(plain, read, outcomes, patched, scored_tokens)] if of else []
+        for control, of_control in setting.compared(changes, subspaces).items():
+            keys = {"site": site, "concept": concept_name, "rank": subspaces[control][0].rank, "control": control}
+            rows += [keys | {"shift": shift} | row for row in of_control]
+    columns = [*("site", "concept", "rank", "control", "shift", "metric", "layer"), "value", "low", "high", "n", "p"]
     return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _patched(
+    plain: Outcome,
+    read: Mapping[int, Tensor],
+    outcomes: Sequence[tuple[Outcome, Mapping[int, Tensor]]],
+    patched: Bool[Tensor, "sequence pos"],
+    scored_tokens: Float64[Tensor, "sequence"],
+) -> Iterator[Change]:
+    yield Change({"metric": "loss"}, 1, torch.stack([o.loss - plain.loss for o, _ in outcomes]), scored_tokens)
+    right = torch.stack([o.right - plain.right for o, _ in outcomes])
+    yield Change({"metric": "token_accuracy"}, -1, right, scored_tokens)
+    for layer, before in read.items():
+        moved = torch.stack([(after[layer] - before).where(patched, 0.0).sum(-1) for _, after in outcomes])
+        yield Change({"metric": "decoded_shift", "layer": layer}, 1, moved, patched.sum(-1).double())
 
 
 def _exchange(subspace: Subspace, shift: int, patched: Bool[Tensor, "sequence pos"]) -> Edit:
@@ -206,10 +239,9 @@ def _exchange(subspace: Subspace, shift: int, patched: Bool[Tensor, "sequence po
 
 def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
     """The least squares reading of the position."""
-    x, y = states.double(), positions.double()
-    mean, offset = x.mean(0), y.mean()
-    weight = torch.linalg.lstsq(x - mean, (y - offset)[:, None], driver="gelsd").solution[:, 0]
-    return lambda value: (value.double().cpu() - mean) @ weight + offset
+    whitening, offset = Whitening.of(states), positions.double().mean()
+    weight, _ = whitening.reading(states, positions)
+    return lambda value: (value.double().cpu() - whitening.mean) @ weight + offset
 
 
 def _run_and_read(

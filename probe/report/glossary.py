@@ -186,7 +186,8 @@ _USE = {
         "Position as classes: after erasure, of up to T - 1 directions, no linear classifier finds it."
     ),
     "rank": "How many directions were taken out.",
-    "probe_r2": "R² of the position by least squares on the edited states: what is left. Not a change.",
+    "probe_r2": "R² of the position by ridge probes of the edited states, on other sequences than those the erasure was fitted "
+    "to: what is left. Not a change.",
     "template_distance": (
         "The change of the distance (nats) between a later layer's patterns and the templates that were fitted to the "
         "model as it is; above 0, attention was positional through what was erased."

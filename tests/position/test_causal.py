@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,6 +80,47 @@ def test_what_is_used_is_missed_when_it_is_erased(looks_back, alternating):
         assert erased.loc["template_distance", "value"] > 0.1
         assert abs(erased.loc["probe_r2", "value"]) < 1e-6
         assert random.loc["probe_r2", "value"] > 0.5
+        # Both losses are beyond all three random ones: p is the least that three of them can give.
+        if name == "position":
+            assert (erased.loc[["loss", "template_distance"], "p"] == 1 / 4).all()
+        assert random["p"].isna().all()
+
+
+def test_a_state_of_the_first_token_as_large_as_can_be_changes_nothing(make_decoder, random_tokens):
+    """Behind a norm, a ``<bos>`` a hundred or ten thousand times as large as all other tokens makes the same
+    predictions; nothing is fitted to it, so that the outcome is the same, too."""
+    tokens = torch.cat((torch.zeros(24, 1, dtype=torch.long), random_tokens(24, 15).clamp(min=1)), dim=1)
+    found = []
+    for size in (1e2, 1e4):
+        decoder = make_decoder(encoding="learned", normalization="rms")
+        with torch.no_grad():
+            decoder.token_embedding.weight[0] *= size
+        rows = erase_position(decoder, tokens, ["blocks.1.hook_resid_pre"], n_random=2, n_bootstrap=10)
+        assert rows["rank"].tolist() == [1] * 8 + [14] * 8
+        found.append(rows.set_index(["concept", "control", "metric"])[["value", "low", "high"]])
+    pd.testing.assert_frame_equal(*found, rtol=0.02, atol=1e-3)
+
+
+def test_a_channel_that_nobody_reads_changes_nothing_whatever_its_size(looks_back, alternating):
+    """Its values are a thousand times those of all others, and another one in each token."""
+    config = dataclasses.replace(looks_back.config, d_model=looks_back.config.d_model + 1)
+    wider = Decoder(config, seed=0).eval()
+    with torch.no_grad():
+        for name, parameter in wider.named_parameters():
+            parameter.zero_()
+            own = looks_back.get_parameter(name)
+            parameter[tuple(slice(size) for size in own.shape)] = own
+        wider.token_embedding.weight[:, -1] = 1e3 * torch.randn(V, generator=torch.Generator().manual_seed(0))
+    tokens, how = (
+        alternating,
+        {"scored": after_the_first(), "concepts": ["position"], "n_random": 19, "n_bootstrap": 20},
+    )
+    plain, large = (
+        of(erase_position(model, tokens, [LAST], **how), control="none").set_index("metric")
+        for model in (looks_back, wider)
+    )
+    pd.testing.assert_frame_equal(plain[["value", "low", "high"]], large[["value", "low", "high"]], atol=0.02)
+    assert plain.loc["loss", "p"] == large.loc["loss", "p"] == 1 / 20
 
 
 def test_what_is_not_used_is_not_missed(looks_back, alternating):
@@ -122,12 +165,14 @@ def test_a_linear_bias_does_not_move_with_the_query(make_decoder, random_tokens)
 
 
 def test_patched_positions_are_read_further_on(looks_back, alternating):
-    rows = patch_position(looks_back, alternating, LAST, shifts=(0, 1, 3), n_bootstrap=20)
+    # The first token stays where it is, and the second, which looks for it one place further on, misses it.
+    after_those = (torch.arange(P) >= 3).expand(24, -1)
+    rows = patch_position(looks_back, alternating, LAST, shifts=(0, 1, 3), scored=after_those, n_bootstrap=20)
     shift = of(rows, metric="decoded_shift", control="none").set_index("shift")["value"]
     np.testing.assert_allclose(shift, shift.index.to_numpy(), atol=1e-3)
     loss = of(rows, metric="loss", control="none").set_index("shift")["value"]
     # All rows of a sequence move together, but for the last ones: the head looks at distances and minds these only.
-    assert loss.abs()[[0, 1]].max() < 0.1
+    assert loss.abs()[[0, 1]].max() < 0.2
     assert abs(of(rows, metric="decoded_shift", control="random", shift=0)["value"].item()) < 0.5
 
 

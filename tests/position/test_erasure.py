@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from probe.errors import ProbeError
-from probe.position.erasure import CONCEPTS, concept, concept_subspace, random_subspace
+from probe.position.erasure import CONCEPTS, concept, concept_subspace, control_subspaces, random_subspace
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,28 @@ def test_a_random_subspace_knows_nothing_of_position(states):
     assert np.linalg.matrix_rank(erased - erased.mean(0)) == 9
 
 
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_control_has_nothing_of_the_concept_it_is_a_control_of(states, name):
+    """Orthogonal in the whitened space, it has no covariance with the concept: erased, it takes nothing of it along."""
+    x, position = states
+    x, z = x.double(), concept(name, position)
+    found = concept_subspace(x, z)
+    for control in control_subspaces(x, found, 4, torch.Generator().manual_seed(2)):
+        assert control.rank == min(found.rank, 12 - found.rank)
+        erased = control.erased(x)
+        before, after = ((each - each.mean(0)).T @ (z - z.mean(0)) / len(z) for each in (x, erased))
+        np.testing.assert_allclose(after, before, atol=1e-9)
+        assert LinearRegression().fit(erased, position).score(erased, position) == pytest.approx(
+            LinearRegression().fit(x, position).score(x, position), abs=1e-9
+        )
+
+
+def test_a_concept_in_all_dimensions_leaves_none_for_a_control():
+    x = torch.eye(4).repeat(10, 1)
+    found = concept_subspace(x, concept("classes", torch.arange(4).repeat(10)))
+    assert control_subspaces(x, found, 3, torch.Generator()) == []
+
+
 def test_what_cannot_be_erased_is_one_clear_line(states):
     x, position = states
     with pytest.raises(ProbeError, match="a concept must vary"):
@@ -68,5 +90,5 @@ def test_what_cannot_be_erased_is_one_clear_line(states):
         concept_subspace(torch.zeros(len(x), 4), concept("position", position))
     with pytest.raises(ProbeError, match="unknown concept 'place'"):
         concept("place", position)
-    with pytest.raises(ProbeError, match="at most 12 dimensions was wanted, got 13"):
+    with pytest.raises(ProbeError, match="rank must be at most 12, .*, got 13"):
         random_subspace(x, 13, torch.Generator())
