@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from probe.bootstrap import Bootstrap
+from probe.statistics import Bootstrap
 from probe.tracing import PATTERN, block_site, logits_with_edits, sequence_losses
 
 ABLATIONS = ("loss_without_content", "loss_without_position", "loss_uniform")

@@ -11,11 +11,11 @@ from probe.attention.ablation import HeadAblations, used_for
 from probe.attention.comparison import checked_pattern, halves
 from probe.attention.distances import pattern_distance
 from probe.attention.templates import TEMPLATES
-from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
+from probe.statistics import Bootstrap
 from probe.tracing import PATTERN, Trace, nearest_keys, trace
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.

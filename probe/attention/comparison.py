@@ -11,9 +11,9 @@ from torch import Tensor
 from probe.attention.distances import DISTANCES, check_pattern, pattern_distance
 from probe.attention.nulls import nearest_head_distance, shuffled
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext, available_templates
-from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import valid_rows
+from probe.statistics import Bootstrap
 from probe.tracing import Trace, distinct
 
 # The columns of compare_templates that say what was found; all others say of what.

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
 from probe.attention.split_parts import Curves, Left, Stacks, or_nan, settled, share_rows, subsets, with_interval
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
-from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown
+from probe.statistics import Bootstrap
 from probe.tracing import Trace, distinct, nearest_keys
 
 CONTENT = ("none", "pair")

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
 from probe.attention.comparison import checked_pattern
-from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
+from probe.statistics import Bootstrap
 from probe.tracing import PATTERN, nearest_keys, trace
 
 BY_HEAD = ("layer", "head", "layer_encoding", "metric", "value")

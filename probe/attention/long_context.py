@@ -19,10 +19,10 @@ from probe.attention.streaming import stream_attention
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.attention.streaming_template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
-from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.sequences import Sequences, TokenIds
 from probe.shown import Shown
+from probe.statistics import Bootstrap
 
 KERNELS: dict[str, Kernel] = {"alibi_fitted": ALIBI, "power_law": POWER_LAW, "t5_fitted": T5}
 UNIFORM = "uniform"

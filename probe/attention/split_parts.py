@@ -10,8 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from probe.attention.score_sums import PARTS, Design
-from probe.bootstrap import Bootstrap
 from probe.models.encodings import t5_bucket
+from probe.statistics import Bootstrap
 
 # A variance that is less of that of all scores is what rounding made: there is nothing of which a share could be had.
 NOTHING = 1e-12

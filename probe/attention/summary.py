@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.special import entr
 
 from probe.attention.comparison import checked_pattern
-from probe.bootstrap import Bootstrap
+from probe.statistics import Bootstrap
 from probe.tracing import Trace, distinct
 
 Pattern = Float64[Tensor, "batch head query key"]

@@ -91,7 +91,7 @@ def _league(options: argparse.Namespace) -> int:
     with progress("league") as shown:
         steps = Steps(2 * len(sources), shown.on_progress)
         for source, results in sources.items():
-            leagues[source] = league(results, by=options.by, seed=options.seed)
+            leagues[source] = league(results, by=options.by)
             steps.step()
             differences[source] = paired_differences(results, by=options.by, seed=options.seed)
             by_length[source] = accuracy_by_length(results)

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from probe.bootstrap import Bootstrap
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.extrapolation.fitting import device_of, logits_of, vocabulary_of
 from probe.models.mode import evaluating
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Sequences, TokenIds, token_ids
+from probe.statistics import Bootstrap
 from probe.tracing import token_losses
 from probe.training.data import at_once
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError, unknown_name
 from probe.models.anatomy import d_model_of, layer_encodings, untrained_like
 from probe.position.reading import RANDOM, RandomProjection, Reader
-from probe.position.scores import Draws, Metric
+from probe.position.scores import BOUNDS, Draws, Metric
 from probe.position.splits import Split
 from probe.progress import OnProgress, Steps, untold
 from probe.tracing import EMBED
@@ -27,7 +27,7 @@ CONTROLS: dict[str, str] = {
 
 COLUMNS = [
     *("site", "layer_encoding", "target", "probe", "control", "split", "scope", "position", "position_end", "metric"),
-    *("value", "low", "high", "n", "n_train", "n_test", "alpha"),
+    *("value", "low", "high", "interval", "n", "n_models", "n_train", "n_test", "alpha"),
 ]
 
 
@@ -144,12 +144,14 @@ def _rows(found: Mapping[str, Found], reader: Reader, draws: Draws, metrics: Map
             n = scored[0, :, :, 0].sum(0).int().tolist()
             same = (alphas == alphas[0]).all(0)
             for metric, drawn in scores.items():
-                columns = zip(names, *draws.interval(drawn), n, alphas[0].tolist(), same.tolist(), strict=False)
-                for target, value, low, high, n_tokens, alpha, one in columns:
-                    if not math.isnan(value):
+                columns = zip(names, draws.of_models(drawn), n, alphas[0].tolist(), same.tolist(), strict=False)
+                for target, interval, n_tokens, alpha, one in columns:
+                    if not math.isnan(interval.value):
+                        found_at = interval.within(*BOUNDS.get(metric, (-math.inf, math.inf)))
                         key = {"target": target, "control": control, "metric": metric, **place}
-                        number = {"value": float(value), "low": float(low), "high": float(high), "n": n_tokens}
-                        rows.append(key | number | {"alpha": alpha if one else math.nan})
+                        number = {"value": found_at.value, "low": found_at.low, "high": found_at.high, "n": n_tokens}
+                        kind = {"interval": found_at.kind, "n_models": drawn.shape[1]}
+                        rows.append(key | number | kind | {"alpha": alpha if one else math.nan})
     return pd.DataFrame(rows)
 
 

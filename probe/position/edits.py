@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of
 from probe.position.erasure import Subspace
 from probe.sequences import Integers, TokenIds, first_of_each, marked, valid_rows
 from probe.sequences import Sequences as TokenSequences
+from probe.statistics import Bootstrap, p_value
 from probe.tracing import (
     PATTERN,
     block_site,
@@ -128,15 +128,6 @@ def after_first(edit: Edit) -> Edit:
         return torch.cat((x[:, :1], edit(x[:, 1:])), dim=1)
 
     return edited
-
-
-def p_value(effect: float, controls: Sequence[float]) -> float:
-    """By how many of the controls an effect is reached, itself among them: (1 + #{control ≥ effect}) / (1 + n).
-
-    Phipson & Smyth 2010: a p that is never 0, and at most α in at most a share α of cases if the effect is one more
-    control. NaN without controls.
-    """
-    return (1 + sum(c >= effect for c in controls)) / (1 + len(controls)) if controls else float("nan")
 
 
 def one_site(site: str, setting: Setting) -> str:

@@ -1,5 +1,6 @@
 """Scores of predictions from sums over the tokens of each sequence, and their intervals by drawing sequences anew."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from probe.config import check_number, check_size
+from probe.statistics import SEQUENCES, Interval, drawn_shares, expanded_tail, over_trainings
 
 # What is summed over the tokens of a sequence: e is the error of the prediction, y the target about any origin.
 SUMS = ("1", "y", "y²", "e²", "|e|", "|e| < ½")
@@ -53,42 +55,60 @@ Metric = Callable[[Sums], Float64[Tensor, "*lead"]]
 
 @dataclass(frozen=True)
 class Draws:
-    """How often each sequence is in each draw with replacement, and each model: the same draws for all scores, so that
-    differences are paired. The first draw is no draw but every sequence and model once: the value itself."""
+    """How often each sequence is in each draw with replacement: the same draws for all scores, so that differences are
+    paired. Row 0 counts every sequence once, so that it gives the point estimate."""
 
     sequences: Float64[Tensor, "draw sequence"]
-    models: Float64[Tensor, "draw model"]
     confidence: float
 
     @classmethod
-    def of(cls, n_sequences: int, n_draws: int, confidence: float, seed: int, n_models: int = 1) -> "Draws":
+    def of(cls, n_sequences: int, n_draws: int, confidence: float, seed: int) -> "Draws":
+        """Row 0, and n_draws draws of n_sequences."""
         check_size("n_bootstrap", n_draws)
         check_number("confidence", confidence, 0, 1)
-        rng = np.random.default_rng(seed)
+        drawn = drawn_shares(n_sequences, n_draws, torch.Generator().manual_seed(seed)) * n_sequences
+        return cls(torch.cat((drawn.new_ones(1, n_sequences), drawn)), confidence)
 
-        def times(n: int) -> Tensor:
-            drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_draws)
-            return torch.tensor(np.concatenate((np.ones((1, n)), drawn)), dtype=torch.float64)
-
-        return cls(times(n_sequences), times(n_models), confidence)
-
-    def score(self, sums: Float64[Tensor, "model sequence *rest sum"], metric: Metric) -> Float64[Tensor, "draw *rest"]:
-        """A score on every draw: of the sequences drawn, for each model, then the mean over the models drawn."""
-        drawn = torch.tensordot(self.sequences, sums, dims=([1], [1]))
-        by_model = metric(drawn)
-        return torch.einsum("dm,dm...->d...", self.models / self.models.sum(1, keepdim=True), by_model)
+    def score(
+        self, sums: Float64[Tensor, "model sequence *rest sum"], metric: Metric
+    ) -> Float64[Tensor, "draw model *rest"]:
+        """A score of each model on every draw."""
+        return metric(torch.tensordot(self.sequences, sums, dims=([1], [1])))
 
     def interval(self, scores: Float64[Tensor, "draw *rest"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values and their percentile intervals (Efron & Tibshirani 1993, chapter 13). Draws in which a score is not
-        defined, such as those of one position only, are left out."""
+        """Values and their expanded percentile intervals (``probe.statistics.expanded_tail``). Draws in which a score
+        is not defined, such as those of one position only, are left out."""
         drawn = scores[1:].numpy()
         drawn = np.where(np.isnan(drawn).all(0), 0, drawn)  # those have no value either
-        low, high = np.nanquantile(drawn, [(1 - self.confidence) / 2, (1 + self.confidence) / 2], axis=0)
+        tail = expanded_tail(self.confidence, self.sequences.shape[1])
+        low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=0)
         return scores[0].numpy(), low, high
+
+    def of_models(self, scores: Float64[Tensor, "draw model target"]) -> list[Interval]:
+        """The mean over models of each target's score: an interval over sequences for a single model; over both,
+        sequences and trainings, for several (``probe.statistics.over_trainings``)."""
+        if scores.shape[1] == 1:
+            by_target = zip(*self.interval(scores[:, 0]), strict=True)
+            return [Interval(float(value), float(low), float(high), SEQUENCES) for value, low, high in by_target]
+        n, found = scores.shape[1], []
+        for each in scores.unbind(-1):
+            value, draws = float(each[0].mean()), each[1:].mean(1)
+            left_out = [float(each[0, torch.arange(n) != m].mean()) for m in range(n)]
+            of_draws = draws[~draws.isnan()]
+            found.append(over_trainings(value, [left_out], of_draws, self.sequences.shape[1], self.confidence))
+        return found
 
 
 METRICS: dict[str, Metric] = {
     "r2": r2,
     "mean_absolute_error": mean_absolute_error,
     "mean_squared_error": mean_squared_error,
+}
+
+#: The least and greatest value of a score, where there is one: no interval goes beyond.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "r2": (-math.inf, 1.0),
+    "accuracy": (0.0, 1.0),
+    "mean_absolute_error": (0.0, math.inf),
+    "mean_squared_error": (0.0, math.inf),
 }

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site, p_value
+from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site
 from probe.position.erasure import Subspace, Whitening, concept, concept_subspace, control_subspaces
 from probe.sequences import Integers, TokenIds
+from probe.statistics import p_value
 from probe.tracing import RESID_POST, SCORES, block_site, hide_keys, logits_with_edits
 
 

@@ -86,17 +86,18 @@ def probe_positions(
         fitted_length: fit to the first so many tokens of each sequence, and score by position on four times as many:
             the extrapolation curve.
         alphas: strengths to choose from, above 0.
-        n_bootstrap: draws of the test sequences (and models) for the percentile intervals.
+        n_bootstrap: draws of the test sequences for the intervals.
         on_progress: called with how many models and controls are read, and how many there are.
 
     Returns:
         One row a number: site, layer_encoding (what the site's layer sees), target, probe ("ridge"), control ("none" is
         the model itself), split ("sequence", "length", "distribution"), scope, position and position_end (the positions
-        p with position <= p < position_end that are scored), metric, value, low, high, n (tokens scored), n_train,
-        n_test (sequences) and alpha (missing where models differ in it). Metrics: r2, mean_absolute_error,
-        mean_squared_error, and for a control "selectivity": the r2 of the model less that of the control, the interval
-        over paired draws. The scope is "all"; for the split by length "fitted" (positions below ``fitted_length``),
-        "beyond", and each "bin", whose r2 is about the bin's own mean.
+        p with position <= p < position_end that are scored), metric, value, low, high, interval, n (tokens scored),
+        n_models, n_train, n_test (sequences) and alpha (missing where models differ in it). ``interval`` is "sequences"
+        for one model; for several it is "both": other test sequences and other trainings. Metrics: r2,
+        mean_absolute_error, mean_squared_error, and for a control "selectivity": the r2 of the model less that of the
+        control, the interval over paired draws. The scope is "all"; for the split by length "fitted" (positions below
+        ``fitted_length``), "beyond", and each "bin", whose r2 is about the bin's own mean.
 
     Raises:
         ProbeError: for fewer than four distinct sequences, a split that leaks, a target that is constant or defined on
@@ -128,7 +129,7 @@ def probe_positions(
         untrained=untrained,
         seed=seed,
         reader=reader,
-        draws=Draws.of(len(split.test), n_bootstrap, confidence, seed, len(models)),
+        draws=Draws.of(len(split.test), n_bootstrap, confidence, seed),
         metrics=METRICS,
         on_progress=on_progress,
     ).assign(probe="ridge")[COLUMNS]

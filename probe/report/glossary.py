@@ -186,8 +186,10 @@ _USE = {
         "Position as classes: after erasure, of up to T - 1 directions, no linear classifier finds it."
     ),
     "rank": "How many directions were taken out.",
-    "probe_r2": "R² of the position by ridge probes of the edited states, on other sequences than those the erasure was fitted "
-    "to: what is left. Not a change.",
+    "probe_r2": (
+        "R² of the position by ridge probes of the edited states, on other sequences than those that the erasure was "
+        "fitted to: what is left. Not a change."
+    ),
     "template_distance": (
         "The change of the distance (nats) between a later layer's patterns and the templates that were fitted to the "
         "model as it is; above 0, attention was positional through what was erased."
@@ -588,8 +590,13 @@ _LEAGUE = {
         "p of the differences averaged over seeds, task by task: would other tasks show it? With n tasks not below "
         "2^(1 - n)."
     ),
-    "p_holm": "p corrected for the number of pairs (Holm 1979).",
-    "real": "Whether the corrected p is below 5 %.",
+    "p_runs": "p of the differences of single runs: would other seeds of these very tasks show it?",
+    "p_holm": "p over tasks, corrected for the number of pairs (Holm 1979).",
+    "real": "Whether the corrected p over tasks is below 5 %.",
+    "interval": (
+        "Over what the interval is: sequences (or texts), trainings (models that were trained alike), both, or tasks; "
+        "none where there is no interval."
+    ),
     "n_tasks": "How many tasks there are.",
 }
 

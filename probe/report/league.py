@@ -125,8 +125,8 @@ def league_page(
     summary = [
         Line(
             source.capitalize(),
-            f"Mean reciprocal rank (95 % bootstrap over tasks and seeds) of {found['n'].iloc[0]} (task, seed) of "
-            f"{found['n_tasks'].iloc[0]} tasks:",
+            f"Mean reciprocal rank (95 % Student's t over {found['interval'].iloc[0]}) of {found['n'].iloc[0]} "
+            f"(task, seed) of {found['n_tasks'].iloc[0]} tasks:",
             [f"{r.encoding} {interval(r.value, r.low, r.high)}" for r in _ranks(found).itertuples()],
         )
         for source, found in leagues.items()
@@ -137,7 +137,7 @@ def league_page(
             [
                 "Mean reciprocal rank of each encoding over (task, seed), by accuracy on lengths beyond the trained "
                 "ones; encodings that tie share the reciprocal ranks of their places, so a column sums to Σ 1/k. "
-                "Bars: 95 % bootstrap over tasks, and over seeds within each."
+                "Bars: 95 % Student's t over the means of the tasks; of a single task, over its seeds."
             ],
             figures=[("Ranks, and the accuracies behind them.", league_ranks(leagues))],
             tables=[(f"{source}.", _league_table(found)) for source, found in leagues.items()],
@@ -145,9 +145,10 @@ def league_page(
     ]
     for source, found in differences.items():
         text = [
-            "Accuracy of the row's encoding less that of the column's, paired over tasks and seeds; a star where signs "
-            "flipped at random over (task, seed) give as much in fewer than 5 % of cases, corrected for all pairs "
-            "(Holm). p over tasks asks whether other tasks would show it; few tasks cannot say."
+            "Accuracy of the row's encoding less that of the column's, paired over tasks and seeds; a star where the "
+            "signs of whole tasks, flipped at random, give as much in fewer than 5 % of cases, corrected for all pairs "
+            "(Holm). With fewer than six tasks there can be no star. p over runs flips (task, seed) pairs: it asks "
+            "whether other seeds of these very tasks would show the difference."
         ]
         table = found.assign(real=found["real"].map({True: "yes", False: "no"}))
         figures = [("Differences of accuracy.", league_differences(found))]

@@ -1,16 +1,18 @@
 """What a report says about position in hidden states: probes, use, geometry, mechanism."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from probe.report.cells import Told
 from probe.report.drawing import short_site
 from probe.report.geometry import mechanism_readouts, variance_against_position, variance_shares
 from probe.report.page import Line, Section
 from probe.report.position import erasure_losses, extrapolation_curve, probe_by_site, probe_heatmap
 from probe.report.style import named
-from probe.report.tables import beside, beside_untrained, by_encoding, interval_of, of
+from probe.report.tables import beside, beside_untrained, by_encoding, interval_of, known, of
 
 SHARES = ("share_position", "share_context", "share_token", "share_residual", "participation_ratio")
 STREAM = "hook_resid_post"
@@ -73,16 +75,20 @@ def position_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> lis
                 "That position can be read does not say that the model reads it. Here it is taken out of the stream "
                 "before each layer by least-squares concept erasure (LEACE, Belrose et al. 2023), after which no "
                 "linear regression (position, one direction) or no linear classifier (classes, up to one direction a "
-                "position) finds it. Position 0 is left alone: its token tells its position already. The grey lines are "
-                "the means of random subspaces of the same rank, orthogonal to position's. The loss is that of the tokens that "
-                "the model learns to predict, given the right ones before, on held-out sequences; 95 % bootstrap, "
-                "paired. Where erasing position costs more than erasing anything else of its size, it was used. "
-                "Before layer 0 a model without position embeddings has nothing but its tokens, some of which are "
-                "likelier at some places: there it is content that is erased."
+                "position) finds it. Position 0 is left alone, since its token tells its position already. The grey "
+                "lines are means of random subspaces of the same rank, orthogonal to position's. The loss is that of "
+                "the tokens that the model learns to predict, given the right ones before, on held-out sequences; "
+                "95 % bootstrap, paired. Where erasing position costs more than erasing anything else of its size, it "
+                "was used. Before layer 0 a model without position embeddings has nothing but its tokens, and some of "
+                "these are likelier at some places: there it is content that is erased."
             ],
             figures=[("Change of the loss, nats a token.", drawn["use"])],
             tables=[
-                ("Change of the loss before each layer, in parentheses that of random subspaces.", use_table(rows))
+                (
+                    "Change of the loss before each layer, in parentheses that of random subspaces; p is the share of "
+                    "them (position's own included) that cost as much.",
+                    use_table(rows),
+                )
             ],
         ),
         _geometry(rows, drawn),
@@ -191,10 +197,19 @@ def use_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The change of the loss by site and concept, a column an encoding."""
     use = of(rows, "use", metric="loss")
     values = use.pivot_table(index=["site", "concept"], columns=["encoding", "control"], values="value", sort=False)
+    p = use.get("p", pd.Series(dtype=float)).groupby([use[k] for k in ("site", "concept", "encoding")]).min()
     encodings = list(dict.fromkeys(use["encoding"]))
+
+    def cell(site: str, concept: str, encoding: str, row: pd.Series) -> Told:
+        loss, random = row[encoding, "none"], row.get((encoding, "random"), math.nan)
+        share = p.get((site, concept, encoding), math.nan)
+        told = beside(loss, random, "random")
+        text = f"{told}, p {share:.2f}" if pd.notna(share) else str(told)
+        return Told(text, known({"": loss, "random": random, "p": share}))
+
     found = [
         {"site": short_site(site), "concept": concept}
-        | {e: beside(row[e, "none"], row[e, "random"], "random") for e in encodings if pd.notna(row.get((e, "none")))}
+        | {e: cell(site, concept, e, row) for e in encodings if pd.notna(row.get((e, "none")))}
         for (site, concept), row in values.iterrows()
     ]
     return by_encoding(found, ["site", "concept", *encodings])

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from probe.bootstrap import Bootstrap
+from probe.statistics import Bootstrap
 from probe.tracing import likeliest
 from probe.training.data import EncodedExamples, at_once
 

@@ -6,15 +6,17 @@ encoding, seed, length (missing for a whole test set), accuracy in [0, 1].
 
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from probe.config import MOST_SEED, MOST_SIZE, check_number, check_size
+from probe.config import MOST_SEED, MOST_SIZE, check_number
 from probe.errors import ProbeError
 from probe.files import open_plain
+from probe.statistics import TASKS, Interval, holm, sign_flip, student
 
 RESULTS = ["task", "encoding", "seed", "length", "accuracy"]
 PUBLISHED = ["dataset", "split", "encoding", "seed", "length", "accuracy"]
@@ -118,120 +120,95 @@ def reciprocal_ranks(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shared, index=whole.index, columns=whole.columns)
 
 
-def league(
-    results: pd.DataFrame,
-    *,
-    by: str = "lengths",
-    n_bootstrap: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
+def league(results: pd.DataFrame, *, by: str = "lengths", confidence: float = 0.95) -> pd.DataFrame:
     """The mean reciprocal rank of each encoding over (task, seed), every task counting alike; the best comes first.
 
     Kazemnejad et al. 2023, figure 2.
 
+    Args:
+        results: columns task, encoding, seed, length, accuracy; see ``results_of`` and ``read_published``.
+        by: "lengths", a run's score is its mean over lengths, or "overall", its accuracy on the whole test set.
+        confidence: coverage of the intervals, in (0, 1).
+
     Returns:
         Columns encoding, metric ("mean_reciprocal_rank" and "mean_accuracy", the mean of ``run_scores`` over the same
-        runs), value, low, high, n_tasks, n (task and seed). The percentile intervals are over tasks and, within each,
-        over seeds, both drawn with replacement.
+        runs), value, low, high, interval, n_tasks, n (task and seed). ``interval`` says over what the interval is:
+        "tasks", Student's t over the means of the tasks, which says what other tasks would give; with a single task
+        "trainings", Student's t over its seeds; "none" with a single run.
 
     Raises:
         ProbeError: where no (task, seed) has all encodings.
     """
-    check_size("n_bootstrap", n_bootstrap)
     check_number("confidence", confidence, 0, 1)
     scores = run_scores(results, by)
     ranks = reciprocal_ranks(scores)
     tasks = ranks.index.get_level_values("task")
-    draws = _draws_of(tasks, n_bootstrap, seed)
     order = np.argsort(-ranks.groupby("task").mean().to_numpy().mean(0), kind="stable")
     rows = []
     for metric, values in (("mean_reciprocal_rank", ranks), ("mean_accuracy", scores.loc[ranks.index])):
-        value = values.groupby("task").mean().to_numpy().mean(0)
-        low, high = _interval(draws @ values.to_numpy(), confidence)
-        columns = {"encoding": ranks.columns, "metric": metric, "value": value, "low": low, "high": high}
-        rows.append(pd.DataFrame(columns).iloc[order])
+        found = [over_tasks(values[encoding], confidence).within(0.0, 1.0) for encoding in ranks.columns]
+        rows.append(pd.DataFrame({"encoding": ranks.columns, "metric": metric} | _columns(found)).iloc[order])
     return pd.concat(rows, ignore_index=True).assign(n_tasks=tasks.nunique(), n=len(ranks))
 
 
-def _draws_of(tasks: pd.Index, n_draws: int, seed: int) -> np.ndarray:
-    """How much of each draw each (task, seed) is, "draw run": tasks with replacement, and seeds within each."""
-    rng = np.random.default_rng(seed)
-    names, which = np.unique(tasks, return_inverse=True)
-    share = np.zeros((n_draws, len(which)))
-    for draw in share:
-        for task, times in enumerate(np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))):
-            members = np.flatnonzero(which == task)
-            for _ in range(times):
-                np.add.at(draw, rng.choice(members, size=len(members)), 1 / len(members))
-    return share / len(names)
+def over_tasks(scores: "pd.Series[float]", confidence: float) -> Interval:
+    """The mean over tasks of a score by (task, seed), every task counting alike, and Student's t over tasks, or over
+    the seeds of a single task."""
+    of_tasks = scores.groupby("task").mean()
+    if len(of_tasks) > 1:
+        return student(of_tasks.to_numpy(), confidence, TASKS)
+    return student(scores.to_numpy(), confidence)
 
 
-def _interval(draws: np.ndarray, confidence: float) -> np.ndarray:
-    return np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+def _columns(found: Sequence[Interval]) -> dict[str, list[float] | list[str]]:
+    return {
+        "value": [each.value for each in found],
+        "low": [each.low for each in found],
+        "high": [each.high for each in found],
+        "interval": [each.kind for each in found],
+    }
 
 
 def paired_differences(
-    results: pd.DataFrame,
-    *,
-    by: str = "lengths",
-    n_bootstrap: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    results: pd.DataFrame, *, by: str = "lengths", confidence: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
     """Which encodings differ: accuracy of a less that of b, paired over (task, seed), for every pair.
 
-    - "p": two-sided, of flipping the signs of the differences of whole (task, seed) pairs, exactly where there are at
-      most 16 of them: would these tasks show it by chance over seeds?
-    - "p_tasks": the same for differences averaged over seeds, task by task: would other tasks show it? With n tasks it
-      cannot be below 2^(1 - n).
-    - "p_holm": p, corrected for all pairs (Holm 1979); "real" where it is below 1 - confidence.
+    What is claimed of encodings is claimed of tasks other than these, too, and is tested over tasks:
+
+    - "p_tasks": two-sided, of flipping the signs of the differences of whole tasks, each averaged over its seeds,
+      exactly where there are at most 16 tasks. With n tasks it cannot be below 2^(1 - n);
+    - "p_holm": p_tasks, corrected for all pairs (Holm 1979); "real" where it is below 1 - confidence;
+    - "p_runs": the same as p_tasks, of flipping signs of whole (task, seed) pairs: would other trainings on these very
+      tasks show the difference? Nothing about other tasks follows from it.
+
+    Args: those of ``league``, and
+        seed: of the flips that are drawn where there are more than 16.
 
     Returns:
-        Columns a, b, value, low, high (percentiles, as in ``league``), p, p_tasks, p_holm, real, n_tasks, n.
+        Columns a, b, value, low, high, interval (as in ``league``), p_runs, p_tasks, p_holm, real, n_tasks, n.
+
+    Raises:
+        ProbeError: for fewer than 2 encodings, or fewer than 2 (task, seed) that have them all.
     """
+    check_number("confidence", confidence, 0, 1)
     scores = run_scores(results, by).dropna()
     if len(scores) < 2 or scores.shape[1] < 2:
         raise ProbeError(
             f"differences want at least 2 encodings with 2 (task, seed) in common, got {scores.shape[1]} with "
             f"{len(scores)}"
         )
-    tasks = scores.index.get_level_values("task")
-    draws = _draws_of(tasks, n_bootstrap, seed)
     rows = []
     for a, b in itertools.combinations(scores.columns, 2):
         difference = scores[a] - scores[b]
-        low, high = _interval(draws @ difference.to_numpy(), confidence)
-        p = _sign_flip(difference.to_numpy(), seed)
-        p_tasks = _sign_flip(difference.groupby("task").mean().to_numpy(), seed)
-        rows.append((a, b, difference.groupby("task").mean().mean(), low, high, p, p_tasks))
-    found = pd.DataFrame(rows, columns=["a", "b", "value", "low", "high", "p", "p_tasks"])
-    found["p_holm"] = holm(found["p"].to_numpy())
-    return found.assign(real=found["p_holm"] < 1 - confidence, n_tasks=tasks.nunique(), n=len(scores))
-
-
-def _sign_flip(differences: np.ndarray, seed: int) -> float:
-    """The two-sided p of a mean difference when every sign is a coin's."""
-    if len(differences) < 2 or not differences.any():
-        return 1.0
-    test = stats.permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=2**16,
-        rng=np.random.default_rng(seed),
-    )
-    return float(test.pvalue)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """p values corrected for their number, step by step downward. Holm 1979."""
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty_like(stepped)
-    corrected[order] = np.minimum(stepped, 1.0)
-    return corrected
+        p_tasks = sign_flip(difference.groupby("task").mean().to_numpy(), seed)
+        found = over_tasks(difference, confidence).within(-1.0, 1.0)
+        row = {"a": a, "b": b, "value": found.value, "low": found.low, "high": found.high, "interval": found.kind}
+        rows.append(row | {"p_runs": sign_flip(difference.to_numpy(), seed), "p_tasks": p_tasks})
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p_tasks"].to_numpy())
+    n_tasks = scores.index.get_level_values("task").nunique()
+    return table.assign(real=table["p_holm"] < 1 - confidence, n_tasks=n_tasks, n=len(scores))
 
 
 def accuracy_by_length(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

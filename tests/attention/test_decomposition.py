@@ -11,9 +11,9 @@ from peak_memory import peak_bytes
 
 from probe.attention import split_long_context, split_scores, split_sums
 from probe.attention.score_sums import ScoreSums
-from probe.bootstrap import Bootstrap
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
+from probe.statistics import Bootstrap
 from probe.tracing import SCORES, Trace, block_site, trace
 
 

@@ -638,7 +638,7 @@ def test_equal_accuracies_tie_in_whatever_order_they_are_summed():
     results = pd.DataFrame(rows, columns=m.RESULTS.columns).astype({"length": "Int64"})
     results.loc[results["encoding"] == "b", "accuracy"] = [0.3, 0.2, 0.1]
     assert results.groupby("encoding")["accuracy"].mean().nunique() == 2  # by rounding
-    assert training.league(results, **FEW).query("metric == 'mean_reciprocal_rank'")["value"].tolist() == [0.75, 0.75]
+    assert training.league(results).query("metric == 'mean_reciprocal_rank'")["value"].tolist() == [0.75, 0.75]
 
 
 # Nothing but rounding.

@@ -456,12 +456,12 @@ RESULTS = pd.DataFrame(
 
 
 def league(given):
-    return training.league(RESULTS, **FEW)["value"].to_numpy()
+    return training.league(RESULTS)["value"].to_numpy()
 
 
 def paired_differences(given):
-    rows = training.paired_differences(RESULTS, **FEW)
-    return rows[["value", "p", "p_tasks"]].to_numpy()
+    rows = training.paired_differences(RESULTS)
+    return rows[["value", "p_runs", "p_tasks"]].to_numpy()
 
 
 def accuracy_by_length(given):
@@ -477,7 +477,7 @@ def fit_log_law(given):
 
 
 def scale_against(given):
-    return extrapolation.scale_against(np.array(HEADS), np.array(ENTROPIES), **FEW)[["value", "p"]].to_numpy()
+    return extrapolation.scale_against(np.array(HEADS), np.array(ENTROPIES))[["value", "p"]].to_numpy()
 
 
 HEADS, ENTROPIES = (1.0, 1.2, 1.9, 1.4, 1.1), (0.5, 0.7, 2.0, 0.6, 0.9)

@@ -77,28 +77,43 @@ def test_differences_are_those_of_an_exact_sign_flip():
     rng = np.random.default_rng(0)
     scores = {"a": list(rng.random(8)), "b": list(rng.random(8) * 0.3)}
     (found,) = paired_differences(results(scores)).to_dict("records")
-    d = np.subtract(scores["a"], scores["b"])
-    flips = np.array([np.mean(d * s) for s in itertools.product((-1, 1), repeat=8)])
-    assert found["p"] == pytest.approx(
-        min(1, 2 * min((flips >= d.mean() - 1e-12).mean(), (flips <= d.mean() + 1e-12).mean()))
-    )
-    assert found["p"] == found["p_holm"] and found["real"] == (found["p"] < 0.05)
-    assert found["p_tasks"] >= 2 ** (1 - 4)
-    assert found["value"] == pytest.approx(d.mean())
-    assert found["low"] <= found["value"] <= found["high"]
+    of_runs = np.subtract(scores["a"], scores["b"])
+    of_tasks = of_runs.reshape(4, 2).mean(1)
+    for column, d in (("p_runs", of_runs), ("p_tasks", of_tasks)):
+        flips = np.array([np.mean(d * s) for s in itertools.product((-1, 1), repeat=len(d))])
+        wanted = min(1, 2 * min((flips >= d.mean() - 1e-12).mean(), (flips <= d.mean() + 1e-12).mean()))
+        assert found[column] == pytest.approx(wanted)
+    # Over 4 tasks no difference can be real: 2^(1 - 4) is above .05, however sure these very tasks are.
+    assert found["p_holm"] == found["p_tasks"] and not found["real"] and found["p_runs"] < 0.05
+    low, high = stats.t.interval(0.95, 3, loc=of_tasks.mean(), scale=stats.sem(of_tasks))
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((of_runs.mean(), low, high))
+    assert found["interval"] == "tasks"
+
+
+def test_one_task_has_intervals_over_its_seeds_and_one_run_has_none():
+    rows = results({"a": [0.9, 0.7], "b": [0.5, 0.4]})
+    found = league(rows).query("metric == 'mean_accuracy'").set_index("encoding")
+    low, high = stats.t.interval(0.95, 1, loc=0.8, scale=stats.sem([0.9, 0.7]))
+    assert found.loc["a", "interval"] == "trainings"
+    assert tuple(found.loc["a", ["low", "high"]]) == pytest.approx((max(0, low), min(1, high)))
+    single = league(rows[rows["seed"] == 0])
+    assert (single["interval"] == "none").all() and single[["low", "high"]].isna().all(axis=None)
 
 
 def test_equal_encodings_do_not_differ():
     same = paired_differences(results({"a": [0.5, 0.6, 0.7, 0.8], "b": [0.5, 0.6, 0.7, 0.8]}))
-    assert same["p"].tolist() == [1.0] and not same["real"].any()
+    assert same["p_tasks"].tolist() == [1.0] and not same["real"].any()
 
 
 def test_differences_by_chance_are_seldom_real():
-    """Of encodings that differ by nothing, fewer than one table in ten has a difference that is called real."""
+    """Of encodings that differ by nothing but by luck with a task, which all seeds of it share, fewer than one table in
+    ten has a difference that is called real."""
     rng, false = np.random.default_rng(1), 0
     for _ in range(60):
-        rows = results({name: list(rng.random(10)) for name in "abc"}, lengths=(9,))
-        false += paired_differences(rows, n_bootstrap=2)["real"].any()
+        of_task = {name: np.repeat(rng.random(7), 2) for name in "ab"}
+        rows = results({name: list(luck + 0.01 * rng.random(14)) for name, luck in of_task.items()}, lengths=(9,))
+        found = paired_differences(rows)
+        false += found["real"].any()
     assert false <= 6
 
 

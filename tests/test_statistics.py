@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from probe.bootstrap import Bootstrap
+from probe.statistics import Bootstrap
 
 
 def test_bootstrap_covers_the_mean_of_a_normal_sample():
