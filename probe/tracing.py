@@ -21,6 +21,7 @@ from probe.shown import Shown
 
 EMBED = "hook_embed"
 PATTERN = "attn.hook_pattern"
+Z = "attn.hook_z"
 SCORES = "attn.hook_attn_scores"
 RESID_POST = "hook_resid_post"
 

@@ -1,15 +1,21 @@
-"""What the model loses when a head's pattern is replaced by what position alone makes, by the rest, by nothing."""
+"""What the model loses when a head's pattern, or its output, is replaced by what position alone makes, by the rest, by
+nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from probe.sequences import valid_rows
 from probe.statistics import Bootstrap
-from probe.tracing import PATTERN, block_site, logits_with_edits, sequence_losses
+from probe.tracing import PATTERN, Z, block_site, logits_with_edits, sequence_losses, trace
 
 ABLATIONS = ("loss_without_content", "loss_without_position", "loss_uniform")
+# The same three of a head's output: of a uniform head, whose pattern says nothing, this is what there is to take out.
+OF_OUTPUT = ("loss_output_without_content", "loss_output_without_position", "loss_output_mean")
+
+ROUNDING = 1e-6  # nats a token: less is what rounding makes of a change that is none
 
 
 class HeadAblations:
@@ -49,6 +55,47 @@ class HeadAblations:
                 changed[metric].append(self._loss({block_site(layer, PATTERN): edit}) - self.plain)
         return {metric: torch.stack(each, dim=-1) for metric, each in changed.items()}
 
+    def output_changes(
+        self, layer: int, head: int, means: Float[Tensor, "pos head d_head"]
+    ) -> dict[str, Float64[Tensor, "sequence"]]:
+        """The change of each sequence's summed loss under each of ``OF_OUTPUT``.
+
+        ``means`` is the mean of each head's output over other sequences, by position. What a head puts out at t is its
+        mean over positions, what position adds to it, and what the content adds; position 0 stays as it is.
+        """
+        by_position, mean = means[1:, head], means[1:, head].mean(0)
+        replacements = (
+            lambda z: by_position.to(z).expand_as(z),
+            lambda z: z + (mean - by_position).to(z),
+            lambda z: mean.to(z).expand_as(z),
+        )
+        changed = {}
+        for metric, replaced in zip(OF_OUTPUT, replacements, strict=True):
+
+            def edit(
+                z: Float[Tensor, "batch pos head d_head"], replaced: Callable[[Tensor], Tensor] = replaced
+            ) -> Tensor:
+                z = z.clone()
+                z[:, 1:, head] = replaced(z[:, 1:, head])
+                return z
+
+            changed[metric] = self._loss({block_site(layer, Z): edit}) - self.plain
+        return changed
+
+
+def mean_output(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch"], layer: int
+) -> Float[Tensor, "pos head d_head"]:
+    """The mean over sequences of each head's output at each position; at positions that none of them reaches, that of
+    the last that one does."""
+    site = block_site(layer, Z)
+    z = trace(model, tokens, [site], lengths=lengths)[site]
+    valid = valid_rows(lengths, z.shape[1]).to(z)[..., None, None]
+    means = (z * valid).sum(0) / valid.sum(0).clamp(min=1)
+    longest = int(lengths.max())
+    means[longest:] = means[longest - 1]
+    return means
+
 
 def _of_one_head(head: int, replaced: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def edit(pattern: Float[Tensor, "batch head query key"]) -> Tensor:
@@ -59,9 +106,12 @@ def _of_one_head(head: int, replaced: Callable[[Tensor], Tensor]) -> Callable[[T
     return edit
 
 
-def used_for(changes: Mapping[str, Float64[Tensor, "draw head"]], bootstrap: Bootstrap) -> list[str]:
-    """What each head is used for: which ablations raise the loss, by the lower ends of their intervals."""
-    content, position, uniform = (bootstrap.interval(changes[metric][1:])[0] > 0 for metric in ABLATIONS)
+def used_for(
+    changes: Mapping[str, Float64[Tensor, "draw head"]], bootstrap: Bootstrap, ablations: Sequence[str] = ABLATIONS
+) -> list[str]:
+    """What each head is used for: which of three ablations (without content, without position, without both) raise the
+    loss, by the lower ends of their intervals, which must lie above rounding."""
+    content, position, uniform = (bootstrap.interval(changes[metric][1:])[0] > ROUNDING for metric in ablations)
     names = {(True, True): "both", (True, False): "content", (False, True): "position"}
     return [
         names.get((bool(c), bool(p)), "either" if u else "nothing")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from probe.attention.ablation import HeadAblations, used_for
+from probe.attention.ablation import OF_OUTPUT, HeadAblations, mean_output, used_for
 from probe.attention.comparison import checked_pattern, halves
 from probe.attention.distances import pattern_distance
 from probe.attention.templates import TEMPLATES
@@ -82,6 +82,12 @@ def census(
     - "loss_without_position": the template is replaced by uniform attention, pattern - template + uniform;
     - "loss_uniform": the pattern is replaced by uniform attention;
 
+    and of heads labelled "uniform", of which these change nothing, when
+
+    - "loss_output_without_content": the head's output is replaced by its mean over other sequences at each position;
+    - "loss_output_without_position": what position adds to that mean is taken from the output;
+    - "loss_output_mean": the output is replaced by its mean over sequences and positions;
+
     and ``used_for``, from which of these intervals lie above 0: "content", "position", "both", "either" (each can stand
     in for the other: only the uniform pattern costs) or "nothing"; "not ablated" without ``ablate``. An interval says
     nothing about other seeds, and among many heads some lie above 0 by chance.
@@ -132,6 +138,16 @@ def census(
             }
             scores |= changes
             use = used_for(changes, bootstrap)
+            uniform = [head for head, label in enumerate(labels) if label == "uniform"]
+            if uniform:
+                means = mean_output(model, traced.tokens[fitted_on], traced.lengths[fitted_on], layer)
+                each = [losses.output_changes(layer, head, means) for head in uniform]
+                of_output = {m: weights @ torch.stack([e[m] for e in each], -1) / n_counted for m in OF_OUTPUT}
+                for head, used in zip(uniform, used_for(of_output, bootstrap, OF_OUTPUT), strict=True):
+                    use[head] = used
+                for metric, stack in of_output.items():
+                    scores[metric] = torch.full((len(weights), len(labels)), torch.nan, dtype=torch.float64)
+                    scores[metric][:, uniform] = stack
         keys = {
             "layer": layer,
             "head": range(len(labels)),
@@ -142,7 +158,8 @@ def census(
         for metric, stack in scores.items():
             low, high = bootstrap.interval(stack[1:])
             values = {"metric": metric, "value": stack[0], "low": low, "high": high, "n": n}
-            found.append(pd.DataFrame(keys | {"used_for": use} | values))
+            rows = pd.DataFrame(keys | {"used_for": use} | values)
+            found.append(rows[rows["value"].notna()] if metric in OF_OUTPUT else rows)
         steps.step()
     return pd.concat(found).sort_values(["layer", "head"], kind="stable", ignore_index=True)
 

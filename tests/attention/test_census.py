@@ -243,3 +243,46 @@ def test_padding_is_not_read(make_decoder):
 def test_too_little_is_one_clear_line(make_decoder, tokens, message):
     with pytest.raises(ProbeError, match=message):
         census(make_decoder(), tokens)
+
+
+def test_a_uniform_head_that_counts_is_used_for_position():
+    """Its pattern is uniform, so that making it uniform changes nothing; what it puts out is 1/(t + 1), and the model
+    predicts by that. A uniform head whose output is read for its content is used for content, and one that nobody reads
+    for nothing."""
+    d_vocab, length = 8, 12
+    config = DecoderConfig(
+        d_vocab=d_vocab, n_ctx=length, n_layers=1, d_model=d_vocab + 4, n_heads=3, d_head=d_vocab, d_mlp=1,
+        normalization="none", encoding="none",
+    )  # fmt: skip
+    decoder = Decoder(config, seed=0).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.token_embedding.weight[:, :d_vocab] = torch.eye(d_vocab)
+        attention = decoder.layers[0].attention
+        # Head 0 reads the share of <bos> (token 0), 1/(t + 1), head 1 that of token 1, head 2 that of token 2.
+        for head in range(3):
+            attention.v_proj.weight[head * d_vocab, head] = 1.0
+            attention.o_proj.weight[d_vocab + head, head * d_vocab] = 1.0
+        decoder.token_embedding.weight[:, -1] = 1.0
+        decoder.head.weight[:, -1] = -20.0
+        # Token 5 where the share of <bos> is above .14, as it is in the first half; else 4 where more than .4 of the
+        # tokens are 1, and 3 where fewer are.
+        decoder.head.weight[5, [d_vocab, d_vocab + 3]] = torch.tensor([100.0, -14.0])
+        decoder.head.weight[4, [d_vocab + 1, d_vocab + 3]] = torch.tensor([60.0, -24.0])
+        decoder.head.weight[3, -1] = 0.0
+    generator = torch.Generator().manual_seed(0)
+    often = torch.rand(80, 1, generator=generator)
+    tokens = 2 - (torch.rand(80, length, generator=generator) < often).long()
+    tokens[:, 0] = 0
+    # Every other token is what the model says there.
+    asked = (torch.arange(length) % 2 == 0) & (torch.arange(length) > 1)
+    for t in asked.nonzero()[:, 0].tolist():
+        tokens[:, t] = 5 if t <= 6 else torch.where((tokens[:, :t] == 1).double().mean(1) > 0.4, 4, 3)
+    rows = census(decoder, tokens, scored=asked.expand(80, -1), n_bootstrap=200)
+    heads = rows.drop_duplicates("head").set_index("head")
+    assert (heads["label"] == "uniform").all()
+    assert heads.loc[0, "used_for"] == "position" and heads.loc[1, "used_for"] in ("content", "both")
+    assert heads.loc[2, "used_for"] == "nothing"
+    without = rows[rows["metric"] == "loss_output_without_position"].set_index("head")["value"]
+    assert without[0] > 0.05 and abs(without[2]) < 1e-6
