@@ -447,12 +447,26 @@ _CENSUS = {
         "The change of the loss when the template in the head's pattern is replaced by uniform; nats a token."
     ),
     "loss_uniform": "The change of the loss when the head's attention is uniform; nats a token.",
+    "loss_output_without_content": (
+        "The change of the loss when a uniform head's output is its mean over other sequences at each position; nats a "
+        "token."
+    ),
+    "loss_output_without_position": (
+        "The change of the loss when what position adds to a uniform head's mean output is taken from it; nats a token."
+    ),
+    "loss_output_mean": (
+        "The change of the loss when a uniform head's output is its mean over sequences and positions; nats a token."
+    ),
     "head_detector_previous_token": "TransformerLens's own score of the same kind; 0…1.",
     "head_detector_induction": "TransformerLens's own score of the same kind; 0…1.",
     "label": "What the head's pattern looks like: the first label that holds, of uniform, induction, sink, …, content.",
     "used_for": "What the head is used for: which replacements of its pattern raise the loss, with intervals above 0.",
-    "content (used_for)": "The loss rises where content is taken out of the head's pattern.",
-    "position (used_for)": "The loss rises where position is taken out of the head's pattern.",
+    "content (used_for)": (
+        "The loss rises where content is taken out of the head's pattern; of a uniform head, out of its output."
+    ),
+    "position (used_for)": (
+        "The loss rises where position is taken out of the head's pattern; of a uniform head, out of its output."
+    ),
     "both": "The loss rises where content is taken out of the pattern, and where position is.",
     "either": "The loss rises only where both are taken out: each can stand in for the other.",
     "nothing (used_for)": "No replacement of the pattern raises the loss.",

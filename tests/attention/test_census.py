@@ -266,10 +266,10 @@ def test_a_uniform_head_that_counts_is_used_for_position():
             attention.o_proj.weight[d_vocab + head, head * d_vocab] = 1.0
         decoder.token_embedding.weight[:, -1] = 1.0
         decoder.head.weight[:, -1] = -20.0
-        # Token 5 where the share of <bos> is above .14, as it is in the first half; else 4 where more than .4 of the
+        # Token 5 where the share of <bos> is above .14, as it is in the first half; else 4 where more than .22 of the
         # tokens are 1, and 3 where fewer are.
-        decoder.head.weight[5, [d_vocab, d_vocab + 3]] = torch.tensor([100.0, -14.0])
-        decoder.head.weight[4, [d_vocab + 1, d_vocab + 3]] = torch.tensor([60.0, -24.0])
+        decoder.head.weight[5, [d_vocab, d_vocab + 3]] = torch.tensor([400.0, -56.0])
+        decoder.head.weight[4, [d_vocab + 1, d_vocab + 3]] = torch.tensor([30.0, -6.6])
         decoder.head.weight[3, -1] = 0.0
     generator = torch.Generator().manual_seed(0)
     often = torch.rand(80, 1, generator=generator)
@@ -278,7 +278,7 @@ def test_a_uniform_head_that_counts_is_used_for_position():
     # Every other token is what the model says there.
     asked = (torch.arange(length) % 2 == 0) & (torch.arange(length) > 1)
     for t in asked.nonzero()[:, 0].tolist():
-        tokens[:, t] = 5 if t <= 6 else torch.where((tokens[:, :t] == 1).double().mean(1) > 0.4, 4, 3)
+        tokens[:, t] = 5 if t <= 6 else torch.where((tokens[:, :t] == 1).double().mean(1) > 0.22, 4, 3)
     rows = census(decoder, tokens, scored=asked.expand(80, -1), n_bootstrap=200)
     heads = rows.drop_duplicates("head").set_index("head")
     assert (heads["label"] == "uniform").all()
