@@ -129,6 +129,16 @@ def jackknife_variance(left_out: Sequence[float] | np.ndarray) -> float:
     return float((len(x) - 1) / len(x) * ((x - x.mean()) ** 2).sum())
 
 
+def jackknife(
+    value: float, left_out: Sequence[float] | np.ndarray, confidence: float, kind: str = SEQUENCES
+) -> Interval:
+    """An estimate with Student's t times the jackknife's standard error; none where an estimate is not a number."""
+    if len(left_out) < 2 or not np.isfinite([value, *left_out]).all():
+        return Interval(value, math.nan, math.nan, NONE)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(left_out) - 1)) * math.sqrt(jackknife_variance(left_out))
+    return Interval(value, value - half, value + half, kind)
+
+
 def over_trainings(
     value: float,
     left_out: Sequence[Sequence[float]],

@@ -5,12 +5,13 @@ model ("none") stand two controls: "shuffled", the same hidden states at positio
 sequence, and, where its trace is given, "untrained". Positions are 0-based. The first ``skip`` of them are left out:
 a ``<bos>`` tells its position by its token.
 
-Intervals are percentiles of draws of the sequences with replacement, moved by what the draws' mean is off the value:
-a draw repeats sequences, so its means are noisier than the sample's, by as much again as the sample's are.
+Intervals of shares are the jackknife's: a draw with replacement repeats sequences, so that its means are noisier than
+the sample's. The others are percentiles of such draws, moved by what the draws' mean is off the value.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,12 @@ from probe.position.moments import precision
 from probe.position.scores import Draws
 from probe.sequences import valid_rows
 from probe.shown import Shown
+from probe.statistics import jackknife
 from probe.tracing import Trace, distinct
 
 PARTS = ("position", "context", "token", "residual")
 MOST = 0.95  # the share of the variance of pos_t that its principal components are counted for
+GROUPS = 50  # that the jackknife leaves out in turn, where there are more sequences
 ATTENTION_OUT = "hook_attn_out"
 LIMITS = {"variance": (0, np.inf), "exponent": (-np.inf, np.inf), "exponent_r2": (0, 1)}
 
@@ -75,7 +78,6 @@ def decompose_hidden(
     untrained: Trace | None = None,
     skip: int = 1,
     components: int = 3,
-    n_bootstrap: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> HiddenDecomposition:
@@ -85,10 +87,15 @@ def decompose_hidden(
     of what that leaves; their residual is split once more, into the means over equal tokens and the rest. Each is the
     group mean of what those before it leave, so the squares add up, with lengths that differ, too.
 
+    A mean of n sequences carries 1/n of the variance of what varies from sequence to sequence. So pos_t has squares
+    where there is no position: Σ_t (1 - n_t / N) s², with n_t sequences at t, N tokens in all, and s² the unbiased
+    variance of what pos_t and ctx_c leave, with N - T - C + 1 degrees of freedom for T positions and C sequences (as in
+    an analysis of variance). These squares are not position's, and are counted with the residual.
+
     Metrics:
 
-    - "share_position", "share_context", "share_token", "share_residual": of Σ ‖h - μ‖², in [0, 1], sum 1. A mean of n
-      sequences carries 1/n of the rest's variance: what chance makes of "share_position" is in the shuffled control;
+    - "share_position", "share_context", "share_token", "share_residual": of Σ ‖h - μ‖², sum 1. "share_position" is
+      unbiased, so that without position it lies about 0, and as often below;
     - "participation_ratio": (Σ λ)² / Σ λ², λ the eigenvalues of the covariance of pos_t, in [1, d_model];
     - "components_95": the least number of principal components with 95 % of the variance of pos_t.
 
@@ -100,6 +107,9 @@ def decompose_hidden(
         untrained: a trace of an untrained model of the same shape, for its control.
         skip: positions at the front to leave out.
         components: how many principal components ``basis`` has.
+        confidence: coverage of the intervals, in (0, 1): the jackknife's over sequences with Student's t, missing for 2
+            sequences.
+        seed: of the shuffled control.
 
     Returns:
         ``shares`` with the columns site, control, metric, value, low, high, n (sequences), and ``basis`` with site,
@@ -112,15 +122,19 @@ def decompose_hidden(
     """
     shares, basis = [], []
     for states in _states(trace, sites, untrained, skip, seed):
-        draws = Draws.of(len(states.x), n_bootstrap, confidence, seed)
-        found = [_parts(states, times) for times in draws.sequences]
-        scores = torch.tensor([[each[metric] for metric in found[0][0]] for each, _ in found], dtype=torch.float64)
-        keys = {"site": states.site, "control": states.control}
-        shares.append(pd.DataFrame(keys | {"metric": [*found[0][0]]} | _interval(draws, scores, 0, torch.inf)))
+        n, keys = len(states.x), {"site": states.site, "control": states.control}
+        found, pos = _parts(states, torch.ones(n, dtype=torch.float64))
+        group = torch.arange(n) % min(n, GROUPS)
+        without = [_parts(states, (group != g).double())[0] for g in group.unique()] if n > 2 else []
+        for metric, value in found.items():
+            most = 1.0 if metric.startswith("share") else math.inf
+            interval = jackknife(value, [each[metric] for each in without], confidence).within(-math.inf, most)
+            limits = {"value": value, "low": interval.low, "high": interval.high, "n": n}
+            shares.append(keys | {"metric": metric} | limits)
         if states.control != "shuffled":
-            basis.append(_basis(found[0][1], components).assign(**keys).assign(position=lambda r: r.position + skip))
+            basis.append(_basis(pos, components).assign(**keys).assign(position=lambda r: r.position + skip))
     columns = ["site", "control", "component", "share", "position", "value"]
-    return HiddenDecomposition(pd.concat(shares, ignore_index=True), pd.concat(basis, ignore_index=True)[columns])
+    return HiddenDecomposition(pd.DataFrame(shares), pd.concat(basis, ignore_index=True)[columns])
 
 
 def _parts(states: _States, times: Float64[Tensor, "batch"]) -> tuple[dict[str, float], Float64[Tensor, "pos d_model"]]:
@@ -134,11 +148,16 @@ def _parts(states: _States, times: Float64[Tensor, "batch"]) -> tuple[dict[str, 
     found = {}
     for part, group in zip(PARTS, groups, strict=False):
         means, of_group = _group_means(rest, weight, group)
-        if part == "position":
-            pos = means * of_group.sqrt()[:, None]
         rest -= means[group]
         found[f"share_{part}"] = ((of_group @ vecdot(means, means)) / total).item()
-    found["share_residual"] = ((weight @ vecdot(rest, rest)) / total).item()
+        if part == "position":
+            pos, at_position = means * of_group.sqrt()[:, None], of_group
+        elif part == "context":
+            n, n_free = weight.sum(), weight.sum() - (at_position > 0).sum() - (of_group > 0).sum() + 1
+            variance = (weight @ vecdot(rest, rest)) / n_free.clamp(min=1)
+            by_chance = ((1 - at_position / n)[at_position > 0].sum() * variance / total).item()
+    found["share_position"] -= by_chance
+    found["share_residual"] = ((weight @ vecdot(rest, rest)) / total).item() + by_chance
     spectrum = torch.linalg.svdvals(pos).square()
     spectrum = spectrum if spectrum.sum() > by_rounding else spectrum * torch.nan
     running = spectrum.cumsum(0) / spectrum.sum()

@@ -243,7 +243,7 @@ WITH_LENGTHS = {
     "attention_maps": of_trace(lambda t: attention.attention_maps(t, TEMPLATES, bins=8)),
     "compare_models": of_trace(lambda t: attention.compare_models({"a": t, "b": t}, **FEW)),
     "split_scores": of_trace(lambda t: attention.split_scores(t, **FEW)),
-    "decompose_hidden": of_trace(lambda t: position.decompose_hidden(t, **FEW).shares),
+    "decompose_hidden": of_trace(lambda t: position.decompose_hidden(t).shares),
     "neighbour_similarity": of_trace(lambda t: position.neighbour_similarity(t, max_lag=5, **FEW)),
     "position_channels": of_trace(lambda t: position.position_channels(t, **FEW)),
     "variance_by_position": of_trace(lambda t: position.variance_by_position(t, **FEW)),
@@ -414,7 +414,7 @@ OF_TRACES = {
     "split_scores": lambda t: attention.split_scores(t, **FEW),
     "compare_models": lambda t: attention.compare_models({"a": t, "b": t}, **FEW),
     "compare_to": lambda t: attention.compare_to({"a": t, "b": t, "c": t}, "a", **FEW),
-    "decompose_hidden": lambda t: position.decompose_hidden(t, **FEW),
+    "decompose_hidden": lambda t: position.decompose_hidden(t),
     "neighbour_similarity": lambda t: position.neighbour_similarity(t, **FEW),
     "variance_by_position": lambda t: position.variance_by_position(t, **FEW),
     "position_channels": lambda t: position.position_channels(t, **FEW),
@@ -488,7 +488,7 @@ def test_what_a_trace_holds_in_half_precision_is_measured_exactly(dtype):
         lambda t: attention.attention_maps(t, bins=8),
         lambda t: attention.compare_models({"a": t, "b": other}, "symmetric_kl", **FEW),
         lambda t: attention.split_scores(t, **FEW),
-        lambda t: position.decompose_hidden(t, **FEW),
+        lambda t: position.decompose_hidden(t),
         lambda t: position.neighbour_similarity(t, **FEW),
         lambda t: position.variance_by_position(t, **FEW),
         lambda t: position.position_channels(t, **FEW),
@@ -510,7 +510,7 @@ def offset(decoder):
             i.model(), i.tokens, ["hook_embed"], targets=("position", "fourier"), controls=("shuffled",), **FEW
         ),
         lambda i: position.pair_probe(i.model(), i.tokens, ["hook_embed"], n_pairs=300, rank=4, controls=(), **FEW),
-        lambda i: position.decompose_hidden(i.trace(sites=["hook_embed"]), **FEW),
+        lambda i: position.decompose_hidden(i.trace(sites=["hook_embed"])),
         lambda i: position.variance_by_position(i.trace(sites=["hook_embed"]), ["hook_embed"], **FEW),
     ],
     ids=["fit_position_probe", "probe_positions", "pair_probe", "decompose_hidden", "variance_by_position"],
@@ -650,7 +650,7 @@ REPEATED = (1 + torch.arange(6))[:, None].repeat(1, 12)  # one token again and a
 def test_what_rounding_makes_has_no_geometry(cast):
     traced = probe.trace(cast(m.decoder()), REPEATED, ["hook_resid_post", "hook_attn_out"])
     site = ["blocks.1.hook_resid_post"]
-    shares = position.decompose_hidden(traced, site, **FEW).shares.query("control == 'none'").set_index("metric")
+    shares = position.decompose_hidden(traced, site).shares.query("control == 'none'").set_index("metric")
     assert shares.loc["share_context", "value"] == pytest.approx(1) and shares.loc["share_position", "value"] < 1e-12
     assert shares.loc[["participation_ratio", "components_95"], ["value", "low", "high"]].isna().all(axis=None)
     falls = position.neighbour_similarity(traced, site, **FEW).query("lag.isna()")

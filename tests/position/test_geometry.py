@@ -50,7 +50,7 @@ def planted():
 def test_shares_are_those_of_song_and_zhong(planted):
     """Written out in numpy as in their section 2; the token's part is an analysis of variance of their residual."""
     traced, _ = planted
-    shares = decompose_hidden(traced, skip=0, **QUICK).shares
+    shares = decompose_hidden(traced, skip=0).shares
     h = traced[SITE].numpy()
     mu = h.mean((0, 1))
     pos, ctx = h.mean(0) - mu, h.mean(1) - mu
@@ -58,11 +58,13 @@ def test_shares_are_those_of_song_and_zhong(planted):
     total = ((h - mu) ** 2).sum()
     tokens = traced.tokens.numpy()
     of_token = sum((tokens == v).sum() * (residual[tokens == v].mean(0) ** 2).sum() for v in (0, 1))
+    # What chance makes of the means of B sequences: T - 1 degrees of freedom of the two-way analysis of variance.
+    chance = (T - 1) * (residual**2).sum() / ((B - 1) * (T - 1))
     wanted = {
-        "share_position": B * (pos**2).sum() / total,
+        "share_position": (B * (pos**2).sum() - chance) / total,
         "share_context": T * (ctx**2).sum() / total,
         "share_token": of_token / total,
-        "share_residual": ((residual**2).sum() - of_token) / total,
+        "share_residual": ((residual**2).sum() - of_token + chance) / total,
     }
     for metric, number in wanted.items():
         assert value(shares, metric) == pytest.approx(number, rel=1e-9)
@@ -72,13 +74,24 @@ def test_shares_are_those_of_song_and_zhong(planted):
     # Position times two equal cosines: two dimensions, and the noise of the means beside them.
     assert value(shares, "participation_ratio") == pytest.approx(2, abs=0.02)
     assert value(shares, "components_95") == 2
-    # Shuffled, a mean of B sequences keeps 1/B of what is not context.
-    assert value(shares, "share_position", "shuffled") == pytest.approx(0.9 / B, rel=0.5)
+    # Shuffled, nothing is position's.
+    assert value(shares, "share_position", "shuffled") == pytest.approx(0, abs=0.3 / B)
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_without_position_its_share_is_0_on_average_whatever_the_number_of_sequences(n):
+    """With a part that each sequence has at all its positions. What was taken for position's was 1/n of the rest."""
+    found = []
+    for seed in range(30):
+        x = normal(n, 8, 4, seed=seed) + 2 * normal(n, 1, 4, seed=seed + 100)
+        rows = decompose_hidden(made(x, torch.full((n,), 8)), skip=0).shares
+        found.append(value(rows, "share_position"))
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(30) + 1e-9 and np.std(found) < 0.2 / n
 
 
 def test_the_basis_is_the_principal_components(planted):
     traced, _ = planted
-    basis = decompose_hidden(traced, skip=0, components=2, **QUICK).basis
+    basis = decompose_hidden(traced, skip=0, components=2).basis
     pos = traced[SITE].numpy().mean(0)
     pos = pos - pos.mean(0)
     left, strength, _ = np.linalg.svd(pos, full_matrices=False)
@@ -93,7 +106,7 @@ def test_shares_add_up_with_lengths_that_differ_and_padding_is_not_read(planted)
     lengths = torch.arange(B) % (T - 4) + 5
     x = traced[SITE].clone()
     x[torch.arange(T) >= lengths[:, None]] = 1e6
-    found = [decompose_hidden(made(each, lengths, traced.tokens), **QUICK).shares for each in (x, traced[SITE])]
+    found = [decompose_hidden(made(each, lengths, traced.tokens)).shares for each in (x, traced[SITE])]
     pd.testing.assert_frame_equal(*found)
     parts = found[0][found[0]["metric"].str.startswith("share_")]
     np.testing.assert_allclose(parts.groupby("control")["value"].sum(), 1)
@@ -101,7 +114,7 @@ def test_shares_add_up_with_lengths_that_differ_and_padding_is_not_read(planted)
 
 def test_untrained_is_a_control_and_nothing_varies_in_constants(planted):
     traced, _ = planted
-    rows = decompose_hidden(traced, untrained=made(torch.ones(B, T, D)), **QUICK).shares
+    rows = decompose_hidden(traced, untrained=made(torch.ones(B, T, D))).shares
     assert set(rows["control"]) == {"none", "untrained", "shuffled"}
     assert np.isnan(value(rows, "share_position", "untrained"))
 

@@ -32,7 +32,7 @@ def named(figure, name):
 
 
 def test_shares_are_stacked_to_one(pair):
-    rows = decompose_hidden(pair[0], STREAM, untrained=pair[1], **QUICK).shares
+    rows = decompose_hidden(pair[0], STREAM, untrained=pair[1]).shares
     figure = geometry.variance_shares(rows)
     heights = np.array([bar.y for bar in figure.data]).reshape(3, 4, 3)  # control, part, site
     np.testing.assert_allclose(heights.sum(1), 1)
@@ -42,7 +42,7 @@ def test_shares_are_stacked_to_one(pair):
 
 
 def test_components_are_lines_against_position(pair):
-    basis = decompose_hidden(pair[0], STREAM, untrained=pair[1], components=2, **QUICK).basis
+    basis = decompose_hidden(pair[0], STREAM, untrained=pair[1], components=2).basis
     figure = geometry.position_basis(basis)
     assert len(figure.data) == 3 * 2 * 2 and list(figure.data[0].x) == [*range(1, 10)]
     wanted = basis.query("site == 'hook_embed' and component == 1 and control == 'untrained'")["value"]
