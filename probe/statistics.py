@@ -187,6 +187,12 @@ def correlation_interval(r: float, n: int, confidence: float, rank: bool = False
     return math.tanh(centre - half), math.tanh(centre + half)
 
 
+def wilson(held: int, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a share, of which ``held`` of ``n`` were counted. Wilson 1927."""
+    found = stats.binomtest(held, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def p_value(effect: float, controls: Sequence[float]) -> float:
     """By how many of the controls an effect is reached, itself among them: (1 + #{control ≥ effect}) / (1 + n).
 
