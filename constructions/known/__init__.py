@@ -48,7 +48,7 @@ class _Known(dict[str, Known]):
     """A dict whose missing names are refused in one line."""
 
     def __missing__(self, name: object) -> Known:
-        raise unknown_name("known model", name, self)
+        raise unknown_name("generator", name, self)
 
 
 #: Every generator by its name.

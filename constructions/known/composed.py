@@ -26,7 +26,7 @@ from constructions.weights import head_weights, write_head, write_units
 
 def _behind_previous(draw: Draw, data: Draw, n: int) -> Blueprint:
     """A counter that counts the mark which a previous-token head makes, beside two content heads."""
-    plan = Plan.draw(draw)
+    plan = Plan.draw(draw, first=10)
     layout = make_layout(plan.n_content, mark=1, share=1, late=len(plan.after))
     n_content = layout.content.stop - layout.content.start
     decoder = make_decoder(

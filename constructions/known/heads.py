@@ -60,17 +60,17 @@ def _k_back(draw: Draw) -> Shape:
 
 
 def _window(draw: Draw) -> Shape:
-    near = torch.arange(LENGTH) < draw.integer(3, 6)
+    near = torch.arange(LENGTH) < draw.integer(3, 4)
     return Shape(draw.number(14, 25) * near.double(), "window", "window")
 
 
 def _power_law(draw: Draw) -> Shape:
     distance = torch.arange(LENGTH, dtype=torch.float64)
-    return Shape(-draw.number(1.2, 2.5) * distance.log1p(), "decay", "power_law")
+    return Shape(-draw.number(1.8, 2.8) * distance.log1p(), "decay", "power_law")
 
 
 def _exponential(draw: Draw) -> Shape:
-    return Shape(-draw.number(0.3, 0.9) * torch.arange(LENGTH).double(), "decay", "alibi_fitted")
+    return Shape(-draw.number(0.6, 1.2) * torch.arange(LENGTH).double(), "decay", "alibi_fitted")
 
 
 def _write_bias(decoder: Decoder, head: int, bias: Bias) -> None:
@@ -81,7 +81,7 @@ def _of_distance(shape: Callable[[Draw], Shape]) -> Callable[[Draw, Draw, int], 
     """A head without content whose scores are T5's bias."""
 
     def make(draw: Draw, data: Draw, n: int) -> Blueprint:
-        n_content = draw.integer(16, 28)
+        n_content = draw.integer(20, 28)
         n_heads, layout = draw.integer(1, 3), make_layout(n_content)
         head = draw.integer(0, n_heads - 1)
         decoder = make_decoder(draw, layout, n_heads=n_heads, d_head=n_content, **T5)
@@ -99,9 +99,9 @@ def _of_distance(shape: Callable[[Draw], Shape]) -> Callable[[Draw, Draw, int], 
 
 
 def _repeated(data: Draw, n: int, n_content: int) -> Int[Tensor, "sequence pos"]:
-    """Half a sequence of different tokens, and the same once more."""
+    """<bos>, different tokens up to half of the sequence, and the same once more, as far as they fit."""
     order = torch.rand(n, n_content, generator=data.generator, dtype=torch.float64).argsort(1)[:, : LENGTH // 2]
-    return torch.cat((order, order), dim=1) + FIRST
+    return torch.cat((torch.full((n, 1), -1), order, order), dim=1)[:, :LENGTH] + FIRST
 
 
 def _induction(draw: Draw, data: Draw, n: int) -> Blueprint:
@@ -131,6 +131,7 @@ def _induction(draw: Draw, data: Draw, n: int) -> Blueprint:
     )
     write_shift(decoder, layout["out"], 0, draw.number(5, 8))
     previous = {(layer, 0): "previous_token" for layer in (0, 1)}
+    # Where <bos> stands first, no other token is marked as its own predecessor.
     answer = attention_answer(
         "used",
         "Head 0 of layer 0 copies the previous token, head 1 of layer 1 has a score where that is the query's token, "
@@ -138,9 +139,10 @@ def _induction(draw: Draw, data: Draw, n: int) -> Blueprint:
         previous | {(0, 1): "uniform", (1, 1): "induction"},
         previous | {(0, 1): "uniform"},
         {head: shares_within_rows(by_distance(bias)) for head in previous},
+        bos=True,
     )
     tokens = _repeated(data, n, n_content)
-    return Blueprint(decoder, layout, tokens, scored_from(tokens, LENGTH // 2 + 1), answer)
+    return Blueprint(decoder, layout, tokens, scored_from(tokens, LENGTH // 2 + 2), answer)
 
 
 def _duplicate(draw: Draw, data: Draw, n: int) -> Blueprint:
@@ -201,8 +203,8 @@ def _content(draw: Draw, data: Draw, n: int) -> Blueprint:
         unused=unused_but(),
         uses_position=False,
         heads={(0, 0): "content"},
-        why="The score of a key depends on its token alone, so the prediction is a function of which tokens of the class "
-        "stand before it and how often, and not of where.",
+        why="The score of a key depends on its token alone, so the prediction is a function of which tokens of the "
+        "class stand before it and how often, and not of where.",
     )
     tokens = _following_class(data, n, n_content, of_class, shift)
     return Blueprint(decoder, layout, tokens, scored_from(tokens, 1), answer)

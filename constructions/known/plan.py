@@ -23,11 +23,11 @@ class Plan:
     noise: float  #: the share of random tokens
 
     @classmethod
-    def draw(cls, draw: Draw, segments: int | None = None) -> "Plan":
-        """Two to four shifts, unless the number is given."""
+    def draw(cls, draw: Draw, segments: int | None = None, first: int = 4) -> "Plan":
+        """Two to four shifts, unless the number is given; the first holds up to t = ``first`` at least."""
         segments = draw.integer(2, 4) if segments is None else segments
         n_content = draw.integer(16, 28)
-        after = sorted(draw.distinct(segments - 1, 4, 20))
+        after = sorted(draw.distinct(segments - 1, first, 20))
         shifts = draw.distinct(segments, 1, n_content - 1)
         return cls(n_content, after, shifts, draw.number(4, 7), draw.number(0.05, 0.2))
 

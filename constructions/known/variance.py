@@ -29,21 +29,22 @@ def _decaying(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
     """A uniform head over values of random signs, and units that read the size of its output."""
 
     def make(draw: Draw, data: Draw, n: int) -> Blueprint:
+        # The number of tokens is a prime, so that no shift comes back to a token before all others have come.
         plan = Plan(
-            n_content=draw.integer(40, 56),
+            n_content=[41, 43, 47, 53][draw.integer(0, 3)],
             after=[draw.integer(5, 9)],
             shifts=draw.distinct(2, 1, 39),
             gain=draw.number(4, 7),
             noise=draw.number(0.1, 0.3),
         )
-        n_values = draw.integer(40, 56)
+        n_values, scale = draw.integer(40, 56), draw.number(2, 4)
         layout = make_layout(plan.n_content, values=n_values, size=1, late=1)
         decoder = make_decoder(
             draw, layout, n_layers=3, n_heads=1, d_head=n_values, d_mlp=max(2 * n_values, plan.n_content)
         )
         W = head_weights(decoder, 0, 0)
         signs = draw.signs(plan.n_content, n_values)
-        W.W_V[layout["token"].start : layout["token"].stop] = signs - signs.mean(0)
+        W.W_V[layout["token"].start : layout["token"].stop] = scale * (signs - signs.mean(0))
         for j, row in enumerate(layout["values"]):
             W.W_O[j, row] = 1
         size = layout.row("size")
@@ -53,7 +54,7 @@ def _decaying(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
             write_units(decoder, 0, units)
             # The ramp is three tokens wide, as the size fluctuates by more than from one token to the next.
             at, late = plan.after[0], layout.row("late")
-            write_units(decoder, 1, late_units(size, late, _expected(at - 1), _expected(at + 2)))
+            write_units(decoder, 1, late_units(size, late, scale * _expected(at - 1), scale * _expected(at + 2)))
             write_switch(decoder, 2, layout, plan.shifts, plan.gain)
         else:
             write_shift(decoder, layout["token"], plan.shifts[0], plan.gain)
