@@ -80,16 +80,6 @@ def moved(
     """The decoder in another stream: what wrote the column x writes ``write`` x, and what read the row w reads
     w ``read``ᵀ. The numbers that heads and units see are the same where ``read``ᵀ ``write`` = 1."""
     new = empty_decoder(config)
-
-    def reads(outer: nn.Linear, inner: nn.Linear) -> None:
-        outer.weight.copy_(inner.weight @ read.T)
-        if inner.bias is not None:
-            outer.bias.copy_(inner.bias)
-
-    def writes(outer: nn.Linear, inner: nn.Linear) -> None:
-        outer.weight.copy_(write @ inner.weight)
-        outer.bias.copy_(write @ inner.bias)
-
     new.token_embedding.weight.copy_(decoder.token_embedding.weight @ write.T)
     if decoder.config.encoding == "learned":
         weight_of(new.encoding).copy_(weight_of(decoder.encoding) @ write.T)
@@ -97,12 +87,23 @@ def moved(
         weight_of(new.encoding).copy_(weight_of(decoder.encoding))
     for ours, theirs in zip(new.layers, decoder.layers, strict=True):
         for name in ("q_proj", "k_proj", "v_proj"):
-            reads(getattr(ours.attention, name), getattr(theirs.attention, name))
-        writes(ours.attention.o_proj, theirs.attention.o_proj)
-        reads(ours.mlp.up_proj, theirs.mlp.up_proj)
-        writes(ours.mlp.down_proj, theirs.mlp.down_proj)
-    reads(new.head, decoder.head)
+            _copy_read(getattr(ours.attention, name), getattr(theirs.attention, name), read)
+        _copy_write(ours.attention.o_proj, theirs.attention.o_proj, write)
+        _copy_read(ours.mlp.up_proj, theirs.mlp.up_proj, read)
+        _copy_write(ours.mlp.down_proj, theirs.mlp.down_proj, write)
+    _copy_read(new.head, decoder.head, read)
     return new
+
+
+def _copy_read(outer: nn.Linear, inner: nn.Linear, read: Tensor) -> None:
+    outer.weight.copy_(inner.weight @ read.T)
+    if inner.bias is not None:
+        outer.bias.copy_(inner.bias)
+
+
+def _copy_write(outer: nn.Linear, inner: nn.Linear, write: Tensor) -> None:
+    outer.weight.copy_(write @ inner.weight)
+    outer.bias.copy_(write @ inner.bias)
 
 
 def _placed(decoder: Decoder, placement: Placement | None) -> Decoder:

@@ -15,8 +15,12 @@ CARRIERS = {"bos_counter_behind_previous_used": (1, 1)}
 
 
 @functools.cache
-def build(name, variant="clean", seed=0):
+def _build(name, variant, seed):
     return KNOWN[name].build(seed, variant, n_sequences=24)
+
+
+def build(name, variant="clean", seed=0):
+    return _build(name, variant, seed)
 
 
 @torch.no_grad()
@@ -27,9 +31,13 @@ def run(model, tokens, *sites):
     return (model(tokens, hooks=hooks), *(seen[site] for site in sites))
 
 
-@functools.cache
 def values(name, variant="clean", seed=0):
     """Logits and the values at all sites, by name."""
+    return _values(name, variant, seed)
+
+
+@functools.cache
+def _values(name, variant, seed):
     known = build(name, variant, seed)
     sites = known.model.config.sites()
     return dict(zip(("logits", *sites), run(known.model, known.tokens, *sites), strict=True))
