@@ -15,6 +15,8 @@ What a verdict means here: a mechanism is "used" if the predictions change once 
 "available" if it is in the states and no prediction depends on it, "nothing" if it is not there. ``answer.unused``
 lists all mechanisms that no prediction depends on, including those whose presence the weights do not decide: a verdict
 of "used" is wrong for each of them. A key that is absent from ``answer.mechanisms`` must not be scored.
+An encoding is "used" wherever predictions change without it, also if it acts by distance and no state holds an absolute
+position; ``answer.mechanisms`` then has no entry "position".
 
 Every generator draws its free constants (scales, thresholds, shifts, the tokens of a class, the number of heads, the
 noise of the sequences) from the seed. A variant has the same answer and the same logits in other weights: with heads

@@ -60,8 +60,8 @@ class Answer:
     heads: Mapping[Head, str] = field(default_factory=dict)
     #: By (layer, head), the simplest name in ``probe.attention.TEMPLATES`` that has the head's pattern exactly.
     templates: Mapping[Head, str] = field(default_factory=dict)
-    #: By (layer, head), the shares of the variance of scores within rows: "key", "distance" and "residual" (see
-    #: ``constructions.known.splits``).
+    #: By (layer, head), the share of the variance of scores within rows that each of "key", "distance" and "residual"
+    #: explains, as ``constructions.known.splits`` defines them.
     split: Mapping[Head, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -72,7 +72,7 @@ class KnownModel:
     model: Decoder  #: float32, on the CPU, in evaluation mode
     tokens: Int[Tensor, "sequence pos"]  #: sequences that the model predicts well
     scored: Bool[Tensor, "sequence pos"]  #: the tokens whose predictions count
-    answer: Answer
+    answer: Answer  #: what is true of the model
 
 
 def unused_but(*used: str) -> frozenset[str]:

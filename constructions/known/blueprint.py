@@ -24,6 +24,7 @@ class Placement:
     encoding: str
     options: Mapping[str, Any]
     rows: Int[Tensor, "d_model"]  #: for each row of the model, the coordinate of the wider stream
+    added: Float64[Tensor, "d_model"]  #: the constant that the encoding adds to each row, which the embeddings take out
     d_model: int  #: of the wider stream
 
 

@@ -86,12 +86,15 @@ def _sinusoidal(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
         plan = Plan.draw(draw)
         layout = make_layout(plan.n_content, late=len(plan.after))
         decoder = make_decoder(draw, layout, n_layers=2, n_heads=2, d_mlp=len(plan.after) * plan.n_content)
-        # The rows of the model stand on sines of the slow half, whose angle stays below 1e-6, but for POSITION, which
-        # stands on the fastest sine whose first quarter is longer than a sequence.
-        d_model, base = 4 * layout.d_model, 10.0 ** draw.number(16, 20)
+        # The rows of the model stand on cosines of the slow half, whose angles stay below 1e-4, so that float32 rounds
+        # them to 1, and the embeddings take this 1 out. POSITION stands on the fastest sine whose first quarter is
+        # longer than a sequence.
+        d_model, base = 4 * layout.d_model, 10.0 ** draw.number(11, 14)
         wave = next(i for i in range(0, d_model, 2) if base ** (i / d_model) * 1.5 > LENGTH)
-        rows = d_model // 2 + 2 * torch.arange(layout.d_model)
+        rows = d_model // 2 + 2 * torch.arange(layout.d_model) + 1
         rows[POSITION] = wave
+        added = torch.ones(layout.d_model, dtype=torch.float64)
+        added[POSITION] = 0
         signal = sinusoids(torch.arange(LENGTH), d_model, base)[:, wave]
         if reads:
             # The row holds the sine of position t - 1.
@@ -102,11 +105,11 @@ def _sinusoidal(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
         why = (
             "Thresholds of one sine of the position decide which shift of the token is predicted."
             if reads
-            else "No weight reads a coordinate in which the sinusoids change by more than 1e-6."
+            else "No weight reads a coordinate in which the sinusoids are not the constant 1."
         )
         answer = _embedded_answer(decoder, "used" if reads else "available", why)
         tokens = plan.tokens(data, n, bos=False, fixed=not reads)
-        placement = Placement("sinusoidal", {"base": base}, rows, d_model)
+        placement = Placement("sinusoidal", {"base": base}, rows, added, d_model)
         return Blueprint(decoder, layout, tokens, scored_from(tokens, 1), answer, placement)
 
     return make

@@ -9,8 +9,8 @@ from constructions.known.answer import KnownModel
 from constructions.known.blueprint import Blueprint
 from constructions.known.drawing import N_SEQUENCES, Draw
 from constructions.known.variants import VARIANTS
-from probe.config import check_size
-from probe.errors import ProbeError, unknown_name
+from probe.config import check_name, check_size
+from probe.errors import ProbeError
 
 #: From the constants of the weights, those of the tokens, and the number of sequences.
 Make = Callable[[Draw, Draw, int], Blueprint]
@@ -20,8 +20,8 @@ Make = Callable[[Draw, Draw, int], Blueprint]
 class Known:
     """A kind of model, drawn anew from every seed, whose answer follows from how its weights are written."""
 
-    name: str
-    make: Make
+    name: str  #: its key in ``KNOWN``
+    make: Make  #: writes the weights and draws the tokens
     variants: tuple[str, ...] = tuple(VARIANTS)  #: those names in ``VARIANTS`` that the kind has
 
     @torch.no_grad()
@@ -40,8 +40,7 @@ class Known:
         """
         check_size("seed", seed, least=0, most=2**31)
         check_size("n_sequences", n_sequences)
-        if variant not in VARIANTS:
-            raise unknown_name("variant", variant, VARIANTS)
+        check_name("variant", variant, VARIANTS)
         if variant not in self.variants:
             raise ProbeError(f"{self.name} must be built in one of {', '.join(self.variants)}, got variant {variant!r}")
         blueprint = self.make(Draw(self.name, seed), Draw(f"{self.name} tokens", seed), n_sequences)

@@ -30,6 +30,7 @@ T5: dict[str, Any] = {
     "encoding": "t5",
     "n_buckets": 64,
 }  # distances 0…31 have buckets of their own, so any bias can be written
+SHORTEST, LONGEST = 9, 16  # the tokens before a sequence repeats itself
 Bias = Float64[Tensor, "distance"]
 
 
@@ -66,11 +67,11 @@ def _window(draw: Draw) -> Shape:
 
 def _power_law(draw: Draw) -> Shape:
     distance = torch.arange(LENGTH, dtype=torch.float64)
-    return Shape(-draw.number(1.8, 2.8) * distance.log1p(), "decay", "power_law")
+    return Shape(-draw.number(0.9, 1.4) * distance.log1p(), "decay", "power_law")
 
 
 def _exponential(draw: Draw) -> Shape:
-    return Shape(-draw.number(0.6, 1.2) * torch.arange(LENGTH).double(), "decay", "alibi_fitted")
+    return Shape(-draw.number(0.4, 0.6) * torch.arange(LENGTH).double(), "decay", "alibi_fitted")
 
 
 def _write_bias(decoder: Decoder, head: int, bias: Bias) -> None:
@@ -99,9 +100,10 @@ def _of_distance(shape: Callable[[Draw], Shape]) -> Callable[[Draw, Draw, int], 
 
 
 def _repeated(data: Draw, n: int, n_content: int) -> Int[Tensor, "sequence pos"]:
-    """<bos>, different tokens up to half of the sequence, and the same once more, as far as they fit."""
-    order = torch.rand(n, n_content, generator=data.generator, dtype=torch.float64).argsort(1)[:, : LENGTH // 2]
-    return torch.cat((torch.full((n, 1), -1), order, order), dim=1)[:, :LENGTH] + FIRST
+    """<bos>, and 9 to 16 different tokens again and again; how many is another number in each sequence."""
+    order = torch.rand(n, n_content, generator=data.generator, dtype=torch.float64).argsort(1)
+    at = torch.arange(LENGTH - 1) % (SHORTEST + data.content(LONGEST + 1 - SHORTEST, n))[:, None]
+    return torch.cat((torch.full((n, 1), -1), order.gather(1, at)), dim=1) + FIRST
 
 
 def _induction(draw: Draw, data: Draw, n: int) -> Blueprint:
@@ -142,7 +144,7 @@ def _induction(draw: Draw, data: Draw, n: int) -> Blueprint:
         bos=True,
     )
     tokens = _repeated(data, n, n_content)
-    return Blueprint(decoder, layout, tokens, scored_from(tokens, LENGTH // 2 + 2), answer)
+    return Blueprint(decoder, layout, tokens, scored_from(tokens, LONGEST + 2), answer)
 
 
 def _duplicate(draw: Draw, data: Draw, n: int) -> Blueprint:
@@ -184,11 +186,13 @@ def _duplicate(draw: Draw, data: Draw, n: int) -> Blueprint:
 
 def _content(draw: Draw, data: Draw, n: int) -> Blueprint:
     """A head on the tokens of one class, wherever they stand."""
-    n_content = draw.integer(16, 28)
-    of_class = sorted(draw.distinct(draw.integer(3, 5), 0, n_content - 1))
+    n_content, shift = [17, 19, 23, 29][draw.integer(0, 3)], draw.integer(1, 16)
+    # Each token of the class is the one before plus the shift, so that what follows is mostly of the class too.
+    start, size = draw.integer(0, n_content - 1), draw.integer(3, 5)
+    of_class = [(start + i * shift) % n_content for i in range(size)]
     layout = make_layout(n_content)
     decoder = make_decoder(draw, layout, n_layers=1, d_head=n_content + 1)
-    score, shift, gain = draw.number(14, 20), draw.integer(1, n_content - 1), draw.number(6, 10)
+    score, gain = draw.number(14, 20), draw.number(6, 10)
     write_copy(decoder, 0, 0, layout)
     write_head(
         decoder,
@@ -207,22 +211,21 @@ def _content(draw: Draw, data: Draw, n: int) -> Blueprint:
         "class stand before it and how often, and not of where.",
     )
     tokens = _following_class(data, n, n_content, of_class, shift)
-    return Blueprint(decoder, layout, tokens, scored_from(tokens, 1), answer)
+    return Blueprint(decoder, layout, tokens, scored_from(tokens, 2), answer)
 
 
 def _following_class(
     data: Draw, n: int, n_content: int, of_class: list[int], shift: int
 ) -> Int[Tensor, "sequence pos"]:
-    """The first token is of the class. Later ones are a random earlier token of the class plus a shift, but for a
-    fifth, which are random."""
-    tokens = data.content(n_content, n, LENGTH)
-    tokens[:, 0] = torch.tensor(of_class)[data.content(len(of_class), n)]
-    member = torch.zeros(n_content, dtype=torch.float64)
-    member[of_class] = 1
-    for p in range(1, LENGTH):
-        key = torch.multinomial(member[tokens[:, :p]], 1, generator=data.generator)
+    """The second token is of the class. Three quarters of the later ones are a random earlier token of the class plus
+    the shift, and the others are random."""
+    tokens, members = data.content(n_content, n, LENGTH), torch.tensor(of_class)
+    tokens[:, 1] = members[data.content(len(of_class), n)]
+    is_member = torch.isin(torch.arange(n_content), members).double()
+    for p in range(2, LENGTH):
+        key = torch.multinomial(is_member[tokens[:, :p]], 1, generator=data.generator)
         follows = (tokens.gather(1, key)[:, 0] + shift) % n_content
-        tokens[:, p] = torch.where(data.chance(0.2, n), tokens[:, p], follows)
+        tokens[:, p] = torch.where(data.chance(0.25, n), tokens[:, p], follows)
     return tokens + FIRST
 
 

@@ -117,7 +117,9 @@ def _placed(decoder: Decoder, placement: Placement | None) -> Decoder:
     )
     at = torch.zeros(placement.d_model, decoder.config.d_model, dtype=torch.float64)
     at[placement.rows, torch.arange(decoder.config.d_model)] = 1
-    return moved(decoder, config, at, at)
+    new = moved(decoder, config, at, at)
+    new.token_embedding.weight -= at @ placement.added
+    return new
 
 
 def _in_random_basis(decoder: Decoder, draw: Draw) -> Decoder:

@@ -90,34 +90,27 @@ LITERAL = {
 
 
 @functools.cache
-def of_reversed(name, variant):
+def of_reversed(name, variant, seed):
     """Patterns where all tokens but the last stand in reverse order, by layer."""
-    known = build(name, variant)
+    known = build(name, variant, seed)
     back = torch.cat((known.tokens[:, :-1].flip(1), known.tokens[:, -1:]), dim=1)
     return run(known.model, back, *(f"blocks.{i}.attn.hook_pattern" for i in range(known.model.config.n_layers)))[1:]
 
 
-@of_each
-def test_heads_attend_as_their_labels_and_templates_say(name, variant):
-    known, seen = build(name, variant), values(name, variant)
+def check_patterns(name, variant, seed):
+    """Heads attend as their labels and templates say."""
+    known, seen = build(name, variant, seed), values(name, variant, seed)
     for (layer, head), label in {*known.answer.heads.items(), *known.answer.templates.items()}:
         pattern = seen[f"blocks.{layer}.attn.hook_pattern"][:, head].double()
         if label == "alibi":
-            error = float((pattern - alibi_of(head, build(name).model.config.n_heads)).abs().max())
+            error = float((pattern - alibi_of(head, build(name, seed=seed).model.config.n_heads)).abs().max())
         elif label == "content":
             # The pattern goes with the tokens, and it is another in other sequences.
-            other = of_reversed(name, variant)[layer][:, head, -1].double()
+            other = of_reversed(name, variant, seed)[layer][:, head, -1].double()
             error = float((other[:, :-1].flip(1) - pattern[:, -1, :-1]).abs().max()) + (differs(pattern) < 0.1)
         else:
             error = LITERAL[label](pattern, known.tokens)
         assert error < 2e-3, (layer, head, label)
-
-
-def test_every_kind_of_label_and_template_is_there():
-    answers = [build(name).answer for name, variant in EACH if variant == "clean"]
-    labels = {label for answer in answers for label in answer.heads.values()}
-    assert labels == set(LITERAL) & labels | {"content"} and len(labels) == 10
-    assert len({label for answer in answers for label in answer.templates.values()}) == 10
 
 
 @functools.cache
@@ -129,11 +122,10 @@ def columns(*parts):
     return basis[:, size > 1e-9]
 
 
-@of_each
-def test_shares_of_the_variance_of_scores(name, variant):
-    """Squares of projections; the suite solves least squares."""
-    for (layer, head), split in build(name, variant).answer.split.items():
-        scores = values(name, variant)[f"blocks.{layer}.attn.hook_attn_scores"][:, head].double()
+def check_shares(name, variant, seed):
+    """The shares are those of squares of projections; the suite solves least squares."""
+    for (layer, head), split in build(name, variant, seed).answer.split.items():
+        scores = values(name, variant, seed)[f"blocks.{layer}.attn.hook_attn_scores"][:, head].double()
         y = scores[0].numpy()[np.tril_indices(32)]
         none, key, distance, both = (
             float(np.square(columns(*parts).T @ y).sum())
@@ -145,3 +137,25 @@ def test_shares_of_the_variance_of_scores(name, variant):
         assert split["distance"] == pytest.approx((distance - none + both - key) / 2 / whole, abs=1e-3)
         assert split["residual"] < 1e-6 and sum(split.values()) == pytest.approx(1)
         assert (scores - scores[0]).nan_to_num(0).abs().max() < 1e-4 * np.abs(y).max()  # in every sequence
+
+
+@of_each
+def test_patterns_and_shares(name, variant):
+    check_patterns(name, variant, 0)
+    check_shares(name, variant, 0)
+
+
+@pytest.mark.slow
+@of_each
+def test_those_of_more_seeds(name, variant):
+    """A minute for all of them."""
+    for seed in range(1, 4):
+        check_patterns(name, variant, seed)
+        check_shares(name, variant, seed)
+
+
+def test_every_kind_of_label_and_template_is_there():
+    answers = [build(name).answer for name, variant in EACH if variant == "clean"]
+    labels = {label for answer in answers for label in answer.heads.values()}
+    assert labels == set(LITERAL) & labels | {"content"} and len(labels) == 10
+    assert len({label for answer in answers for label in answer.templates.values()}) == 10
