@@ -14,12 +14,14 @@ how often it is wrong is a number.
 What a verdict means here: a mechanism is "used" if the predictions change once it is taken out of the weights,
 "available" if it is in the states and no prediction depends on it, "nothing" if it is not there. ``answer.unused``
 lists all mechanisms that no prediction depends on, including those whose presence the weights do not decide: a verdict
-of "used" is wrong for each of them. A key that is absent from ``answer.mechanisms`` must not be scored.
-An encoding is "used" wherever predictions change without it, also if it acts by distance and no state holds an absolute
-position; ``answer.mechanisms`` then has no entry "position".
+of "used" is wrong for each of them. Where a name is in neither, nothing can be scored.
+
+An encoding is "used" wherever predictions change without it. That includes encodings that act by distance, where no
+state needs to hold an absolute position; ``answer.mechanisms`` then has no entry "position" unless a counter stands
+beside it.
 
 Every generator draws its free constants (scales, thresholds, shifts, the tokens of a class, the number of heads, the
-noise of the sequences) from the seed. A variant has the same answer and the same logits in other weights: with heads
+noise of the sequences) from the seed, and the sequences from a second generator of the same seed. A variant has the same answer and the same logits in other weights: with heads
 that distract, with norms, in a rotated basis. Sinusoids fix the coordinates of the stream, so the models that have them
 know only the first two variants.
 
@@ -29,7 +31,7 @@ stands.
 
 Not in the suite, because no clean weights were found:
 
-- a model that *uses* the similarity of neighbours: the expected product of two running means is the same for all
+- a model that uses the similarity of neighbours: the expected product of two running means is the same for all
   earlier keys, so a head can only prefer near ones after its keys are normalised, and these hand-written norms only
   multiply by a constant;
 - a sink that is itself the source of position and does not count: with fixed scores, the log-odds of the first key fall
