@@ -21,9 +21,9 @@ state needs to hold an absolute position; ``answer.mechanisms`` then has no entr
 beside it.
 
 Every generator draws its free constants (scales, thresholds, shifts, the tokens of a class, the number of heads, the
-noise of the sequences) from the seed, and the sequences from a second generator of the same seed. A variant has the same answer and the same logits in other weights: with heads
-that distract, with norms, in a rotated basis. Sinusoids fix the coordinates of the stream, so the models that have them
-know only the first two variants.
+noise of the sequences) from the seed, and the sequences from a second generator of the same seed. A variant has the
+same answer and the same logits in other weights: with heads that distract, with norms, in a rotated basis. Sinusoids
+fix the coordinates of the stream, so the models that have them know only the first two variants.
 
 Most models share one task: the next token is the current one plus a shift, modulo the number of tokens, and the
 mechanism decides which shift. Then every token is equally likely at every position, and no token alone tells where it
