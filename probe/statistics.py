@@ -145,12 +145,14 @@ def over_trainings(
     draws: Float[Tensor, "draw"],
     n_sequences: int,
     confidence: float,
+    positive: bool = False,
 ) -> Interval:
     """The interval of an estimate from several trainings of one or more models, on the same sequences.
 
     The variance over trainings is the jackknife's, summed over the models, whose trainings are independent; that over
-    sequences is the variance of the bootstrap's draws, which all trainings share. Their sum gets Student's t with the
-    degrees of freedom of Welch & Satterthwaite.
+    sequences is the variance of the bootstrap's draws, which all trainings share. Their sum gets Student's t with as
+    many degrees of freedom as the model with the fewest trainings has, less 1. That is conservative: the degrees of
+    freedom of Welch & Satterthwaite are more, and with 3 trainings their intervals hold the truth in 91 of 100 cases.
 
     Args:
         value: the estimate.
@@ -158,20 +160,25 @@ def over_trainings(
         draws: the estimate on draws of the sequences.
         n_sequences: how many there are.
         confidence: in (0, 1).
+        positive: take everything on a logarithmic scale, for an estimate that varies as a variance does: the mean
+            distance of a model's own trainings from each other is one.
 
     Returns:
         The interval, of kind "both", or "trainings" for a single sequence; none where a value is infinite.
     """
     if not np.isfinite([value, *itertools.chain(*left_out)]).all() or not draws.isfinite().all():
         return Interval(value, math.nan, math.nan, NONE)
-    parts = [(jackknife_variance(of), len(of) - 1) for of in left_out]
+    if positive:
+        if not (np.array([value, *itertools.chain(*left_out)]) > 0).all() or not (draws > 0).all():
+            return Interval(value, math.nan, math.nan, NONE)
+        logs = [[math.log(v) for v in of] for of in left_out]
+        found = over_trainings(math.log(value), logs, draws.log(), n_sequences, confidence)
+        return Interval(value, math.exp(found.low), math.exp(min(found.high, 700)), found.kind)
+    variance, kind = sum(jackknife_variance(of) for of in left_out), TRAININGS
     if n_sequences > 1 and len(draws) > 1:
-        parts.append((float(draws.double().var(correction=0)) * n_sequences / (n_sequences - 1), n_sequences - 1))
-    kind = BOTH if len(parts) > len(left_out) else TRAININGS
-    variance = sum(v for v, _ in parts)
-    if variance == 0:
-        return Interval(value, value, value, kind)
-    freedom = variance**2 / sum(v**2 / df for v, df in parts)
+        variance += float(draws.double().var(correction=0)) * n_sequences / (n_sequences - 1)
+        kind = BOTH
+    freedom = min(len(of) for of in left_out) - 1
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
     return Interval(value, value - half, value + half, kind)
 

@@ -35,9 +35,9 @@ def compare_models(
     """The distance between the attention of each two models on the same sequences. Kazemnejad et al. 2023, §5.2.
 
     At layer l it is the mean over sequences of D(P_h, Q_h′), see ``pattern_distance``, of those pairs of heads
-    (h, h′) ∈ H × H′ that ``aggregate`` chooses; for the models it is the mean over layers. The pairs are chosen on one
-    half of the sequences (the first, third, …, or the others) and measured on the other half, both ways: the least of
-    many noisy means is too small if it is measured on what it was chosen by. Of models with several seeds the distance
+    (h, h′) ∈ H × H′ that ``aggregate`` chooses; for the models it is the mean over layers. The pairs are chosen on the
+    first half of the sequences and measured on the other half: the least of many noisy means is too small if it is
+    measured on what it was chosen by. Of models with several seeds the distance
     is the mean over all pairs of a seed of one and a seed of the other; a model with 2 seeds or more is compared with
     itself as well, by the pairs of its different seeds. Unit and range are the distance's.
 
@@ -59,8 +59,8 @@ def compare_models(
 
     Returns:
         Columns model_a, model_b (each unordered pair once), scope ("layer" or "mean"), layer, head_a, head_b (the
-        nearest pair on all sequences; missing where scope is "mean", where there are several seeds, and for a
-        matching), distance, value, low, high, interval, n (sequences), aggregate, n_seeds_a, n_seeds_b.
+        chosen pair; missing where scope is "mean", where there are several seeds, and for a
+        matching), distance, value, low, high, interval, n (sequences measured), aggregate, n_seeds_a, n_seeds_b.
 
     Raises:
         ProbeError: for nothing to compare, models of different numbers of layers, traces of different sequences,
@@ -194,6 +194,8 @@ class _Measure:
     n_layers: int
     distance: str
     aggregate: str
+    chosen_on: slice
+    measured_on: slice
     bootstrap: Bootstrap
 
     @property
@@ -211,23 +213,11 @@ class _Measure:
             p = checked_pattern(a.traces[i], layer, f"model {a.name!r}, ")
             q = checked_pattern(b.traces[j], layer, f"model {b.name!r}, ")
             each = head_pair_distances(p, q, self.distance, a.traces[i].lengths)
-            of_sequence = self._by_sequence(each)
+            head_a, head_b = AGGREGATES[self.aggregate](each[self.chosen_on].mean(0))
+            of_sequence = each[self.measured_on][:, head_a, head_b].mean(1)
             values[i, j], draws[:, i, j] = of_sequence.mean(), self.bootstrap.means(of_sequence)
-            head_a, head_b = AGGREGATES[self.aggregate](each.mean(0))
             heads = (int(head_a), int(head_b)) if len(head_a) == 1 and self.aggregate != "matching" else None
         return _Pairs(values, draws, a is b, heads if values.numel() == 1 or (a is b and len(a.traces) == 2) else None)
-
-    def _by_sequence(self, each: Float64[Tensor, "sequence head_a head_b"]) -> Float64[Tensor, "sequence"]:
-        """The distance of each sequence, of pairs of heads that were chosen on others."""
-        choose, fold = AGGREGATES[self.aggregate], torch.arange(len(each)) % 2
-        if self.aggregate == MCGILL or len(each) == 1:
-            head_a, head_b = choose(each.mean(0))
-            return each[:, head_a, head_b].mean(1)
-        found = each.new_zeros(len(each))
-        for half in (0, 1):
-            head_a, head_b = choose(each[fold != half].mean(0))
-            found[fold == half] = each[fold == half][:, head_a, head_b].mean(1)
-        return found
 
     def _over_sequences(self, value: float, draws: Float64[Tensor, "draw"]) -> Interval:
         low, high = self.bootstrap.interval(draws)
@@ -245,7 +235,7 @@ class _Measure:
             left_out = [[pairs.value(i, i) for i in range(n_a)]]
         else:
             left_out = [[pairs.value(i) for i in range(n_a)], [pairs.value(None, j) for j in range(n_b)]]
-        return over_trainings(value, left_out, draws, self.n_sequences, self.bootstrap.confidence)
+        return over_trainings(value, left_out, draws, self.n_sequences, self.bootstrap.confidence, pairs.itself)
 
     def difference(self, a: _Pairs, b: _Pairs) -> Interval:
         """The distance of a from the reference less that of b; the reference's seeds are the first of both."""
@@ -293,9 +283,13 @@ def _prepare(
     for name, of_model in seeds.items():
         for trace in of_model:
             check_comparable(first, seeds[first][0], name, trace)
-    bootstrap = Bootstrap.draw(len(seeds[first][0].tokens), n_bootstrap, confidence, seed)
+    n = len(seeds[first][0].tokens)
+    chosen_on, measured_on = (slice(0, n // 2), slice(n // 2, n))
+    if aggregate == MCGILL or n == 1:
+        chosen_on = measured_on = slice(0, n)
+    bootstrap = Bootstrap.draw(measured_on.stop - measured_on.start, n_bootstrap, confidence, seed)
     models = {name: _Model(name, of_model) for name, of_model in seeds.items()}
-    return models, _Measure(seeds[first][0].n_layers, distance, aggregate, bootstrap)
+    return models, _Measure(seeds[first][0].n_layers, distance, aggregate, chosen_on, measured_on, bootstrap)
 
 
 def _nearest(mean: Float64[Tensor, "head_a head_b"], pairs: Int[Tensor, "pair 2"]) -> tuple[Tensor, Tensor]:
