@@ -25,7 +25,7 @@ VERDICTS: dict[str, str] = {
     "nothing": "The mechanism is not there.",
 }
 
-#: The labels of ``Answer.heads``. All but "duplicate" are labels of ``probe.attention.census``.
+#: The labels of ``Answer.heads``, which are labels of ``probe.attention.census``.
 HEAD_LABELS: dict[str, str] = {
     "uniform": "The head attends evenly to every token that it sees.",
     "sink": "The head attends to the first token.",
@@ -36,7 +36,7 @@ HEAD_LABELS: dict[str, str] = {
     "relative": "The pattern is a function of the distance alone, and it is none of the simple ones above.",
     "induction": "The head attends to the token that followed an earlier occurrence of the query's token.",
     "content": "The pattern depends on which tokens stand where.",
-    "duplicate": "The head attends to earlier occurrences of the query's token; the census has no such label.",
+    "duplicate": "The head attends to earlier occurrences of the query's token.",
 }
 
 Head = tuple[int, int]  #: layer and head, both 0-based

@@ -222,7 +222,7 @@ def _alibi(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
         decoder = make_decoder(draw, layout, n_heads=n_heads, d_head=n_content, encoding="alibi")
         encoding = decoder.encoding
         assert isinstance(encoding, Alibi)
-        head = draw.integer(0, n_heads // 8 - 1)  # with a slope of 1/2 or more
+        head = n_heads // 8 - 1  # the one whose slope is 1/2: a steeper one has half of its attention on its own token
         bias = -encoding.slopes[head] * torch.arange(LENGTH)
         why = "Head h has no scores but ALiBi's, -m(t - i), "
         why += "and the tokens are predicted from by these weights." if reads else "and no weight reads what it copies."

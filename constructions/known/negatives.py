@@ -57,14 +57,41 @@ def _bag(low: float, high: float, encoding: str = "none") -> Callable[[Draw, Dra
     return make
 
 
-def _from_shares(data: Draw, n: int, n_content: int, shift: int, scale: float) -> Int[Tensor, "sequence pos"]:
-    """Sequences drawn from the prediction that the model makes: softmax of scale times the shares of shifted tokens."""
+def _bag_behind_bos(draw: Draw, data: Draw, n: int) -> Blueprint:
+    """The same behind a <bos>, with logits that are too small: the share of <bos> dilutes those of all tokens, so a
+    second <bos> makes the predictions flatter still, and the loss greater, though no weight reads a position."""
+    n_content, best = draw.integer(12, 24), draw.number(4, 8)
+    layout, shift = make_layout(n_content), draw.integer(1, n_content - 1)
+    decoder = make_decoder(draw, layout, n_layers=2, d_head=n_content)
+    write_copy(decoder, 0, 0, layout)
+    write_shift(decoder, layout["out"], shift, best * draw.number(0.3, 0.7))
+    answer = Answer(
+        mechanisms={"encoding": "nothing", "attention_sink": "nothing"},
+        unused=unused_but(),
+        uses_position=False,
+        heads=all_heads(decoder, "uniform"),
+        templates=all_heads(decoder, "uniform"),
+        why="All scores of a query are equal and the value of <bos> is 0, so a prediction is a function of the shares of "
+        "the tokens so far: what t adds is a factor 1 - 1/t on all of them, which no weight reads.",
+    )
+    tokens = _from_shares(data, n, n_content, shift, best, bos=True)
+    return Blueprint(decoder, layout, tokens, scored_from(tokens, 2), answer)
+
+
+def _from_shares(
+    data: Draw, n: int, n_content: int, shift: int, scale: float, bos: bool = False
+) -> Int[Tensor, "sequence pos"]:
+    """Sequences drawn from the prediction that a model makes: softmax of scale times the shares of shifted tokens."""
     tokens = data.content(n_content, n, LENGTH)
     counts = torch.zeros(n, n_content, dtype=torch.float64)
     for p in range(1, LENGTH):
-        counts += torch.nn.functional.one_hot((tokens[:, p - 1] + shift) % n_content, n_content)
+        if p > 1 or not bos:
+            counts += torch.nn.functional.one_hot((tokens[:, p - 1] + shift) % n_content, n_content)
         tokens[:, p] = torch.multinomial((scale * counts / p).softmax(-1), 1, generator=data.generator)[:, 0]
-    return tokens + FIRST
+    tokens = tokens + FIRST
+    if bos:
+        tokens[:, 0] = FIRST - 1
+    return tokens
 
 
 def _sink(matters: bool) -> Callable[[Draw, Draw, int], Blueprint]:
@@ -201,6 +228,7 @@ GENERATORS = {
     name: Known(name, make)
     for name, make in {
         "bag_of_words_soft": _bag(2, 6),
+        "bag_of_words_behind_bos": _bag_behind_bos,
         "bag_of_words": _bag(8, 16),
         "bag_of_words_sharp": _bag(30, 60),
         "t5_absent": _bag(8, 16, encoding="t5"),

@@ -28,15 +28,16 @@ SIMPLE = {
     "power_law": "decay",
 }
 KIND_OF = {**SIMPLE, "t5_fitted": "relative", "sink_t5": "relative"}
-LABELS = (*dict.fromkeys(KIND_OF.values()), "uniform", "induction", "content")
+LABELS = (*dict.fromkeys(KIND_OF.values()), "uniform", "induction", "duplicate", "content")
 ON_ONE_KEY = ("sink", "previous_token", "diagonal")
+BY_TOKEN = ("induction", "duplicate")
 
 FALLS = {"alibi_fitted": "slope", "power_law": "exponent"}  # the parameter that is > 0 where attention falls
 
 UNIFORM = 0.99  # the share of the greatest entropy from which on a head is called uniform
 MOST = 0.5  # the share of attention, or of the distance from uniform, that makes a head of a kind
 SAME = 1e-6  # shares that differ by less are the same: patterns come in float32
-MORE_THAN_POSITION = 2.0  # how many times what its template gives them an induction head attends its keys
+MORE_THAN_POSITION = 2.0  # how many times what its template gives them an induction or duplicate head attends its keys
 
 
 def census(
@@ -66,12 +67,14 @@ def census(
       of exponential (ALiBi) and power-law decay, explains; 0 where they are worse than uniform, or rise with distance;
     - "induction": attention on keys that follow an earlier occurrence of the query's token, over the rows that see
       such keys; "induction_expected": what the head's best template would put there;
+    - "duplicate", "duplicate_expected": the same of keys that hold the query's own token, earlier;
     - "content": the share of that divergence that the best template does not explain;
     - "explained_variance": 1 - Σ (pattern - template)² / Σ (pattern - uniform)² of the best template.
 
     The best template is that of the smallest distance among those of one or two parameters, T5's buckets, and a sink
     beside T5's buckets: the head's positional part, as far as position has one. The label is the first that holds:
-    "uniform" (score at least 0.99); "induction" (0.5 or more, and twice the expected); the largest of "sink",
+    "uniform" (score at least 0.99); the larger of "induction" and "duplicate" (0.5 or more, and twice the expected);
+    the largest of "sink",
     "previous_token", "diagonal" (0.5 or more); the kind of the best template with one or two parameters, where it
     explains at least half; "relative", where the best template does; else "content". The thresholds are constants of
     this module.
@@ -225,7 +228,8 @@ class _Layer:
         greatest = self.n_visible.double().log().expand(len(pattern), 1, -1)
         follows = follows_earlier(self.tokens) & nearest_keys(self.n_visible)
         sees_first = self.rows & (self.n_visible == query + 1)
-        has_such = follows.any(-1) & self.rows
+        same = same_earlier(self.tokens) & nearest_keys(self.n_visible)
+        has_such, has_same = follows.any(-1) & self.rows, same.any(-1) & self.rows
         squares = {
             name: ((pattern - of).square().sum(-1)).where(self.rows[:, None], 0.0).sum(-1)
             for name, of in (("template", self.templates), ("uniform", self.uniform))
@@ -240,6 +244,8 @@ class _Layer:
             "uniform": self._mean(torch.special.entr(pattern).sum(-1)) / self._mean(greatest),
             "induction": self._mean((pattern * follows[:, None]).sum(-1), has_such),
             "induction_expected": self._mean((self.templates * follows[:, None]).sum(-1), has_such),
+            "duplicate": self._mean((pattern * same[:, None]).sum(-1), has_same),
+            "duplicate_expected": self._mean((self.templates * same[:, None]).sum(-1), has_same),
             "content": 1 - best,
             "explained_variance": torch.where(
                 against > 0, 1 - (self.weights @ squares["template"]) / against.clamp(min=1e-300), 0.0
@@ -251,10 +257,11 @@ class _Layer:
         for head in range(len(self.best)):
             value = {metric: float(stack[0, head]) for metric, stack in scores.items()}
             on_one_key = max(ON_ONE_KEY, key=value.__getitem__)
+            by_token = max(BY_TOKEN, key=value.__getitem__)
             if value["uniform"] >= UNIFORM:
                 found.append("uniform")
-            elif value["induction"] >= max(MOST, MORE_THAN_POSITION * value["induction_expected"]):
-                found.append("induction")
+            elif value[by_token] >= max(MOST, MORE_THAN_POSITION * value[f"{by_token}_expected"]):
+                found.append(by_token)
             elif value[on_one_key] >= MOST:
                 found.append(on_one_key)
             else:
@@ -270,8 +277,13 @@ class _Layer:
 def follows_earlier(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:
     """True where the key stands right after an earlier occurrence of the query's token: where an induction head looks.
     Olsson et al. 2022."""
-    same = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)  # the earlier occurrence
-    return torch.nn.functional.pad(same[..., :-1], (1, 0)).tril()
+    return torch.nn.functional.pad(same_earlier(tokens)[..., :-1], (1, 0)).tril()
+
+
+def same_earlier(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:
+    """True where the key is an earlier occurrence of the query's token: where a duplicate-token head looks. Wang et al.
+    2023 (IOI)."""
+    return (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
 
 
 def _head_detector(

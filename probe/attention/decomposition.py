@@ -9,6 +9,7 @@ slope over the keys 1…T-1 (key 0, where a sink would stand, has no say). Hence
 as well the absolute bias mi on keys.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ class ScoreSplit(Shown):
     (scope "seen") and that of the mean scores, from which content is averaged out (scope "mean", not of long contexts);
     "slope", that of -f_rel over distances in nats per token (m of ALiBi); "alibi_r2", "logarithm_r2", "t5_r2", how much
     of f_rel's variance over cells a line, a multiple of ln(1 + d), and T5's 32 buckets explain. A share of a variance
-    that is none beside that of all scores (below 1e-12 of it, as rounding leaves) is NaN.
+    that is none beside that of all scores (below 1e-12 of it, as rounding leaves) is NaN; of a head whose scores are
+    all equal, every number is.
 
     ``curves``: columns layer, head, curve ("f_abs", "g", "f_rel"; "f_rel_alibi" and "f_rel_t5", the line and the T5
     bias nearest to f_rel; "t5_bucket", that bias by bucket), index (key, query, distance or bucket, 0-based), value,
@@ -81,8 +83,8 @@ def split_scores(
         layers: by default all that the trace holds scores of.
 
     Raises:
-        ProbeError: for sequences of one token only, scores that are not finite or constant, fewer than 4 cells a pair
-            (content "pair" would then explain anything), an unknown content, or no scores in the trace.
+        ProbeError: for sequences of one token only, scores that are not finite, or equal in every head, fewer than 4
+            cells a pair (content "pair" would then explain anything), an unknown content, or no scores in the trace.
     """
     if content not in CONTENT:
         raise unknown_name("content", content, CONTENT)
@@ -105,7 +107,7 @@ def split_scores(
         mean = _mean(right, design)
         left: dict[tuple[str, ...], Tensor] = {(): squares - 2 * mean * right[..., :n_position].sum(-1)}
         left[()] += mean.square() * design.cells_of_each[:, None]
-        _check_varies(left[()].sum(0), squares.sum(0), layer)
+        constant = _constant(left[()].sum(0), squares.sum(0))
         for subset in subsets(_parts(design)):
             theta = design.solve(right.sum(0), subset)
             residual = (cells - design.fitted(theta)).where(seen[:, None], 0.0)
@@ -120,7 +122,7 @@ def split_scores(
         curves = Curves(basis, weights, design)
         shares = share_rows(left, within_rows, weights) | _toeplitz_of_means(left, cells, design)
         shares |= curves.shape(left[()].sum(0))
-        parts.append((layer, shares, curves))
+        parts.append((layer, _or_nan(shares, constant), curves))
     return _collected(parts, bootstrap if n > 1 else None, n, content)
 
 
@@ -172,7 +174,7 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
         mean = _mean(right, design)
         squares = of_layer.squares - 2 * mean * right[..., :n_position].sum(-1) + mean**2 * design.n_cells / n
         left: dict[tuple[str, ...], Tensor] = {(): squares}
-        _check_varies(left[()].sum(0), of_layer.squares.sum(0), layer)
+        constant = _constant(left[()].sum(0), of_layer.squares.sum(0))
         for subset in subsets(PARTS):
             theta = design.solve(right.sum(0), subset)
             # |s_b - X_b θ|²; with one length X_bᵀX_b is XᵀX / n of every sequence.
@@ -184,7 +186,8 @@ def split_sums(sums: Mapping[int, ScoreSums], bootstrap: Bootstrap | None = None
             basis = torch.cat((basis, _pull(unexplained, right, design)))
         curves = Curves(basis, weights, design)
         shares = share_rows(left, _within_rows(left, right, design), weights)
-        parts.append((layer, shares | curves.shape(left[()].sum(0)), curves))
+        shares |= curves.shape(left[()].sum(0))
+        parts.append((layer, _or_nan(shares, constant), curves))
     return _collected(parts, bootstrap if n > 1 else None, n, "none")
 
 
@@ -287,13 +290,14 @@ def _checked_scores(
     return scores.double().where(seen, 0.0)
 
 
-def _check_varies(variance: Float64[Tensor, "head"], squares: Float64[Tensor, "head"], layer: int) -> None:
-    constant = variance <= 1e-12 * squares
-    if constant.any():
-        raise ProbeError(
-            f"scores must vary, but those of layer {layer}, head {int(constant.nonzero()[0])} are all equal: there is "
-            "nothing to split"
-        )
+def _constant(variance: Float64[Tensor, "head"], squares: Float64[Tensor, "head"]) -> Bool[Tensor, "head"]:
+    """Whether all scores of a head are equal but for rounding."""
+    return variance <= 1e-12 * squares
+
+
+def _or_nan(shares: Stacks, constant: Bool[Tensor, "head"]) -> Stacks:
+    """NaN for the heads that have nothing to split."""
+    return {key: stack.where(~constant, math.nan) for key, stack in shares.items()}
 
 
 def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, design: Design) -> Stacks:
@@ -310,6 +314,8 @@ def _toeplitz_of_means(left: Mapping[tuple[str, ...], Tensor], cells: Tensor, de
 def _collected(
     parts: Sequence[tuple[int, Stacks, Curves]], bootstrap: Bootstrap | None, n: int, content: str
 ) -> ScoreSplit:
+    if all(stack.isnan().all() for _, metrics, _ in parts for stack in metrics.values()):
+        raise ProbeError("scores must vary, but those of every head are all equal: there is nothing to split")
     shares = []
     for layer, metrics, _ in parts:
         for (scope, part, metric), stack in metrics.items():

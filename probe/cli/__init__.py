@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from probe.cli import completion, constructions, decoders, doctor, examine, figures, study, sweeps, text
+from probe.cli import benchmark, completion, constructions, decoders, doctor, examine, figures, study, sweeps, text
 from probe.cli.command import Command
 from probe.errors import ProbeError, one_line, printable, unknown_name
 from probe.files import is_text
@@ -23,6 +23,7 @@ from probe.runs import check_free
 COMMANDS: dict[str, Command] = {
     **study.COMMANDS,
     **constructions.COMMANDS,
+    **benchmark.COMMANDS,
     **decoders.COMMANDS,
     **text.COMMANDS,
     **examine.COMMANDS,

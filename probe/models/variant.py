@@ -1,11 +1,12 @@
 """The same weights under a changed config: what a model becomes when its encoding is dropped or stretched."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
 from probe.models.attention_functions import ATTENTION_FUNCTIONS
@@ -55,6 +56,22 @@ def variant(decoder: nn.Module, *, seed: int = 0, **changes: Any) -> Decoder:
     new = Decoder(dataclasses.replace(old, **changes), seed=seed).to(decoder.device, decoder.dtype)
     _copy_weights(decoder, new)
     return new.train(decoder.training)
+
+
+def standing_still(decoder: Decoder, position: int) -> Decoder:
+    """The same decoder, all of whose tokens stand at one position: nothing that its encoding does tells them apart.
+
+    It shares the decoder's parameters. The order of tokens is still there for the causal mask.
+    """
+
+    def positions(n: int, random: bool = False) -> Tensor:
+        return torch.full((n,), position)
+
+    encoding = copy.copy(decoder.encoding)
+    encoding.positions = positions  # type: ignore[method-assign]
+    still = copy.copy(decoder)
+    still._modules = {**decoder._modules, "encoding": encoding}
+    return still
 
 
 def _has_trained_length(kinds: Mapping[str, type[nn.Module]], kind: Any, given: Any) -> bool:

@@ -183,6 +183,18 @@ def test_a_sink_does_not_tilt_f_rel():
     assert share(split, "seen", "residual").value == pytest.approx(0, abs=1e-12)
 
 
+def test_a_head_with_equal_scores_has_no_shares_and_the_others_have_theirs():
+    scores = normal(5, 3, 6, 6)
+    scores[:, 1] = 2.5
+    together = split_scores(scores_trace(scores), n_bootstrap=10).shares
+    alone = split_scores(scores_trace(scores[:, [0, 2]]), n_bootstrap=10).shares
+    assert together[together["head"] == 1][["value", "low", "high"]].isna().all(axis=None)
+    for head, of in ((0, 0), (2, 1)):
+        np.testing.assert_allclose(
+            together.loc[together["head"] == head, "value"], alone.loc[alone["head"] == of, "value"], rtol=1e-9
+        )
+
+
 # ---- the shares, against design matrices written out
 
 
@@ -274,7 +286,7 @@ def test_intervals_of_curves_are_those_of_splits_made_anew():
     rows = split.curves[split.curves["curve"] == "f_rel"].sort_values("index")
     for j, row in enumerate(rows.itertuples()):
         ordered = np.sort(anew[:, j])
-        assert (row.low, row.high) == pytest.approx((ordered[1], ordered[58]), abs=1e-9)
+        assert (row.low, row.high) == pytest.approx((ordered[0], ordered[59]), abs=1e-9)
 
 
 def test_intervals_of_shares_hold_the_truth_and_narrow():
@@ -345,7 +357,7 @@ assert abs(found / slopes.numpy() - 1).max() < 1e-6, found
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: split_scores(scores_trace(torch.ones(2, 1, 4, 4))), "must vary.*layer 0, head 0"),
+        (lambda: split_scores(scores_trace(torch.ones(2, 1, 4, 4))), "must vary, but those of every head"),
         (lambda: split_scores(scores_trace(normal(2, 1, 1, 1))), "at least 2 tokens"),
         (lambda: split_scores(scores_trace(normal(2, 1, 4, 4) * math.nan)), "finite.*sequence 0, head 0, query 0"),
         (lambda: split_scores(scores_trace(normal(2, 1, 4, 4)), "tokens"), "unknown content 'tokens'"),

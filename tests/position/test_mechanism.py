@@ -15,7 +15,7 @@ from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
 from probe.position.emergence import probe_over_training
-from probe.position.evidence import turned
+from probe.position.findings import beside_content
 from probe.position.interventions import INTERVENTIONS, Input
 from probe.position.mechanism import mechanism_table, name_mechanism
 from probe.tracing import PATTERN, block_site, logits_with_edits, nearest_keys, trace
@@ -281,11 +281,19 @@ def test_only_scored_tokens_count(stops):
     assert verdicts(rows)["bos_counter"] == "available" and number(rows, "bos_counter", "loss_gain") < 0
 
 
-def test_controls_are_as_large_and_elsewhere():
-    delta = torch.randn(6, 5, 1, dtype=torch.float64) * torch.randn(1, 1, 16, dtype=torch.float64)
-    control = turned(0, delta).control(torch.Generator().manual_seed(0))
-    torch.testing.assert_close(control.norm(dim=-1), delta.norm(dim=-1))
-    torch.testing.assert_close((control * delta).sum(-1), torch.zeros(6, 5, dtype=torch.float64), atol=1e-9, rtol=0)
+def test_controls_are_as_large_and_change_content_alone():
+    """Content in orthogonal directions, of size 2: another sequence's is exactly as far as it is large. The change has
+    the size of the disturbance, or of a whole exchange where that is smaller, and the content stays as large as it was.
+    """
+    content = 2 * torch.eye(6, 16, dtype=torch.float64)[:, None].repeat(1, 5, 1)
+    delta = torch.zeros(6, 5, 16, dtype=torch.float64)
+    delta[..., -1] = torch.tensor([0.0, 0.5, 1.0, 2.0, 9.0], dtype=torch.float64)
+    control = beside_content(0, delta, content).control(torch.Generator().manual_seed(0))
+    moved = control.norm(dim=-1).amax(0)  # those that were not dealt themselves
+    torch.testing.assert_close(moved, torch.tensor([0, 0.5, 1, 2, 2 * 2**0.5], dtype=torch.float64))
+    other = (control + content).norm(dim=-1).amin(0)
+    torch.testing.assert_close(other, torch.full((5,), 2.0, dtype=torch.float64))
+    assert control[..., -1].abs().max() == 0  # nothing of the disturbance
 
 
 def test_a_bridge_is_told_apart_as_its_decoder(stops, stops_rows):

@@ -1,0 +1,235 @@
+"""Verdicts: how often what the toolkit says of a model is true, on models whose answer is known from their weights.
+
+The models are those of ``constructions.known``. Every verdict is a name that the toolkit gives: "used" by
+``name_mechanism``, "used" by erasure, a head's label by the census, a head's nearest template; and the shares of the
+split of scores, which are right within ``SHARE``. Half of the seeds may be looked at when thresholds are set; only the
+other half is scored.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from constructions.known import KNOWN, KnownModel
+from probe.attention import census, compare_templates, split_scores
+from probe.config import check_size
+from probe.errors import unknown_name
+from probe.position import erase_position, name_mechanism
+from probe.progress import OnProgress, Steps, untold
+from probe.statistics import wilson
+from probe.tracing import PATTERN, SCORES, block_site, trace
+
+CONFIDENCE = 0.95
+SEEDS = 6  # of each generator; the odd ones are scored
+SHARE = 0.03  # how far a share of the split may be from the truth
+TIE = 1e-4  # nats: templates that are as near as the nearest
+THRESHOLDS, SCORED = "thresholds", "scored"  #: the halves of the seeds
+
+COLUMNS = ["verdict", "about", "said", "truth", "right"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One kind of verdict: what the toolkit says of a known model, beside what is true."""
+
+    about: str  #: one sentence
+    positive: str | None  #: what is said where something is found; None for labels, which are right or wrong
+    ask: Callable[["Asked"], Iterator[tuple[str, str, str]]]  #: about what, what is said, what is true
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A known model, and what was measured of it for more than one verdict."""
+
+    known: KnownModel
+
+    @functools.cached_property
+    def mechanisms(self) -> dict[str, str]:
+        rows = name_mechanism(self.known.model, self.known.tokens, scored=self.known.scored)
+        return dict(zip(rows["mechanism"], rows["verdict"], strict=True))
+
+
+def verdict_rows(
+    generators: Sequence[str] | None = None,
+    verdicts: Sequence[str] | None = None,
+    *,
+    n_seeds: int = SEEDS,
+    jobs: int = 1,
+    on_progress: OnProgress = untold,
+) -> pd.DataFrame:
+    """What the toolkit says of every known model, beside what is true.
+
+    Args:
+        generators: names in ``constructions.known.KNOWN``; by default all.
+        verdicts: names in ``VERDICTS``; by default all.
+        n_seeds: models of each generator, at least 1; each seed has a variant, in turn.
+        jobs: processes side by side.
+        on_progress: called with how many models are done, and how many there are.
+
+    Returns:
+        One row per thing said: generator, variant, seed, half ("thresholds" for even seeds, "scored" for odd ones),
+        verdict, about (a mechanism, a head, a part), said, truth, right.
+
+    Raises:
+        ProbeError: for an unknown name, or a number below 1.
+    """
+    check_size("n_seeds", n_seeds)
+    check_size("jobs", jobs)
+    for name in generators or ():
+        KNOWN[name]
+    for name in verdicts or ():
+        if name not in VERDICTS:
+            raise unknown_name("verdict", name, VERDICTS)
+    chosen = tuple(verdicts or VERDICTS)
+    work = [
+        (name, KNOWN[name].variants[(i + seed) % len(KNOWN[name].variants)], seed, chosen)
+        for i, name in enumerate(KNOWN)
+        if generators is None or name in generators
+        for seed in range(n_seeds)
+    ]
+    steps, found = Steps(len(work), on_progress), []
+    for rows in _in_processes(work, jobs):
+        found.append(rows)
+        steps.step()
+    return pd.concat(found, ignore_index=True)
+
+
+Work = tuple[str, str, int, tuple[str, ...]]
+
+
+def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[pd.DataFrame]:
+    if jobs == 1:
+        yield from map(_of_model, work)
+        return
+    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(_of_model, work)
+
+
+def _of_model(work: Work) -> pd.DataFrame:
+    name, variant, seed, verdicts = work
+    asked = Asked(KNOWN[name].build(seed, variant))
+    keys = {"generator": name, "variant": variant, "seed": seed, "half": SCORED if seed % 2 else THRESHOLDS}
+    rows = [
+        keys | {"verdict": verdict, "about": about, "said": said, "truth": truth, "right": said == truth}
+        for verdict in verdicts
+        for about, said, truth in VERDICTS[verdict].ask(asked)
+    ]
+    return pd.DataFrame(rows, columns=[*keys, *COLUMNS])
+
+
+def verdict_scores(rows: pd.DataFrame, half: str = SCORED) -> pd.DataFrame:
+    """Precision, recall and accuracy of each verdict on a half of the seeds.
+
+    Returns:
+        Columns verdict, about ("" for all together), metric ("precision": of what is said to be found, the share that
+        is there; "recall": of what is there, the share that is found; "accuracy": the share of what is said that is
+        true, the only metric of labels and shares), value, low, high (Wilson's), n.
+    """
+    scored, found = rows[rows["half"] == half], []
+    for verdict, of_verdict in scored.groupby("verdict", sort=False):
+        for about, of in [("", of_verdict), *of_verdict.groupby("about", sort=False)]:
+            if about and VERDICTS[str(verdict)].positive is None:
+                continue
+            for metric, counted in _metrics(of, VERDICTS[str(verdict)].positive).items():
+                if len(counted):
+                    held = int(counted["right"].sum())
+                    low, high = wilson(held, len(counted), CONFIDENCE)
+                    row = {"verdict": verdict, "about": about, "metric": metric, "value": held / len(counted)}
+                    found.append(row | {"low": low, "high": high, "n": len(counted)})
+    return pd.DataFrame(found, columns=["verdict", "about", "metric", "value", "low", "high", "n"])
+
+
+def _metrics(rows: pd.DataFrame, positive: str | None) -> Mapping[str, pd.DataFrame]:
+    if positive is None:
+        return {"accuracy": rows}
+    return {
+        "precision": rows[rows["said"] == positive],
+        "recall": rows[rows["truth"] == positive],
+        "accuracy": rows,
+    }
+
+
+def confusion(rows: pd.DataFrame, verdict: str, half: str = SCORED) -> pd.DataFrame:
+    """How often each thing was said where each was true: a row per truth, a column per thing said."""
+    of = rows[(rows["verdict"] == verdict) & (rows["half"] == half)]
+    return pd.crosstab(of["truth"], of["said"])
+
+
+# ---- what is asked
+
+USED, NOT_USED = "used", "not used"
+THERE, NOT_THERE = "there", "not there"
+
+
+def _mechanism_used(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    answer = asked.known.answer
+    for name, verdict in asked.mechanisms.items():
+        if answer.mechanisms.get(name) == USED or name in answer.unused:
+            said = USED if verdict == USED else NOT_USED
+            yield name, said, NOT_USED if name in answer.unused else USED
+
+
+def _mechanism_there(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    for name, verdict in asked.mechanisms.items():
+        if name in asked.known.answer.mechanisms:
+            said, truth = (v if v == "nothing" else THERE for v in (verdict, asked.known.answer.mechanisms[name]))
+            yield name, said.replace("nothing", NOT_THERE), truth.replace("nothing", NOT_THERE)
+
+
+def _erasure(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    """Position in the stream; what an encoding does by distance is no matter of the stream."""
+    known, answer = asked.known, asked.known.answer
+    if answer.uses_position is None or (answer.uses_position and answer.site is None):
+        return
+    site = answer.site or block_site(known.model.config.n_layers - 1, "hook_resid_pre")
+    rows = erase_position(
+        known.model, known.tokens, [site], scored=known.scored, concepts=["position"], n_bootstrap=500
+    )
+    loss = rows[(rows["metric"] == "loss") & (rows["control"] == "none")].iloc[0]
+    said = USED if loss["low"] > 0 and loss["p"] <= 1 - CONFIDENCE + 1e-12 else NOT_USED
+    yield site, said, USED if answer.uses_position else NOT_USED
+
+
+def _labels(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    known = asked.known
+    if known.answer.heads:
+        rows = census(known.model, known.tokens, scored=known.scored, ablate=False).drop_duplicates(["layer", "head"])
+        said = rows.set_index(["layer", "head"])["label"]
+        for head, label in known.answer.heads.items():
+            yield f"head {head[0]}.{head[1]}", said[head], label
+
+
+def _templates(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    known = asked.known
+    if known.answer.templates:
+        rows = compare_templates(trace(known.model, known.tokens, [PATTERN]), nulls=False, n_bootstrap=1)
+        for (layer, head), template in known.answer.templates.items():
+            of = rows[(rows["layer"] == layer) & (rows["head"] == head)].set_index("template")["value"]
+            said = template if of[template] <= of.min() + TIE else str(of.idxmin())
+            yield f"head {layer}.{head}", said, template
+
+
+def _split(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    known = asked.known
+    if known.answer.split:
+        rows = split_scores(trace(known.model, known.tokens, [SCORES]), n_bootstrap=1).shares
+        rows = rows[(rows["scope"] == "seen") & (rows["metric"] == "share")]
+        shares = rows.set_index(["layer", "head", "part"])["value"]
+        for (layer, head), parts in known.answer.split.items():
+            for part, share in parts.items():
+                near = abs(float(shares[layer, head, part]) - share) <= SHARE
+                yield part, "right" if near else f"{shares[layer, head, part]:.3f} for {share:.3f}", "right"
+
+
+VERDICTS: dict[str, Verdict] = {
+    "mechanism_used": Verdict("name_mechanism says that the model uses a mechanism.", USED, _mechanism_used),
+    "mechanism_there": Verdict("name_mechanism says that a mechanism is there, used or not.", THERE, _mechanism_there),
+    "erasure_used": Verdict("Erasing position costs more than any of 19 random subspaces.", USED, _erasure),
+    "head_label": Verdict("The census names a head.", None, _labels),
+    "nearest_template": Verdict("The template that is nearest to a head's pattern.", None, _templates),
+    "split_share": Verdict("The shares of the variance of scores within rows.", None, _split),
+}
