@@ -71,8 +71,8 @@ def _bag_behind_bos(draw: Draw, data: Draw, n: int) -> Blueprint:
         uses_position=False,
         heads=all_heads(decoder, "uniform"),
         templates=all_heads(decoder, "uniform"),
-        why="All scores of a query are equal and the value of <bos> is 0, so a prediction is a function of the shares of "
-        "the tokens so far: what t adds is a factor 1 - 1/t on all of them, which no weight reads.",
+        why="All scores of a query are equal and the value of <bos> is 0, so a prediction is a function of the shares "
+        "of the tokens so far: what t adds is a factor 1 - 1/t on all of them, which no weight reads.",
     )
     tokens = _from_shares(data, n, n_content, shift, best, bos=True)
     return Blueprint(decoder, layout, tokens, scored_from(tokens, 2), answer)

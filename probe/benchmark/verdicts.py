@@ -18,7 +18,7 @@ from constructions.known import KNOWN, KnownModel
 from probe.attention import census, compare_templates, split_scores
 from probe.config import check_size
 from probe.errors import unknown_name
-from probe.position import erase_position, name_mechanism
+from probe.position import erase_position, name_mechanism, position_used
 from probe.progress import OnProgress, Steps, untold
 from probe.statistics import wilson
 from probe.tracing import PATTERN, SCORES, block_site, trace
@@ -189,9 +189,7 @@ def _erasure(asked: Asked) -> Iterator[tuple[str, str, str]]:
     rows = erase_position(
         known.model, known.tokens, [site], scored=known.scored, concepts=["position"], n_bootstrap=500
     )
-    loss = rows[(rows["metric"] == "loss") & (rows["control"] == "none")].iloc[0]
-    said = USED if loss["low"] > 0 and loss["p"] <= 1 - CONFIDENCE + 1e-12 else NOT_USED
-    yield site, said, USED if answer.uses_position else NOT_USED
+    yield site, position_used(rows)["verdict"].iloc[0], USED if answer.uses_position else NOT_USED
 
 
 def _labels(asked: Asked) -> Iterator[tuple[str, str, str]]:
@@ -228,7 +226,7 @@ def _split(asked: Asked) -> Iterator[tuple[str, str, str]]:
 VERDICTS: dict[str, Verdict] = {
     "mechanism_used": Verdict("name_mechanism says that the model uses a mechanism.", USED, _mechanism_used),
     "mechanism_there": Verdict("name_mechanism says that a mechanism is there, used or not.", THERE, _mechanism_there),
-    "erasure_used": Verdict("Erasing position costs more than any of 19 random subspaces.", USED, _erasure),
+    "erasure_used": Verdict("position_used says that the model uses the position that is erased.", USED, _erasure),
     "head_label": Verdict("The census names a head.", None, _labels),
     "nearest_template": Verdict("The template that is nearest to a head's pattern.", None, _templates),
     "split_share": Verdict("The shares of the variance of scores within rows.", None, _split),

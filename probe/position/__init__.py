@@ -1,6 +1,6 @@
 """Where position lives in hidden states: linear probes, what they may be asked, and what they must be compared with."""
 
-from probe.position.causal import erase_position
+from probe.position.causal import erase_position, position_used
 from probe.position.classification import SoftmaxProbe
 from probe.position.controls import CONTROLS
 from probe.position.emergence import probe_over_training
@@ -52,6 +52,7 @@ __all__ = [
     "position_channels",
     "position_classes",
     "position_table",
+    "position_used",
     "probe_over_training",
     "probe_positions",
     "random_tokens",

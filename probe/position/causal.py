@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
-from probe.position.edits import Change, OfPattern, Outcome, Setting, after_first, first_layer_behind
-from probe.position.erasure import Subspace, concept, concept_subspace, control_subspaces, unscale
+from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, States, after_first, first_layer_behind
+from probe.position.erasure import Subspace, TokenMeans, concept, concept_subspace, control_subspaces, unscale
+from probe.position.evidence import READABLE
+from probe.position.moments import precision
 from probe.position.ridge import ALPHAS, RidgeProbe
 from probe.position.scores import r2, token_sums
 from probe.sequences import Integers, TokenIds
@@ -34,6 +36,7 @@ def erase_position(
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concepts: Sequence[str] = ("position", "classes"),
     distance: FitDistance | None = None,
+    beyond_tokens: bool = True,
     n_random: int = 19,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -41,14 +44,18 @@ def erase_position(
 ) -> pd.DataFrame:
     """What a model loses when position is taken out of its hidden states at a site, one site at a time.
 
-    Position 0 is neither fitted to nor edited: its token tells its position already.
+    Position 0 is neither fitted to nor edited: its token tells its position already. So do other tokens, where some are
+    likelier at some places than at others. ``beyond_tokens`` takes out what states tell of position beyond their own
+    token: everything is fitted to states less the mean state of their token, and only that difference is edited.
 
     Metrics, each the change from the unedited model: "loss" (nats a scored token), "token_accuracy", "exact_match" (the
     share of sequences whose scored tokens are all the likeliest, given the right ones before), the last for each length
     too; where a ``distance`` is given, "template_distance", by layer behind the site: that of its patterns from the
     template that was fitted to the unedited model (where it rises, attention was positional through this site).
     "probe_r2" is no change but what is left of position: the R² with which a ridge probe reads it in the edited states
-    of the second half, on sequences that neither this probe nor the erasure was fitted to.
+    of the second half, on sequences that neither this probe nor the erasure was fitted to; "probe_r2_before" is that in
+    the unedited states. Both are of the states less their tokens' means, with ``beyond_tokens``. ``position_used`` says
+    what follows from all of them.
 
     Args:
         sites: hidden states; without its layer, a site of every layer.
@@ -56,6 +63,7 @@ def erase_position(
         concepts: names in ``erasure.CONCEPTS``: "position" erases it from every linear regression (rank 1), "classes"
             from every linear classifier (rank up to T - 1).
         distance: fits templates to a model on sequences, ``probe.attention.distance_from_template`` for one.
+        beyond_tokens: hold what a token's own identity tells of its place, and erase the rest; by default yes.
         n_random: how many random subspaces are taken out for comparison, each of the same rank (or of all dimensions
             that are left, where these are fewer) and orthogonal to the concept's in whitened states. Their rows
             (control "random") are means over them, "probe_r2" over the first five.
@@ -77,20 +85,27 @@ def erase_position(
     plain = setting.run({}, of_pattern)
     rows: list[dict[str, Any]] = []
     for site in expand_sites(sites, setting.model):
-        states, positions, _ = setting.hidden(site)
-        held_out = setting.hidden(site, held_out=True)
+        fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
+        means = TokenMeans.of(fitted_on.x, fitted_on.tokens) if beyond_tokens else TokenMeans.alike(fitted_on.x)
+        states = _apart(fitted_on, means)
+        of_tokens = means(setting.tokens[setting.half :, 1:])
+        before = setting.measured(_left(setting, Subspace.nothing(states.double().mean(0)), held_out, means))
         for name in concepts:
-            found = concept_subspace(states, concept(name, positions))
+            z = concept(name, fitted_on.positions)
+            z = z - (TokenMeans.of(z, fitted_on.tokens)(fitted_on.tokens) if beyond_tokens else 0)
+            found = concept_subspace(states, z) if states.any() and z.any() else Subspace.nothing(means.mean)
             subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
             changes = {}
             for control, drawn in subspaces.items():
-                outcomes = [setting.run({site: after_first(s.erased)}, of_pattern) for s in drawn]
+                outcomes = [setting.run({site: _erasing(s, of_tokens)}, of_pattern) for s in drawn]
                 changes[control] = [*_changes(setting, site, plain, outcomes)] if drawn else []
             for control, of_control in setting.compared(changes, subspaces).items():
                 keys = {"site": site, "concept": name, "control": control, "rank": subspaces[control][0].rank}
-                left = torch.stack([_left(setting, s, *held_out) for s in subspaces[control][:5]]).mean(0)
+                left = torch.stack([_left(setting, s, held_out, means) for s in subspaces[control][:5]]).mean(0)
                 rows += [keys | row for row in of_control]
                 rows.append(keys | {"metric": "probe_r2"} | setting.measured(left))
+                if control == "none":
+                    rows.append(keys | {"metric": "probe_r2_before"} | before)
     return pd.DataFrame(rows).reindex(columns=[*_KEYS, "value", "low", "high", "n", "p"])
 
 
@@ -118,17 +133,55 @@ def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Out
         yield Change({"metric": "template_distance", "layer": layer}, 1, change(of_layer), every)
 
 
-def _left(
-    setting: Setting,
-    subspace: Subspace,
-    states: Float[Tensor, "row feature"],
-    positions: Int[Tensor, "row"],
-    sequence: Int[Tensor, "row"],
-) -> Float64[Tensor, "draw"]:
+def position_used(rows: pd.DataFrame) -> pd.DataFrame:
+    """What follows from the rows of ``erase_position``, by site and concept: whether the model uses the position that
+    can be read there.
+
+    "used": position can be read before (``probe_r2_before`` at least READABLE), and without it the loss is greater (the
+    interval lies above 0) by more than without any of the random subspaces (p at most 0.05). "not used": anything else,
+    so that it means *not established here*: too few sequences, a position that is read in another way than linearly,
+    or one that is held elsewhere too.
+
+    Args:
+        rows: those of ``erase_position``; further columns that name models are kept as keys.
+
+    Returns:
+        Columns site, concept, (the keys,) verdict, loss, p, probe_r2_before.
+    """
+    own = rows[(rows["control"] == "none") & rows["metric"].isin(["loss", "probe_r2_before"])]
+    keys = [c for c in rows.columns if c not in (*_KEYS[2:], "value", "low", "high", "n", "p")]
+    found = []
+    for key, each in own.groupby(keys, sort=False):
+        by_metric = each.set_index("metric")
+        loss, before = by_metric.loc["loss"], float(by_metric.loc["probe_r2_before", "value"])
+        costs = loss["low"] > 0 and loss["p"] <= 0.05 + 1e-12  # NaN is no p
+        verdict = "used" if costs and before >= READABLE else "not used"
+        numbers = {"verdict": verdict, "loss": loss["value"], "p": loss["p"], "probe_r2_before": before}
+        found.append(dict(zip(keys, key, strict=True)) | numbers)
+    return pd.DataFrame(found, columns=[*keys, "verdict", "loss", "p", "probe_r2_before"])
+
+
+def _apart(states: States, means: TokenMeans) -> Float64[Tensor, "row feature"]:
+    """States less their tokens' means; exactly 0 in a feature where what is left is rounding."""
+    apart = states.x.double() - means(states.tokens)
+    size = states.x.double().square().mean(0).sqrt()
+    return torch.where(apart.std(0, correction=0) > precision(states.x.dtype) * size, apart, 0.0)
+
+
+def _erasing(subspace: Subspace, of_tokens: Float64[Tensor, "sequence later_pos feature"]) -> Edit:
+    def edit(x: Float[Tensor, "sequence later_pos feature"]) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (exact - subspace.part(exact - of_tokens.to(exact))).to(x)
+
+    return after_first(edit)
+
+
+def _left(setting: Setting, subspace: Subspace, states: States, means: TokenMeans) -> Float64[Tensor, "draw"]:
     """The R² of the position in edited states of the second half, in every draw of its sequences: ridge probes of one
     half of them, scored on the other. Features are as large as they were before: what rounding leaves of one that was
     erased is not blown up."""
-    x, y = subspace.erased(states.double()) * unscale(states), positions.double()
+    apart = _apart(states, means)
+    x, y, sequence = subspace.erased(apart) * unscale(apart), states.positions.double(), states.sequence
     decoded = torch.zeros_like(y)
     for fold in range(2):
         own = sequence % 2 == fold

@@ -71,13 +71,13 @@ class Setting:
     def n_layers(self) -> int:
         return n_layers_of(self.model)
 
-    def hidden(self, site: str, held_out: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states of the first half, or of the second, one row per token after the first; the rows' positions,
-        and the number of their sequence."""
+    def hidden(self, site: str, held_out: bool = False) -> "States":
+        """Hidden states of the first half, or of the second."""
         half = slice(self.half, None) if held_out else slice(0, self.half)
-        values = trace(self.model, self.tokens[half], [site]).hidden(site)
-        sequence, position = self.rows[half].nonzero(as_tuple=True)
-        return values[sequence, position], position, sequence
+        tokens, rows = self.tokens[half], self.rows[half]
+        values = trace(self.model, tokens, [site]).hidden(site)
+        sequence, position = rows.nonzero(as_tuple=True)
+        return States(values[rows], position, tokens[rows], sequence)
 
     def run(self, edits: Mapping[str, Edit], of_pattern: OfPattern | None = None) -> "Outcome":
         """What the model makes of the second half under these edits, and ``of_pattern`` of its patterns."""
@@ -119,6 +119,16 @@ class Setting:
                     row["p"] = p_value(change.costs[0], random[str(change.keys)])
                 rows.setdefault(control, []).append(row)
         return rows
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states, one row per token after the first of each sequence."""
+
+    x: Float[Tensor, "row feature"]
+    positions: Int[Tensor, "row"]
+    tokens: Int[Tensor, "row"]
+    sequence: Int[Tensor, "row"]
 
 
 def after_first(edit: Edit) -> Edit:

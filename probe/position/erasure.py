@@ -39,9 +39,40 @@ class Subspace:
         left, right, mean = (each.to(x) for each in (self.left, self.right, self.mean))
         return ((x - mean) @ right.T) @ left.T
 
+    @classmethod
+    def nothing(cls, mean: Float64[Tensor, "feature"]) -> "Subspace":
+        """The subspace of no dimension."""
+        return cls(mean.new_zeros(len(mean), 0), mean.new_zeros(0, len(mean)), mean)
+
     def erased(self, x: Float[Tensor, "*stack feature"]) -> Float[Tensor, "*stack feature"]:
         """x without that part, in its own dtype."""
         return (x - self.part(x)).to(x)
+
+
+@dataclass(frozen=True)
+class TokenMeans:
+    """The mean state of each token, over rows of x, and that of all rows for a token that is not among them."""
+
+    table: Float64[Tensor, "token feature"]
+    mean: Float64[Tensor, "feature"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "row feature"], tokens: Int[Tensor, "row"]) -> "TokenMeans":
+        n = int(tokens.max()) + 1
+        count = tokens.bincount(minlength=n).double()[:, None]
+        total = torch.zeros(n, x.shape[1], dtype=torch.float64).index_add_(0, tokens, x.double())
+        mean = x.double().mean(0)
+        return cls(torch.where(count > 0, total / count.clamp(min=1), mean), mean)
+
+    @classmethod
+    def alike(cls, x: Float[Tensor, "row feature"]) -> "TokenMeans":
+        """The mean of all rows, for every token."""
+        mean = x.double().mean(0)
+        return cls(mean[None, :][:0], mean)
+
+    def __call__(self, tokens: Int[Tensor, "*row"]) -> Float64[Tensor, "*row feature"]:
+        table = torch.cat((self.table, self.mean[None]))
+        return table[tokens.clamp(max=len(self.table))]
 
 
 @dataclass(frozen=True)
@@ -65,8 +96,9 @@ class Whitening:
         there = values > values[-1] * least
         values, vectors = values[there], vectors[:, there]
         scale = torch.where(to_unit > 0, 1 / to_unit, 0.0)
+        values, vectors = values[values > 0], vectors[:, values > 0]
         root, inverse = vectors * values.sqrt() @ vectors.T, vectors / values.sqrt() @ vectors.T
-        return cls(mean, scale[:, None] * root, inverse * to_unit, int(there.sum()))
+        return cls(mean, scale[:, None] * root, inverse * to_unit, len(values))
 
     def random(
         self, n: int, generator: torch.Generator, apart_from: Subspace | None = None

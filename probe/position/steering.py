@@ -78,7 +78,8 @@ def steer_position(
     layers = range(first_layer_behind(site), setting.n_layers)
     if not layers:
         raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
-    states, positions, _ = setting.hidden(site)
+    fitted_on = setting.hidden(site)
+    states, positions = fitted_on.x, fitted_on.positions
     step, subspace = position_direction(states, positions)
     controls = {"none": [step], "random": _like(step, subspace, states, n_random, setting.generator)}
     k = torch.tensor(shifts, dtype=torch.float64)
@@ -192,11 +193,13 @@ def patch_position(
     for shift in shifts:
         if not 0 <= shift < setting.tokens.shape[1]:
             raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 1} tokens, got {shift}")
-    states, positions, _ = setting.hidden(site)
+    fitted_on = setting.hidden(site)
+    states, positions = fitted_on.x, fitted_on.positions
     found = concept_subspace(states, concept(concept_name, positions))
     subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
     layers = range(first_layer_behind(site), setting.n_layers)
-    probes = {layer: _probe(*setting.hidden(block_site(layer, RESID_POST))[:2]) for layer in layers}
+    behind = {layer: setting.hidden(block_site(layer, RESID_POST)) for layer in layers}
+    probes = {layer: _probe(each.x, each.positions) for layer, each in behind.items()}
     plain, read = _run_and_read(setting, {}, probes)
     rows, scored_tokens = [], setting.scored[setting.half :].sum(-1).double()
     for shift in shifts:

@@ -9,7 +9,7 @@ from probe.attention import distance_from_template
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
-from probe.position import erase_position, patch_position, steer_position
+from probe.position import erase_position, patch_position, position_used, steer_position
 
 V, P = 8, 24  # tokens, positions
 LAST = "blocks.0.hook_resid_pre"
@@ -79,10 +79,12 @@ def test_what_is_used_is_missed_when_it_is_erased(looks_back, alternating):
         assert erased.loc["exact_match", "value"] == pytest.approx(-1.0)  # a mean of draws' shares
         assert erased.loc["template_distance", "value"] > 0.1
         assert abs(erased.loc["probe_r2", "value"]) < 1e-6
-        assert random.loc["probe_r2", "value"] > 0.5
-        # Both losses are beyond all three random ones: p is the least that three of them can give.
+        assert erased.loc["probe_r2_before", "value"] > 0.99
+        if len(random):  # the classes fill all dimensions that there are, and leave none for a control
+            assert random.loc["probe_r2", "value"] > 0.5
+        # The loss is beyond all three random ones: p is the least that three of them can give.
         if name == "position":
-            assert (erased.loc[["loss", "template_distance"], "p"] == 1 / 4).all()
+            assert erased.loc["loss", "p"] == 1 / 4
         assert random["p"].isna().all()
 
 
@@ -96,7 +98,7 @@ def test_a_state_of_the_first_token_as_large_as_can_be_changes_nothing(make_deco
         with torch.no_grad():
             decoder.token_embedding.weight[0] *= size
         rows = erase_position(decoder, tokens, ["blocks.1.hook_resid_pre"], n_random=2, n_bootstrap=10)
-        assert rows["rank"].tolist() == [1] * 8 + [14] * 8
+        assert rows["rank"].tolist() == [1] * 9 + [14] * 9
         found.append(rows.set_index(["concept", "control", "metric"])[["value", "low", "high"]])
     pd.testing.assert_frame_equal(*found, rtol=0.02, atol=1e-3)
 
@@ -136,6 +138,42 @@ def test_what_is_not_used_is_not_missed(looks_back, alternating):
     found = of(rows, control="none").set_index("metric")
     assert abs(found.loc["loss", "value"]) < 0.02
     assert "template_distance" not in found.index  # no attention reads that site
+
+
+def test_what_a_token_tells_of_its_place_is_not_erased():
+    """Tokens that are likelier at some places, and a model that says each of them again: position can be read from its
+    states, and erasing it changes the loss, since it is content that is erased. Beyond the tokens there is nothing to erase."""
+    config = DecoderConfig(
+        d_vocab=V, n_ctx=P, n_layers=1, d_model=V, n_heads=1, d_mlp=1, normalization="none", encoding="none"
+    )
+    decoder = Decoder(config, seed=0).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.token_embedding.weight[:] = torch.eye(V)
+        decoder.head.weight[:] = 6 * torch.eye(V)
+    # Each token twice in a row or more, higher ones later.
+    tokens = (
+        torch.rand(40, P // 2, generator=torch.Generator().manual_seed(0)) * 3 + torch.arange(P // 2) / 2.5
+    ).long()
+    tokens = tokens.clamp(max=V - 1).repeat_interleave(2, dim=1)
+    site, how = "blocks.0.hook_resid_pre", {"concepts": ["position"], "n_bootstrap": 50}
+    beyond, whole = (erase_position(decoder, tokens, [site], beyond_tokens=b, **how) for b in (True, False))
+    assert of(beyond, control="none", metric="loss")[["value", "low", "high"]].eq(0).all(axis=None)
+    assert abs(of(whole, control="none", metric="loss")["value"].item()) > 0.02
+    assert of(whole, control="none", metric="probe_r2_before")["value"].item() > 0.5
+    assert position_used(beyond)["verdict"].tolist() == ["not used"]
+
+
+def test_the_verdict_follows_from_the_numbers(looks_back, alternating):
+    how = {"scored": after_the_first(), "concepts": ["position"], "n_bootstrap": 50}
+    rows = pd.concat([
+        erase_position(looks_back, alternating, [LAST], **how).assign(model="reads"),
+        erase_position(looks_back, alternating, ["blocks.0.hook_resid_post"], **how).assign(model="reads it before"),
+    ])  # fmt: skip
+    found = position_used(rows).set_index("model")
+    assert found["verdict"].to_dict() == {"reads": "used", "reads it before": "not used"}
+    assert (found["probe_r2_before"] > 0.9).all() and found.loc["reads", "p"] == 1 / 20
 
 
 def test_exact_match_by_length(looks_back, alternating):
