@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from probe.errors import ProbeError, unknown_name
-from probe.position.moments import precision
+from probe.position.moments import eigen, precision
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Whitening:
         """The whitening of these rows, symmetric in features of unit variance."""
         mean, to_unit = x.double().mean(0), unscale(x)
         z = (x.double() - mean) * to_unit
-        values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+        values, vectors = eigen(z.T @ z / len(z))
         # Variances below these are what rounding makes: of the states, and of the decomposition.
         least = max(precision(x.dtype) ** 2, len(values) * torch.finfo(torch.float64).eps)
         there = values > values[-1] * least

@@ -20,6 +20,22 @@ from probe.errors import ProbeError
 CHUNK = 2048
 
 
+def eigen(
+    matrix: Float64[Tensor, "feature feature"],
+) -> tuple[Float64[Tensor, "feature"], Float64[Tensor, "feature feature"]]:
+    """Eigenvalues of a symmetric matrix without negative ones, in ascending order, and its eigenvectors.
+
+    LAPACK's divide and conquer sometimes does not converge where very many eigenvalues are 0; the singular values are
+    the same numbers, found in another way.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        vectors, values, _ = torch.linalg.svd(matrix)
+        values, vectors = values.flip(0), vectors.flip(1)
+    return values, vectors
+
+
 def precision(dtype: torch.dtype) -> float:
     """How far, as a share of their size, rounding may move hidden states that a model computes in a dtype: some sixteen
     times in float32 and float64, in half precision by the last rounding of all, since its sums are float32."""

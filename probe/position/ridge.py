@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.moments import Moments, as_columns
+from probe.position.moments import Moments, as_columns, eigen
 
 #: Strengths that are tried where none is given, for features of unit variance and the sum of squared errors. They go
 #: far up, for a site that tells nothing, and far down, for one that holds position exactly.
@@ -43,7 +43,7 @@ def ridge_path(moments: Moments, alphas: Sequence[float], standardize: bool = Fa
     if standardize:
         std = (xx.diagonal() / moments.n).clamp(min=0).sqrt()
         unscale = torch.where(std > moments.eps * mean_x.abs(), 1 / std, 0.0)
-    values, vectors = torch.linalg.eigh(unscale[:, None] * xx * unscale)
+    values, vectors = eigen(unscale[:, None] * xx * unscale)
     values = values.clamp(min=0)
     rotated = vectors.T @ (unscale[:, None] * xy)
     penalised = values + torch.tensor(alphas, dtype=torch.float64, device=values.device)[:, None]

@@ -142,7 +142,8 @@ def test_what_is_not_used_is_not_missed(looks_back, alternating):
 
 def test_what_a_token_tells_of_its_place_is_not_erased():
     """Tokens that are likelier at some places, and a model that says each of them again: position can be read from its
-    states, and erasing it changes the loss, since it is content that is erased. Beyond the tokens there is nothing to erase."""
+    states, and erasing it changes the loss, since it is content that is erased. Beyond the tokens there is nothing to
+    erase."""
     config = DecoderConfig(
         d_vocab=V, n_ctx=P, n_layers=1, d_model=V, n_heads=1, d_mlp=1, normalization="none", encoding="none"
     )

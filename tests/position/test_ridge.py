@@ -167,3 +167,18 @@ def test_bad_input_is_one_clear_line():
     X[3, 3] = np.nan
     with pytest.raises(ProbeError, match="hidden states at 'here' must be finite"):
         moments(X, Y).checked("here", list("abc"))
+
+
+def test_a_matrix_with_hundreds_of_equal_eigenvalues_has_them_all(monkeypatch):
+    """Where LAPACK's divide and conquer gives up, as it does on such matrices, the singular values are found instead."""
+    x = torch.zeros(500, 256, dtype=torch.float64)
+    x[:, :3] = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted, _ = eigen(x.T @ x)
+
+    def gives_up(matrix):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    values, vectors = eigen(x.T @ x)
+    torch.testing.assert_close(values, wanted, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(vectors * values @ vectors.T, x.T @ x, atol=1e-9, rtol=1e-9)
