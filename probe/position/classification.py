@@ -18,6 +18,7 @@ from torch import Tensor
 from probe.config import check_number, check_size
 from probe.device import fast_products
 from probe.errors import ProbeError
+from probe.position.moments import eigen
 
 CHUNK = 2048  # rows that go through the loss at once
 MEMORY = 20  # steps that L-BFGS remembers
@@ -56,7 +57,7 @@ class Metric:
     the features, of mean 0, and B = mean(diag p - p pᵀ) that of the predictions, which is renewed as they change."""
 
     def __init__(self, x: Float[Tensor, "row feature"], penalty: float):
-        values, self.vectors = torch.linalg.eigh((x.T @ x / len(x)).double())
+        values, self.vectors = eigen((x.T @ x / len(x)).double())
         self.values, self.vectors = values.clamp(min=0).to(x.dtype), self.vectors.to(x.dtype)
         self.penalty = penalty
         some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
@@ -64,7 +65,7 @@ class Metric:
 
     def renew(self, W: Tensor) -> None:
         p = torch.softmax(self.some @ W[:, :-1].T + W[:, -1], dim=1)
-        values, classes = torch.linalg.eigh((p.mean(0).diag() - p.T @ p / len(p)).double())
+        values, classes = eigen((p.mean(0).diag() - p.T @ p / len(p)).double())
         # Directions of the classes that look flat here need not be so at other rows: their steps are kept short.
         self.flat, self.classes = values.clamp(min=FLATTEST / len(W)).to(W.dtype)[:, None], classes.to(W.dtype)
 

@@ -30,7 +30,7 @@ def eigen(
     """
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
         vectors, values, _ = torch.linalg.svd(matrix)
         values, vectors = values.flip(0), vectors.flip(1)
     return values, vectors

@@ -12,7 +12,7 @@ from probe.config import check_size
 from probe.device import gradients
 from probe.errors import ProbeError, unknown_name
 from probe.position.controls import CONTROLS, Probed, beside_controls
-from probe.position.moments import Moments
+from probe.position.moments import Moments, eigen
 from probe.position.reading import RandomProjection, Reader, Rows
 from probe.position.ridge import ALPHAS, fit_folds
 from probe.position.scores import METRICS, Draws, token_sums
@@ -165,7 +165,7 @@ def principal_components(x: Float64[Tensor, "row feature"], rank: int, size: flo
     """The mean, and the map to the leading principal components at unit variance; directions of no variance are
     left out, beside the greatest variance or the mean square of what x are the differences of, ``size``."""
     mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    values, vectors = eigen((x - mean).T @ (x - mean) / len(x))
     values, vectors = values[-rank:], vectors[:, -rank:]
     there = values > 1e-12 * (values[-1] + mean.square().sum()).clamp(min=size)
     return mean, vectors[:, there] / values[there].sqrt()

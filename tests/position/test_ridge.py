@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from probe.errors import ProbeError
 from probe.position import Moments, RidgeProbe, ridge_path
+from probe.position.moments import eigen
 
 ALPHAS = (0.1, 3.0, 100.0)
 
@@ -170,7 +171,7 @@ def test_bad_input_is_one_clear_line():
 
 
 def test_a_matrix_with_hundreds_of_equal_eigenvalues_has_them_all(monkeypatch):
-    """Where LAPACK's divide and conquer gives up, as it does on such matrices, the singular values are found instead."""
+    """Where LAPACK gives up, as it does on such matrices, the singular values are found instead."""
     x = torch.zeros(500, 256, dtype=torch.float64)
     x[:, :3] = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wanted, _ = eigen(x.T @ x)
