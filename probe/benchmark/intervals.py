@@ -120,7 +120,8 @@ def _covered(work: Work) -> pd.DataFrame:
         low, high, truth = np.array(each).T
         held = int(((low <= truth) & (truth <= high)).sum())  # an interval that is missing holds nothing
         below, above = wilson(held, len(each), CONFIDENCE)
-        width = float(np.nanmedian(high - low))
+        there = np.isfinite(high - low)
+        width = float(np.median((high - low)[there])) if there.any() else math.nan
         keys = {"simulation": name, "metric": metric, "over": simulation.over, **size}
         rows.append(keys | {"value": held / len(each), "low": below, "high": above, "width": width, "n": len(each)})
     return pd.DataFrame(rows)

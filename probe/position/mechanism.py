@@ -58,16 +58,21 @@ def name_mechanism(
       neighbours are strangers: states of the same positions out of other sequences;
     - attention_sink: a head has SINK of its attention on the first key with log-odds that do not count (slope above
       FLAT), and LOST of the R² is gone where its layer's sinks are cut off;
-    - encoding: position can be read from one token repeated without ``<bos>``, as only an encoding makes possible;
+    - encoding: position can be read from one token repeated without ``<bos>``, as only an encoding makes possible, or
+      the encoding acts;
 
     else "nothing". An available one is "used" if, in addition, the loss (nats a scored token) is below that of the best
     prediction that never changes, token frequencies ("loss_gain", which an untrained model has not); and if what
     disturbs it in one layer's attention output (odds doubled in the layer that counts, content that fluctuates as at
     half the position, strangers, sinks cut) moves the decoded position by MOVED of the mean one and more than controls
-    do, costs more loss than CONTROLS changes of equal size at every token, each of them, with an interval of the
-    difference above 0, and costs WORTH of the gain. The controls go in directions that the disturbance does not take;
-    for strangers they are whole other sequences. Of an encoding it is not asked. "position" is used if one of the
-    others is.
+    do, costs more loss than each of CONTROLS controls, with an interval of the difference above 0, and costs WORTH of
+    the gain. Doubled odds and cut sinks disturb by their mean over sequences at each position, so that content is held.
+    A control turns what a sequence adds to that mean towards what another one adds, as far as is as large a change; for
+    strangers it is whole other sequences. An encoding is used if the loss rises by WORTH of the gain, and an interval
+    above 0, where all tokens stand at the middle position; it acts, and so is there, if ACTS of the states' squares
+    move then. Only a ``Decoder`` can be asked. "position" is used if it is there and one of the others is used.
+
+    How often these verdicts are true is measured on models whose answer is known: ``probe.benchmark``.
 
     "nothing" means: not established on these sequences. What is used may be used through another mechanism.
 
