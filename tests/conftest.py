@@ -6,10 +6,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import shape_checker
 import torch
 from threadpoolctl import threadpool_limits
 
-from probe.models.decoder import Decoder, DecoderConfig
+shape_checker.install()  # before the first import of ours
+
+from probe.models.decoder import Decoder, DecoderConfig  # noqa: E402
 
 torch.set_num_threads(1)
 threadpool_limits(1)
