@@ -13,7 +13,7 @@ def task():
 
 @pytest.fixture(scope="session")
 def splits(task):
-    return task.splits(n_train=3000, n_validation=60, n_test=150)
+    return task.splits(n_train=3000, n_validation=60, n_test=300)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_the_order_is_a_function_of_seed_and_step(data):
 @pytest.mark.parametrize("name", ["copy", "addition", "scan", "lego", "pcfg"])
 def test_little_is_padded(name):
     task = make_task(name)
-    data = encode(task.splits(n_train=3000, n_validation=1, n_test=1).train, task.vocabulary)
+    data = encode(task.splits(n_train=10_000, n_validation=1, n_test=1).train, task.vocabulary)
     order = BatchOrder(data.lengths, 64, seed=0)
     batches = [data.lengths[order.rows(step)] - 1 for step in range(order.batches_per_epoch)]
     slots = sum(len(lengths) * int(lengths.max()) for lengths in batches)
