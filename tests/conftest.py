@@ -6,13 +6,44 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import shape_checker
 import torch
 from threadpoolctl import threadpool_limits
 
-from probe.models.decoder import Decoder, DecoderConfig
+shape_checker.install()  # before the first import of ours
+
+from probe.models.decoder import Decoder, DecoderConfig  # noqa: E402
 
 torch.set_num_threads(1)
 threadpool_limits(1)
+
+
+#: The files that take longest, longest first. Whatever is begun last keeps other processes waiting.
+LONG_FILES = (
+    "test_notebooks.py",
+    "test_study.py",
+    "test_beyond.py",
+    "test_ray.py",
+    "test_static.py",
+    "test_examine.py",
+    "test_train.py",
+    "test_sweep.py",
+    "test_interrupt.py",
+    "test_docs.py",
+    "test_released_text.py",
+    "test_readme.py",
+)
+
+
+def pytest_configure(config):
+    # xdist would begin with the files of many tests, which are the quick ones.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG_FILES.index(item.path.name) if item.path.name in LONG_FILES else len(LONG_FILES))
 
 
 class Told(list):

@@ -132,8 +132,7 @@ def test_train_trains_one_decoder(tmp_path):
 
 def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
     kept = ["--keep-checkpoints", "--checkpoint-every", "2"]
-    done = run("train", "--folder", str(tmp_path / "run"), *TINY_TRAINING, *kept)
-    assert done.returncode == 0, done.stderr
+    assert main(["train", "--folder", str(tmp_path / "run"), *TINY_TRAINING, *kept]) == 0
     tokens = torch.randint(4, 9, (24, 9), generator=torch.Generator().manual_seed(0)).numpy()
     np.save(tmp_path / "tokens.npy", tokens)
     fit = ["fit", f"nope={tmp_path / 'run'}", "--tokens", str(tmp_path / "tokens.npy"), "--targets", "position"]

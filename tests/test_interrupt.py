@@ -15,6 +15,7 @@ from interrupted import command, finish, group_is_there
 def interrupt_at_a_checkpoint(arguments, folder, *, whole_group):
     """Run a command in a process group of its own, and interrupt it, or all of its group as a terminal does, once a
     model is in training; its exit status, and what it said on stderr. Nothing of the group goes on."""
+    before = {*folder.glob("models/*/checkpoints/step-*")}
     process = subprocess.Popen(
         [sys.executable, "-m", "probe", *arguments],
         stdout=subprocess.DEVNULL,
@@ -23,7 +24,7 @@ def interrupt_at_a_checkpoint(arguments, folder, *, whole_group):
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not list(folder.glob("models/*/checkpoints/step-*")):
+    while not {*folder.glob("models/*/checkpoints/step-*")} - before:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise AssertionError(process.communicate()[1])
@@ -52,17 +53,19 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("jobs", "whole_group"), [(1, False), (2, True)])
-def test_an_interrupted_study_goes_on_and_ends_as_if_nothing_had_happened(jobs, whole_group, undisturbed, tmp_path):
-    arguments, folder = command(tmp_path, "study", jobs), tmp_path / "study"
-    status, said = interrupt_at_a_checkpoint(arguments, folder, whole_group=whole_group)
-    assert status == 130
-    assert said.startswith("probe: interrupted; what was finished is kept, and this goes on from there: ")
-    assert said.endswith(f" -m probe {shlex.join(arguments)}\n") and said.count("\n") == 1
-    assert_whole(folder)
-    assert not list(folder.glob("rows/maps-*"))  # the last stage of a model: those at work have not come to it
+def test_an_interrupted_study_goes_on_and_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
+    """Twice: with two processes, all of which are interrupted, and then with one."""
+    folder = tmp_path / "study"
+    for jobs, whole_group in ((2, True), (1, False)):
+        arguments = command(tmp_path, "study", jobs)
+        status, said = interrupt_at_a_checkpoint(arguments, folder, whole_group=whole_group)
+        assert status == 130
+        assert said.startswith("probe: interrupted; what was finished is kept, and this goes on from there: ")
+        assert said.endswith(f" -m probe {shlex.join(arguments)}\n") and said.count("\n") == 1
+        assert_whole(folder)
+        assert not list(folder.glob("rows/maps-*"))  # the last stage of a model: those at work have not come to it
 
-    finish([*arguments, "--jobs", "1"])
+    finish(arguments)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "rows.parquet"), undisturbed)
 
 

@@ -40,42 +40,44 @@ def run(script, home, **environment):
     return done.stdout.strip(), done.stderr
 
 
-LOAD = (
-    "import probe; m = probe.load_pretrained('owner/model', {revision!r}); print(m.config.encoding, m.config.n_layers)"
-)
+LOAD = """
+import probe
+for revision in {revisions!r}:
+    model = probe.load_pretrained("owner/model", revision)
+    print(model.config.encoding, model.config.n_layers)
+"""
 FAIL = """
 import probe
-try: probe.load_pretrained({name!r}, {revision!r})
-except probe.ProbeError as error: print(error)
+for name, revision in {asked!r}:
+    try: probe.load_pretrained(name, revision)
+    except probe.ProbeError as error: print(error)
 """
 
 
 def test_a_name_is_fetched_into_the_cache_and_then_loads_without_a_network(released, tmp_path):
     with serve(released) as hub:
-        out, err = run(LOAD.format(revision=None), tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
-        assert out == "learned 1", err
+        out, err = run(LOAD.format(revisions=[None, COMMIT]), tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+        assert out == "learned 1\nlearned 1", err
         # Data only; the token that its own tools know goes along.
         assert hub.fetched() == {"config.json", "model.safetensors", "tokenizer.json"}
         assert ("GET", "/api/models/owner/model/revision/main", "Bearer hf_secret") in hub.asked
-        assert run(LOAD.format(revision=COMMIT), tmp_path, HF_ENDPOINT=hub.url)[0] == "learned 1"
-    assert run(LOAD.format(revision=None), tmp_path, HF_HUB_OFFLINE="1")[0] == "learned 1"
-    assert run(LOAD.format(revision=None), tmp_path, HF_ENDPOINT="http://127.0.0.1:9")[0] == "learned 1"
+    assert run(LOAD.format(revisions=[None]), tmp_path, HF_HUB_OFFLINE="1")[0] == "learned 1"
+    assert run(LOAD.format(revisions=[None]), tmp_path, HF_ENDPOINT="http://127.0.0.1:9")[0] == "learned 1"
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]  # nothing but the cache
 
 
-@pytest.mark.parametrize(
-    ("name", "revision", "message"),
-    [
-        ("owner/nobody", None, "owner/nobody: no such folder, and no such model on the hub; for a private one log in"),
-        ("owner/gated", None, "owner/gated: its terms are to be accepted on its page on the hub; then log in"),
-        ("owner/model", "v9", "owner/model: no revision 'v9' on the hub"),
-        ("owner/pickled", None, "owner/pickled: has no safetensors, and a pickle can run code; a pull request there"),
-    ],
-)
-def test_what_the_hub_does_not_give_is_one_clear_line(name, revision, message, released, tmp_path):
+def test_what_the_hub_does_not_give_is_one_clear_line(released, tmp_path):
+    messages = {
+        ("owner/nobody", None): "owner/nobody: no such folder, and no such model on the hub; for a private one log in",
+        ("owner/gated", None): "owner/gated: its terms are to be accepted on its page on the hub; then log in",
+        ("owner/model", "v9"): "owner/model: no revision 'v9' on the hub",
+        ("owner/pickled", None): "owner/pickled: has no safetensors, and a pickle can run code; a pull request there",
+    }
     with serve(released, gated=("owner/gated",)) as hub:
-        out, err = run(FAIL.format(name=name, revision=revision), tmp_path, HF_ENDPOINT=hub.url)
-    assert out.startswith(message) and "\n" not in out, out + err
+        out, err = run(FAIL.format(asked=[*messages]), tmp_path, HF_ENDPOINT=hub.url)
+    assert len(out.splitlines()) == len(messages), out + err
+    for line, message in zip(out.splitlines(), messages.values(), strict=True):
+        assert line.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_what_the_hub_does_not_give_is_one_clear_line(name, revision, message, r
     [({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "out of reach")],
 )
 def test_without_a_network_the_command_to_fetch_is_said(environment, why, tmp_path):
-    out, err = run(FAIL.format(name="owner/model", revision="v1"), tmp_path, **environment)
+    out, err = run(FAIL.format(asked=[("owner/model", "v1")]), tmp_path, **environment)
     assert "\n" not in out and why in out, out + err
     assert out.startswith("owner/model at revision 'v1': no such folder, not whole in the cache")
     assert "hf download owner/model --revision v1 --local-dir FOLDER, then load FOLDER" in out

@@ -1,6 +1,9 @@
+import dataclasses
+
 import pytest
 
 from probe.sweep import SweepConfig, run_sweep
+from probe.sweep.local import attempt
 from probe.training import TrainingConfig
 
 TINY = {
@@ -28,9 +31,34 @@ def tiny():
     return SweepConfig.from_dict(TINY)
 
 
+def in_this_process(sweep, folder, **options):
+    """A sweep whose runs are done here, one after the other: a process a run takes seconds of imports for each."""
+
+    def run_here(sweep, runs, folder, *, device, **_):
+        return ((run, attempt(sweep, run, folder, device)) for run in runs)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("probe.sweep.run.run_locally", run_here)
+        return run_sweep(sweep, folder, device="cpu", **options)
+
+
 @pytest.fixture(scope="session")
 def swept(tiny, tmp_path_factory):
     """A sweep that nothing disturbed."""
     folder, said = tmp_path_factory.mktemp("sweep") / "run", []
-    rows = run_sweep(tiny, folder, device="cpu", jobs=2, say=said.append)
+    rows = in_this_process(tiny, folder, say=said.append)
     return folder, rows, said
+
+
+@pytest.fixture(scope="session")
+def long(tiny):
+    """Two runs, long enough for something to happen to them."""
+    training = dataclasses.replace(tiny.training, steps=150, checkpoint_every=15)
+    two = {name: tiny.encodings[name] for name in ("none", "hybrid")}
+    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings=two, training=training)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(long, tmp_path_factory):
+    """Their rows; runs in processes of their own, local or on a cluster, must come to the same."""
+    return in_this_process(long, tmp_path_factory.mktemp("long") / "run")

@@ -1,4 +1,3 @@
-import dataclasses
 import threading
 import time
 
@@ -26,19 +25,6 @@ def cluster():
     yield cluster, nodes
     ray.shutdown()
     cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def long(tiny):
-    """Two runs, long enough for something to happen to them."""
-    training = dataclasses.replace(tiny.training, steps=150, checkpoint_every=15)
-    two = {name: tiny.encodings[name] for name in ("none", "hybrid")}
-    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings=two, training=training)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(long, tmp_path_factory):
-    return run_sweep(long, tmp_path_factory.mktemp("local") / "s", device="cpu", jobs=2)
 
 
 def at_first_checkpoint(folder, do) -> threading.Thread:

@@ -118,18 +118,6 @@ def test_a_failed_run_is_a_row_with_its_reason(tiny, tmp_path):
     assert len(said) == 2
 
 
-def long(tiny) -> SweepConfig:
-    """Two runs long enough for something to happen to them."""
-    training = dataclasses.replace(tiny.training, steps=150, checkpoint_every=15)
-    two = {name: tiny.encodings[name] for name in ("none", "hybrid")}
-    return dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings=two, training=training)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tiny, tmp_path_factory):
-    return run_sweep(long(tiny), tmp_path_factory.mktemp("long") / "run", device="cpu", jobs=2)
-
-
 def first_checkpoint(folder, timeout=120):
     """Wait until some run has one; its run's name."""
     deadline = time.monotonic() + timeout
@@ -141,7 +129,7 @@ def first_checkpoint(folder, timeout=120):
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_the_middle_changes_nothing(tiny, undisturbed, tmp_path):
+def test_a_worker_killed_in_the_middle_changes_nothing(long, undisturbed, tmp_path):
     killed = []
 
     def kill():
@@ -155,7 +143,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(tiny, undisturbed, tmp_pa
     killer.start()
     said, told = [], []
     rows = run_sweep(
-        long(tiny),
+        long,
         tmp_path,
         device="cpu",
         jobs=2,
@@ -169,9 +157,9 @@ def test_a_worker_killed_in_the_middle_changes_nothing(tiny, undisturbed, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_and_started_again_is_complete(tiny, undisturbed, tmp_path):
+def test_a_sweep_killed_and_started_again_is_complete(long, undisturbed, tmp_path):
     config = tmp_path / "sweep.json"
-    config.write_text(json.dumps(dataclasses.asdict(long(tiny))))
+    config.write_text(json.dumps(dataclasses.asdict(long)))
     command = [
         sys.executable,
         "-m",

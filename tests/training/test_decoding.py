@@ -34,11 +34,11 @@ PLACES = [(e, None) for e in ENCODINGS] + [(e, (1,)) for e in ENCODINGS if acts_
 @pytest.mark.parametrize(("encoding", "position_layers"), PLACES)
 def test_greedy_is_decoding_one_by_one(encoding, position_layers, make_decoder, random_tokens):
     decoder = make_decoder(encoding=encoding, position_layers=position_layers, n_kv_heads=2)
-    prompts = random_tokens(batch=12, length=7)
-    endless = [one_by_one(decoder, p.tolist(), -1, 20) for p in prompts]
+    prompts = random_tokens(batch=6, length=7)
+    endless = [one_by_one(decoder, p.tolist(), -1, 12) for p in prompts]
     # A token that some continuations come to and others do not, so that they end at different lengths.
-    stop = next(token for token in range(19) if 0 < sum(token in e for e in endless) < 12)
-    found = greedy(decoder, prompts, stop=stop, max_new=20)
+    stop = next(token for token in range(19) if 0 < sum(token in e for e in endless) < 6)
+    found = greedy(decoder, prompts, stop=stop, max_new=12)
     assert found == [e[: e.index(stop)] if stop in e else e for e in endless]
 
 
@@ -54,8 +54,8 @@ def test_groups_are_decoded_as_each_alone(make_decoder):
 
 def test_predictions_are_exact(task, splits, make_decoder):
     decoder = make_decoder(d_vocab=len(task.vocabulary))
-    rows = predict(decoder, splits.test[:40], task.vocabulary)
-    for row, example in zip(rows.itertuples(), splits.test[:40], strict=True):
+    rows = predict(decoder, splits.test[:15], task.vocabulary)
+    for row, example in zip(rows.itertuples(), splits.test[:15], strict=True):
         alone = one_by_one(decoder, task.vocabulary.prompt(example), 3, len(example.target) + 1)
         assert row.correct == (task.vocabulary.decode(alone) == list(example.target))
         assert row.target == " ".join(example.target)
