@@ -59,8 +59,11 @@ class Setting:
         self.rows = valid_rows(self.lengths, T) & (torch.arange(T) > 0)
         self.scored = self.rows & scored[kept]
         self.half = n // 2
-        if not self.rows[: self.half].any():
-            raise ProbeError("sequences must have at least 2 tokens, since position 0 is left out, got sequences of 1")
+        if self.rows[: self.half].sum(1).max() < 2:
+            longest = int(self.lengths[: self.half].max())
+            raise ProbeError(
+                f"sequences must have at least 3 tokens, since position 0 is left out, got at most {longest}"
+            )
         if not self.scored[self.half :].any():
             raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
         self.bootstrap = Bootstrap.draw(n - self.half, n_bootstrap, confidence, seed)

@@ -103,7 +103,7 @@ BOUNDS = {
     "probe.position.position_table": [Bound(0.0, m.position_table)],
     "probe.position.name_mechanism": [Bound(1e-5, m.name_mechanism)],
     "probe.position.mechanism_table": [Bound(0.0, m.mechanism_table)],
-    "probe.position.erase_position": [Bound(1e-6, m.erase_position)],
+    "probe.position.erase_position": [Bound(2e-6, m.erase_position)],
     "probe.position.steer_position": [Bound(1e-5, m.steer_position)],
     "probe.position.patch_position": [Bound(5e-6, m.patch_position)],
     "constructions.plant": [Bound(2e-3, m.planted)],

@@ -178,6 +178,7 @@ def test_rows_that_share_no_key_are_as_far_as_can_be():
 # The columns that say of what a number is, and those that have none by their definition: a slope of a template that has
 # none, what is explained where there is nothing to explain, an interval over one sequence, what no layer has.
 WITHOUT = (
+    "p",
     "slope",
     "explained",
     "null_seed",
