@@ -395,6 +395,7 @@ def _sizes(**each: Sequence[int]) -> list[Size]:
     return [dict(zip(each, values, strict=True)) for values in zip(*each.values(), strict=True)]
 
 
+#: By name: what is simulated.
 SIMULATIONS: dict[str, Simulation] = {
     "losses": Simulation(
         "Loss and perplexity over texts, gamma distributed.", "sequences", _sizes(n_sequences=(5, 10, 20, 50)), _losses

@@ -223,6 +223,7 @@ def _split(asked: Asked) -> Iterator[tuple[str, str, str]]:
                 yield part, "right" if near else f"{shares[layer, head, part]:.3f} for {share:.3f}", "right"
 
 
+#: By name: what the toolkit is asked of every known model.
 VERDICTS: dict[str, Verdict] = {
     "mechanism_used": Verdict("name_mechanism says that the model uses a mechanism.", USED, _mechanism_used),
     "mechanism_there": Verdict("name_mechanism says that a mechanism is there, used or not.", THERE, _mechanism_there),

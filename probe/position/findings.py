@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probe.models.decoder import Decoder
 from probe.models.variant import standing_still
+from probe.position.erasure import Subspace, Whitening
 from probe.position.evidence import (
     ACTS,
     ALIKE,
@@ -192,13 +193,44 @@ def _of_pattern(subject: Subject, layer: int, edit: Callable[[Tensor], Tensor], 
     plain, _ = subject.run(subject.test, lambda rows: {}, site)
     edited, _ = subject.run(subject.test, lambda rows: {block_site(layer, PATTERN): edit}, site)
     change = (edited - plain).mean(0, keepdim=True).expand_as(plain)
-    return beside_content(layer, change, _content(subject, site), pretends)
+    states = trace(subject.model, subject.train, [site])[site][:, 1:].flatten(0, 1)
+    return elsewhere(layer, change, states, pretends)
 
 
 def _content(subject: Subject, site: str) -> Float[Tensor, "batch pos d_model"]:
     """What differs between the test sequences at each position: from the mean of the training sequences."""
     train, test = (trace(subject.model, each, [site])[site] for each in (subject.train, subject.test))
     return test - train.mean(0)
+
+
+def elsewhere(
+    layer: int,
+    delta: Float[Tensor, "batch pos d_model"],
+    states: Float[Tensor, "row d_model"],
+    pretends: bool = True,
+) -> Disturbance:
+    """The control is a change that is as far among the states at every token, in directions that the change itself does
+    not take.
+
+    In whitened coordinates of the states, the principal directions of the change, 95 % of its squares (at most half of
+    all directions), are turned into random ones orthogonal to them. So it is as many standard deviations long, in
+    directions that the states really take. Where they take no other, there is no control, and the change is 0.
+    """
+    whitening = Whitening.of(states)
+    flat = delta[0].double() @ whitening.inverse.T
+    _, strength, directions = torch.linalg.svd(flat, full_matrices=False)
+    k = min(int((strength.square().cumsum(0) < 0.95 * strength.square().sum()).sum()) + 1, max(1, whitening.rank // 2))
+    own = Subspace(whitening.root @ directions[:k].T, directions[:k] @ whitening.inverse, whitening.mean)
+
+    def turn(generator: torch.Generator) -> Tensor:
+        if whitening.rank - k < k:
+            return torch.zeros_like(delta)
+        others = torch.linalg.qr(whitening.random(k, generator, own))[0]
+        turned = flat @ directions[:k].T @ others.T
+        size = flat.norm(dim=-1, keepdim=True) / turned.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+        return ((turned * size) @ whitening.root.T).to(delta).expand_as(delta)
+
+    return Disturbance(layer, delta, turn, pretends)
 
 
 def beside_content(

@@ -67,10 +67,12 @@ def name_mechanism(
     half the position, strangers, sinks cut) moves the decoded position by MOVED of the mean one and more than controls
     do, costs more loss than each of CONTROLS controls, with an interval of the difference above 0, and costs WORTH of
     the gain. Doubled odds and cut sinks disturb by their mean over sequences at each position, so that content is held.
-    A control turns what a sequence adds to that mean towards what another one adds, as far as is as large a change; for
-    strangers it is whole other sequences. An encoding is used if the loss rises by WORTH of the gain, and an interval
-    above 0, where all tokens stand at the middle position; it acts, and so is there, if ACTS of the states' squares
-    move then. Only a ``Decoder`` can be asked. "position" is used if it is there and one of the others is used.
+    Their controls are as many standard deviations long in other directions that the attention output takes; those of
+    fluctuating content turn what a sequence adds to the mean towards what another one adds, as far as is as large a
+    change; those of strangers are whole other sequences. An encoding is used if the loss rises by WORTH of the gain,
+    with an interval above 0, where all tokens stand at the middle position; it acts, and so is there, if ACTS of the
+    states' squares move then. Only a ``Decoder`` can be asked. "position" is used if it is there and one of the others
+    is used.
 
     How often these verdicts are true is measured on models whose answer is known: ``probe.benchmark``.
 

@@ -74,6 +74,14 @@ IN_WORDS = {
 _INTERVALS = {
     "low": "The lower end of the 95 % interval of the value; what is drawn anew for it, the measurement says.",
     "high": "The upper end of the 95 % interval of the value.",
+    "interval": (
+        "Over what the interval is: sequences (or texts), trainings (models that were trained alike), both, or tasks; "
+        "none where there is no interval."
+    ),
+    "p": (
+        "The probability of as much by chance: of a correlation, where heads are paired at random; of an erased or "
+        "moved position, the share of random subspaces or directions that do at least as much, itself among them."
+    ),
     "bootstrap": (
         "Intervals from drawing what was measured (sequences, texts, heads, runs) anew, with replacement, many times: "
         "the middle 95 % of the results (Efron & Tibshirani 1993). Differences are paired: both sides get the same "
@@ -188,8 +196,9 @@ _USE = {
     "rank": "How many directions were taken out.",
     "probe_r2": (
         "R² of the position by ridge probes of the edited states, on other sequences than those that the erasure was "
-        "fitted to: what is left. Not a change."
+        "fitted to: what is left. Not a change. Of states less the mean state of their token."
     ),
+    "probe_r2_before": "The same R² in the unedited states: what there was to erase.",
     "template_distance": (
         "The change of the distance (nats) between a later layer's patterns and the templates that were fitted to the "
         "model as it is; above 0, attention was positional through what was erased."
@@ -281,6 +290,10 @@ _MECHANISM = {
     "window (intervention)": "Queries see only the last keys, so that the first token is out of sight.",
     "strangers (intervention)": "Behind layer 0 each position has the state of the same position in another sequence.",
     "strangers_without_bos (intervention)": "The same with random content without <bos>.",
+    "standing_still (intervention)": "All tokens stand at one position, the middle one: the encoding tells nothing.",
+    "states_moved": (
+        "How much of the states' squares, about their mean, moves when all tokens stand at one position; at least 0."
+    ),
     "disturbed (intervention)": "The attention output of one layer is changed so that it tells another position.",
     "cut_sinks (intervention)": "The first key is hidden from a layer's sinks.",
     "r2_refitted": "R² of a probe that was fitted under the intervention: whether anything of position is left.",
@@ -297,7 +310,7 @@ _MECHANISM = {
         "How much better the model predicts than token frequencies, nats a scored token; an untrained model gains "
         "nothing."
     ),
-    "loss_change_control": "The mean change of the loss under the controls of equal size, nats a token.",
+    "loss_change_control": "The mean change of the loss under the controls, as large elsewhere; nats a token.",
     "loss_beyond_control": "What the disturbance costs more than the mean of its controls, nats a token, paired.",
     "controls_exceeded": "The share of the 19 controls that cost less than the disturbance; 0…1.",
     "decoded_moved": "By how many tokens the disturbance moves the decoded position.",
@@ -573,9 +586,6 @@ _BEYOND = {
     "spearman": "Spearman's rank correlation over heads of λ with the rise of entropy; -1…1.",
     "pearson_entropy": "Pearson's correlation over heads of λ with the entropy itself; -1…1.",
     "spearman_entropy": "Spearman's rank correlation over heads of λ with the entropy itself; -1…1.",
-    "p": (
-        "The probability of as much by chance: of a correlation without any, or of differences whose signs are coins'."
-    ),
     "variant": "How the trained model was changed to reach further.",
     "none (variant)": "The model as it was trained.",
     "uniform (variant)": "One λ for all heads, the best of a grid on validation texts.",
@@ -610,10 +620,6 @@ _LEAGUE = {
     "p_runs": "p of the differences of single runs: would other seeds of these very tasks show it?",
     "p_holm": "p over tasks, corrected for the number of pairs (Holm 1979).",
     "real": "Whether the corrected p over tasks is below 5 %.",
-    "interval": (
-        "Over what the interval is: sequences (or texts), trainings (models that were trained alike), both, or tasks; "
-        "none where there is no interval."
-    ),
     "n_tasks": "How many tasks there are.",
 }
 
@@ -654,6 +660,7 @@ _COLUMNS = {
         "How many cases the number is of: sequences, unless the measurement says otherwise (tokens, texts, prompts, "
         "heads, runs)."
     ),
+    "n_models": "How many models, trained alike, the value is the mean of.",
     "n_train": "Sequences that the probe was fitted to.",
     "n_test": "Sequences that it was scored on.",
     "control": "What stands beside the model, to be compared with; none is the model itself.",

@@ -131,9 +131,9 @@ def _mechanism(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> Section:
             "Interventions on the tokens and on attention, each with a probe for position: a <bos> counter dies "
             "without <bos> and runs slow with a second one; decaying variance lives on in random content; an encoding "
             "survives a string of one token. A mechanism is available if position can be read by it, and used if "
-            "disturbing it, with content held, moves the decoded position and costs more loss than changes of content "
-            "that are as large; nothing means: not established on these sequences. (Position itself is available where "
-            "the token embedding does not tell it already, as it does in tasks whose tokens have their places.)"
+            "disturbing it, with content held, moves the decoded position and costs more loss than changes that are as "
+            "large in other directions; nothing means: not established on these sequences. (Position itself is there "
+            "where the token embedding does not tell it already, as it does in tasks whose tokens have their places.)"
         ],
         figures=[(f"What is left of position, encoding {portrayed(rows)}.", drawn["mechanism"])],
         tables=[("Verdicts, in parentheses of the untrained model.", verdict_table(rows))],

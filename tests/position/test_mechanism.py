@@ -15,7 +15,7 @@ from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
 from probe.position.emergence import probe_over_training
-from probe.position.findings import beside_content
+from probe.position.findings import beside_content, elsewhere
 from probe.position.interventions import INTERVENTIONS, Input
 from probe.position.mechanism import mechanism_table, name_mechanism
 from probe.tracing import PATTERN, block_site, logits_with_edits, nearest_keys, trace
@@ -279,6 +279,23 @@ def test_only_scored_tokens_count(stops):
     scored[:, 5] = True  # a random token, on which nothing is gained
     rows = name_mechanism(stops, tokens, scored=scored, **QUICK)
     assert verdicts(rows)["bos_counter"] == "available" and number(rows, "bos_counter", "loss_gain") < 0
+
+
+def test_controls_are_as_far_among_the_states_and_elsewhere():
+    """States with a standard deviation of 10 in one direction, 1 in others, 0 in the last: a change along the first is
+    turned into one that is as many standard deviations long."""
+    deviations = torch.tensor([10.0] + [1.0] * 14 + [0.0])
+    states = deviations * torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    delta = torch.zeros(6, 5, 16)
+    delta[..., 0] = torch.arange(5) * 4.0
+    control = elsewhere(0, delta, states).control(torch.Generator().manual_seed(1))
+    assert control[..., 0].abs().max() < 0.2 * delta[..., 0].max() / 10 and control[..., -1].abs().max() == 0
+    whitened = control[0, :, :-1] / deviations[:-1]
+    torch.testing.assert_close(whitened.norm(dim=-1), torch.arange(5) * 0.4, atol=0.05, rtol=0.05)
+    assert torch.equal(control[0], control[3])  # the same in every sequence, as the change is
+    # States that take no other direction have no control.
+    alone = elsewhere(0, delta, states * (torch.arange(16) == 0)).control(torch.Generator())
+    assert not alone.any()
 
 
 def test_controls_are_as_large_and_change_content_alone():
