@@ -170,7 +170,7 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
         (["studdy"], "unknown command 'studdy'; did you mean 'study'?"),
         (
             ["dance"],
-            "unknown command 'dance'; known: census, compare, completion, doctor, examine, figures, fit, league",
+            "unknown command 'dance'; known: benchmark, census, compare, completion, doctor, examine, figures, fit",
         ),
         ([], "the following arguments are required: COMMAND (probe --help says what there is)"),
         (["compare"], "the following arguments are required: MODEL (probe compare --help says what there is)"),

@@ -5,10 +5,10 @@ from constructions.known import KNOWN
 from probe.benchmark import VERDICTS, confusion, verdict_rows, verdict_scores
 from probe.errors import ProbeError
 
-#: Of each kind that once was told wrongly: a sink that counts, decaying variance, an encoding, a bag of words, a label.
+#: Of each kind that once was told wrongly: a sink that counts, decaying variance, an encoding, a bag of words.
 SHORT = (
     *("bos_counter_sink_used", "variance_decay_used", "learned_used", "bag_of_words_behind_bos", "content_by_place"),
-    "head_duplicate",
+    "head_k_back",
 )
 
 

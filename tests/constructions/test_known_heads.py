@@ -8,6 +8,8 @@ import torch
 from known_models import EACH, build, run, values
 from torch.nn import functional as F
 
+from constructions.known import KNOWN
+
 T = torch.arange(1, 33).double()
 DISTANCE = (T[:, None] - T).clamp(min=0)
 
@@ -118,6 +120,10 @@ def columns(*parts):
     """An orthonormal basis of what a number for each value of these parts can fit."""
     query, key = np.tril_indices(32)
     one_hot = {"row": np.eye(32)[query], "key": np.eye(32)[key], "distance": np.eye(32)[query - key]}
+    if "distance" not in parts:  # a trend in the key is the distance's: what fits the keys is orthogonal to it
+        cells, at = one_hot["key"].sum(0), np.arange(32)
+        trend = np.where(at > 0, cells * (at - np.average(at[1:], weights=cells[1:])), 0)
+        one_hot["key"] = one_hot["key"] - np.outer(one_hot["key"] @ trend, trend) / (trend @ trend)
     basis, size, _ = np.linalg.svd(np.hstack([one_hot[part] for part in ("row", *parts)]), full_matrices=False)
     return basis[:, size > 1e-9]
 
@@ -145,13 +151,11 @@ def test_patterns_and_shares(name, variant):
     check_shares(name, variant, 0)
 
 
-@pytest.mark.slow
-@of_each
-def test_those_of_more_seeds(name, variant):
-    """A minute for all of them."""
-    for seed in range(1, 4):
-        check_patterns(name, variant, seed)
-        check_shares(name, variant, seed)
+@pytest.mark.parametrize("name", sorted({name for name, _ in EACH}))
+def test_those_of_another_seed(name):
+    variant = KNOWN[name].variants[-1]
+    check_patterns(name, variant, 1)
+    check_shares(name, variant, 1)
 
 
 def test_every_kind_of_label_and_template_is_there():
