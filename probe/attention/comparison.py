@@ -43,7 +43,7 @@ def compare_templates(
     Templates are fitted on the first half of the sequences (n // 2), and all of them, fitted or not, are measured on
     the other half: a template with more parameters is no nearer for having more, only where they hold for sequences
     that it has not seen. ``value`` is the mean over those sequences of D(observed, template), see ``pattern_distance``;
-    ``low`` and ``high`` its percentile bootstrap interval over sequences, the fitted template held fixed. Units and
+    ``low`` and ``high`` its bootstrap interval over sequences, the fitted template held fixed. Units and
     ranges are the distance's; infinite values stay infinite.
 
     Args:

@@ -23,7 +23,7 @@ def attention_summary(
 
     entropy is in nats, in [0, ln n_visible]; mean_distance, Σ_i p_i (query - i), in tokens, in [0, query]; first,
     previous and self are the mass on key 0, on the key before the query (0 where there is none), and on its own key.
-    ``low`` and ``high`` are the percentile bootstrap interval over sequences. The dense counterpart of ``stream``.
+    ``low`` and ``high`` are the bootstrap interval over sequences. The dense counterpart of ``stream``.
 
     Args:
         trace: patterns of every layer. Rows beyond a sequence's length do not count.

@@ -179,7 +179,7 @@ def sweep_scale(
     "loss_change" and so on, paired. λ = 1 is always run.
 
     Returns:
-        Columns scale, metric, value, low, high, n (distinct sequences): percentile intervals over sequences.
+        Columns scale, metric, value, low, high, n (distinct sequences): bootstrap intervals over sequences.
     """
     EncodedExamples.check(data)
     if not len(data):

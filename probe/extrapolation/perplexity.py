@@ -54,7 +54,7 @@ def perplexity(
         on_progress: called with how many contexts are done, and how many there are.
 
     Returns:
-        Columns context, metric ("perplexity"; "loss" in nats, and "bits", a token), value, low, high (percentile
+        Columns context, metric ("perplexity"; "loss" in nats, and "bits", a token), value, low, high (bootstrap
         intervals over texts), n (distinct texts) and tokens (of each text, that count).
 
     Raises:
@@ -178,7 +178,7 @@ def loss_by_position(
 
     Returns:
         Columns position (0-based, the mean of a bin of neighbours), metric "loss" (nats a token), value, low, high
-        (percentile intervals over texts), n (distinct texts) and tokens (in the bin).
+        (bootstrap intervals over texts), n (distinct texts) and tokens (in the bin).
 
     Raises:
         ProbeError: for texts of fewer than two tokens.

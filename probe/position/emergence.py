@@ -47,7 +47,7 @@ def probe_over_training(
 
     Returns:
         Columns step, site, metric, value, low, high, n, sorted by step: those of ``measure``, and, without a site,
-        "loss": next-token cross entropy in nats a scored token, percentile intervals over sequences.
+        "loss": next-token cross entropy in nats a scored token, bootstrap intervals over sequences.
 
     Raises:
         ProbeError: for no checkpoint, a step that occurs twice, ``scored`` of another shape, or none scored.

@@ -56,7 +56,7 @@ def fit_position_probe(
         untrained: the model of the untrained control; as ``probe.models.anatomy.untrained_like`` makes it by default.
         alpha: the penalty on standardised features (alpha ‖w‖² and ‖w‖² / 2C, C = 1/alpha); by default that of
             ``ridge`` is chosen between the training sequences and that of ``logistic`` is 1.
-        n_bootstrap: resamples of the test sequences for the percentile intervals.
+        n_bootstrap: resamples of the test sequences for the bootstrap intervals.
 
     Returns:
         One row a number: site, layer_encoding (what the site's layer sees), probe, control ("none" is the model

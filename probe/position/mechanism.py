@@ -87,7 +87,7 @@ def name_mechanism(
 
     Returns:
         Columns mechanism, verdict, intervention, site, metric, value, low, high, n (sequences): the numbers that each
-        verdict rests on, with percentile intervals over sequences. ``mechanism_table`` makes them short.
+        verdict rests on, with bootstrap intervals over sequences. ``mechanism_table`` makes them short.
 
     Raises:
         ProbeError: for fewer than 10 distinct sequences, sequences of fewer than 8 tokens, a site that the model has

@@ -55,7 +55,7 @@ def beside_baseline(
     from the ``baseline``, "loss_change" and so on, paired.
 
     Returns:
-        Columns ``column`` (the setting), metric, value, low, high, n (examples): percentile intervals over examples.
+        Columns ``column`` (the setting), metric, value, low, high, n (examples): bootstrap intervals over examples.
     """
     n = len(found[baseline]["scored"])
     bootstrap = Bootstrap.draw(n, n_bootstrap, confidence, seed)

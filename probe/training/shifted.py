@@ -43,7 +43,7 @@ def shifted_positions(
         shifts: k >= 0, in tokens; 0 is always among those that are run. A learned table must have the positions.
 
     Returns:
-        Columns shift, metric, value, low, high, n (distinct examples): percentile intervals over examples.
+        Columns shift, metric, value, low, high, n (distinct examples): bootstrap intervals over examples.
 
     Raises:
         ProbeError: for no example, a shift below 0, or one that leads beyond a learned table.
