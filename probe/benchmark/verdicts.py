@@ -2,8 +2,8 @@
 
 The models are those of ``constructions.known``. Every verdict is a name that the toolkit gives: "used" by
 ``name_mechanism``, "used" by erasure, a head's label by the census, a head's nearest template; and the shares of the
-split of scores, which are right within ``SHARE``. Half of the seeds may be looked at when thresholds are set; only the
-other half is scored.
+split of scores, which are right within ``SHARE``. The first half of the seeds may be looked at when thresholds and
+rules are set; only the other half is scored.
 """
 
 import functools
@@ -24,7 +24,7 @@ from probe.statistics import wilson
 from probe.tracing import PATTERN, SCORES, block_site, trace
 
 CONFIDENCE = 0.95
-SEEDS = 6  # of each generator; the odd ones are scored
+SEEDS = 12  # of each generator; the second half of them is scored
 SHARE = 0.03  # how far a share of the split may be from the truth
 TIE = 1e-4  # nats: templates that are as near as the nearest
 THRESHOLDS, SCORED = "thresholds", "scored"  #: the halves of the seeds
@@ -71,8 +71,8 @@ def verdict_rows(
         on_progress: called with how many models are done, and how many there are.
 
     Returns:
-        One row per thing said: generator, variant, seed, half ("thresholds" for even seeds, "scored" for odd ones),
-        verdict, about (a mechanism, a head, a part), said, truth, right.
+        One row per thing said: generator, variant, seed, half ("thresholds" for the first half of the seeds, "scored"
+        for the other), verdict, about (a mechanism, a head, a part), said, truth, right.
 
     Raises:
         ProbeError: for an unknown name, or a number below 1.
@@ -86,7 +86,7 @@ def verdict_rows(
             raise unknown_name("verdict", name, VERDICTS)
     chosen = tuple(verdicts or VERDICTS)
     work = [
-        (name, KNOWN[name].variants[(i + seed) % len(KNOWN[name].variants)], seed, chosen)
+        (name, KNOWN[name].variants[(i + seed) % len(KNOWN[name].variants)], seed, 2 * seed >= n_seeds, chosen)
         for i, name in enumerate(KNOWN)
         if generators is None or name in generators
         for seed in range(n_seeds)
@@ -98,7 +98,7 @@ def verdict_rows(
     return pd.concat(found, ignore_index=True)
 
 
-Work = tuple[str, str, int, tuple[str, ...]]
+Work = tuple[str, str, int, bool, tuple[str, ...]]
 
 
 def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[pd.DataFrame]:
@@ -110,9 +110,9 @@ def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[pd.DataFrame]:
 
 
 def _of_model(work: Work) -> pd.DataFrame:
-    name, variant, seed, verdicts = work
+    name, variant, seed, scored, verdicts = work
     asked = Asked(KNOWN[name].build(seed, variant))
-    keys = {"generator": name, "variant": variant, "seed": seed, "half": SCORED if seed % 2 else THRESHOLDS}
+    keys = {"generator": name, "variant": variant, "seed": seed, "half": SCORED if scored else THRESHOLDS}
     rows = [
         keys | {"verdict": verdict, "about": about, "said": said, "truth": truth, "right": said == truth}
         for verdict in verdicts

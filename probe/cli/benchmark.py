@@ -21,7 +21,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--simulations", type=int, default=2000, metavar="N", help="data sets of an interval (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=6, metavar="N", help="models of each kind (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=12, metavar="N", help="models of each kind (default: %(default)s)")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="processes side by side (default: %(default)s)"
     )
