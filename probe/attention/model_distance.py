@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from probe.attention.comparison import check_comparable, check_names, checked_pattern
+from probe.attention.comparison import check_comparable, check_names, checked_pattern, halves
 from probe.attention.distances import DISTANCES
 from probe.attention.head_pairs import head_pair_distances
 from probe.errors import ProbeError
@@ -284,9 +284,8 @@ def _prepare(
         for trace in of_model:
             check_comparable(first, seeds[first][0], name, trace)
     n = len(seeds[first][0].tokens)
-    chosen_on, measured_on = (slice(0, n // 2), slice(n // 2, n))
-    if aggregate == MCGILL or n == 1:
-        chosen_on = measured_on = slice(0, n)
+    every = slice(0, n)
+    chosen_on, measured_on = (every, every) if aggregate == MCGILL or n == 1 else halves(seeds[first][0])
     bootstrap = Bootstrap.draw(measured_on.stop - measured_on.start, n_bootstrap, confidence, seed)
     models = {name: _Model(name, of_model) for name, of_model in seeds.items()}
     return models, _Measure(seeds[first][0].n_layers, distance, aggregate, chosen_on, measured_on, bootstrap)

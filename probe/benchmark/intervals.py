@@ -7,8 +7,7 @@ does not count.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from probe.attention import compare_models, compare_to, split_scores
 from probe.attention.summary import attention_summary
+from probe.benchmark.processes import in_processes
 from probe.config import check_size
 from probe.errors import unknown_name
 from probe.extrapolation import fit_log_law, scale_against
@@ -85,7 +85,7 @@ def interval_coverage(
         for size in SIMULATIONS[name].sizes
     ]
     steps, found = Steps(len(work), on_progress), []
-    for rows in _in_processes(work, jobs):
+    for rows in in_processes(_covered, work, jobs):
         found.append(rows)
         steps.step()
     columns = ["simulation", "metric", "over", *SIZES, "value", "low", "high", "width", "n"]
@@ -95,14 +95,6 @@ def interval_coverage(
 
 SIZES = ("n_sequences", "n_trainings", "n_tasks", "n_heads", "n_points")
 Work = tuple[str, Size, int, int]
-
-
-def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[pd.DataFrame]:
-    if jobs == 1:
-        yield from map(_covered, work)
-        return
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_covered, work)
 
 
 def _covered(work: Work) -> pd.DataFrame:
@@ -216,8 +208,8 @@ def _split_shares(rng: np.random.Generator, size: Size) -> Found:
 
 @functools.cache
 def _true_shares() -> dict[tuple[str, str], float]:
-    rng, n = np.random.default_rng(3), 500
-    each = [_split(rng, LARGE // 10, 1)["value"] for _ in range(n // 25)]
+    rng = np.random.default_rng(3)
+    each = [_split(rng, LARGE // 10, 1)["value"] for _ in range(20)]
     return {key: float(np.mean([rows.loc[key] for rows in each])) for key in SPLIT}
 
 

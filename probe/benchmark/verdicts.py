@@ -8,14 +8,13 @@ rules are set; only the other half is scored.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 
 from constructions.known import KNOWN, KnownModel
 from probe.attention import census, compare_templates, split_scores
+from probe.benchmark.processes import in_processes
 from probe.config import check_size
 from probe.errors import unknown_name
 from probe.position import erase_position, name_mechanism, position_used
@@ -92,21 +91,13 @@ def verdict_rows(
         for seed in range(n_seeds)
     ]
     steps, found = Steps(len(work), on_progress), []
-    for rows in _in_processes(work, jobs):
+    for rows in in_processes(_of_model, work, jobs):
         found.append(rows)
         steps.step()
     return pd.concat(found, ignore_index=True)
 
 
 Work = tuple[str, str, int, bool, tuple[str, ...]]
-
-
-def _in_processes(work: Sequence[Work], jobs: int) -> Iterator[pd.DataFrame]:
-    if jobs == 1:
-        yield from map(_of_model, work)
-        return
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_of_model, work)
 
 
 def _of_model(work: Work) -> pd.DataFrame:

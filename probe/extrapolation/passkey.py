@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from torch import nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of
 from probe.progress import OnProgress, Steps, untold
+from probe.statistics import wilson
 from probe.tasks.passkey import DEPTHS, Passkey
 from probe.training.evaluation import completions
 
@@ -75,8 +75,8 @@ def passkey(
         for depth, part in [(pd.NA, found), *found.groupby("depth", sort=False)]:
             for metric in ("exact_match", "digits"):
                 share = float(part[metric].mean())
-                interval = binomtest(round(share * len(part)), len(part)).proportion_ci(confidence, method="wilson")
-                rows.append((length, depth, metric, share, interval.low, interval.high, len(part)))
+                low, high = wilson(round(share * len(part)), len(part), confidence)
+                rows.append((length, depth, metric, share, low, high, len(part)))
         steps.step()
     rows = pd.DataFrame(rows, columns=["length", "depth", "metric", "value", "low", "high", "n"])
     return rows.assign(n_keys=task.n_keys).astype({"depth": "Float64"})

@@ -2,8 +2,8 @@
 
 Everything is fitted on the first half of the sequences (n // 2) and measured on the other half, beside a control that
 has nothing to do with position: random subspaces of the same rank, orthogonal to position's. Position 0 is neither
-fitted to nor edited. Edits go through ``probe.tracing``, so that they
-reach every model that ``trace`` reads. ``probe.position.steering`` moves position, and exchanges it.
+fitted to nor edited. Edits go through ``probe.tracing``, so that they reach every model that ``trace`` reads.
+``probe.position.steering`` moves position, and exchanges it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -87,13 +87,14 @@ def erase_position(
     for site in expand_sites(sites, setting.model):
         fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
         means = TokenMeans.of(fitted_on.x, fitted_on.tokens) if beyond_tokens else TokenMeans.alike(fitted_on.x)
-        states = _apart(fitted_on, means)
+        states, apart = _apart(fitted_on, means), _apart(held_out, means)
         of_tokens = means(setting.tokens[setting.half :, 1:])
-        before = setting.measured(_left(setting, Subspace.nothing(states.double().mean(0)), held_out, means))
+        nothing = Subspace.nothing(means.mean)
+        before = setting.measured(_left(setting, nothing, held_out, apart))
         for name in concepts:
             z = concept(name, fitted_on.positions)
             z = z - (TokenMeans.of(z, fitted_on.tokens)(fitted_on.tokens) if beyond_tokens else 0)
-            found = concept_subspace(states, z) if states.any() and z.any() else Subspace.nothing(means.mean)
+            found = concept_subspace(states, z) if states.any() and z.any() else nothing
             subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
             changes = {}
             for control, drawn in subspaces.items():
@@ -101,7 +102,7 @@ def erase_position(
                 changes[control] = [*_changes(setting, site, plain, outcomes)] if drawn else []
             for control, of_control in setting.compared(changes, subspaces).items():
                 keys = {"site": site, "concept": name, "control": control, "rank": subspaces[control][0].rank}
-                left = torch.stack([_left(setting, s, held_out, means) for s in subspaces[control][:5]]).mean(0)
+                left = torch.stack([_left(setting, s, held_out, apart) for s in subspaces[control][:5]]).mean(0)
                 rows += [keys | row for row in of_control]
                 rows.append(keys | {"metric": "probe_r2"} | setting.measured(left))
                 if control == "none":
@@ -176,11 +177,12 @@ def _erasing(subspace: Subspace, of_tokens: Float64[Tensor, "sequence later_pos 
     return after_first(edit)
 
 
-def _left(setting: Setting, subspace: Subspace, states: States, means: TokenMeans) -> Float64[Tensor, "draw"]:
+def _left(
+    setting: Setting, subspace: Subspace, states: States, apart: Float64[Tensor, "row feature"]
+) -> Float64[Tensor, "draw"]:
     """The R² of the position in edited states of the second half, in every draw of its sequences: ridge probes of one
     half of them, scored on the other. Features are as large as they were before: what rounding leaves of one that was
     erased is not blown up."""
-    apart = _apart(states, means)
     x, y, sequence = subspace.erased(apart) * unscale(apart), states.positions.double(), states.sequence
     decoded = torch.zeros_like(y)
     for fold in range(2):

@@ -68,7 +68,7 @@ class TokenMeans:
     def alike(cls, x: Float[Tensor, "row feature"]) -> "TokenMeans":
         """The mean of all rows, for every token."""
         mean = x.double().mean(0)
-        return cls(mean[None, :][:0], mean)
+        return cls(mean.new_zeros(0, len(mean)), mean)
 
     def __call__(self, tokens: Int[Tensor, "*row"]) -> Float64[Tensor, "*row feature"]:
         table = torch.cat((self.table, self.mean[None]))
@@ -93,10 +93,9 @@ class Whitening:
         values, vectors = eigen(z.T @ z / len(z))
         # Variances below these are what rounding makes: of the states, and of the decomposition.
         least = max(precision(x.dtype) ** 2, len(values) * torch.finfo(torch.float64).eps)
-        there = values > values[-1] * least
+        there = values > values[-1].clamp(min=0) * least
         values, vectors = values[there], vectors[:, there]
         scale = torch.where(to_unit > 0, 1 / to_unit, 0.0)
-        values, vectors = values[values > 0], vectors[:, values > 0]
         root, inverse = vectors * values.sqrt() @ vectors.T, vectors / values.sqrt() @ vectors.T
         return cls(mean, scale[:, None] * root, inverse * to_unit, len(values))
 
@@ -155,15 +154,14 @@ def concept_subspace(x: Float[Tensor, "row feature"], z: Float[Tensor, "row conc
 
 
 def random_subspace(
-    x: Float[Tensor, "row feature"], rank: int, generator: torch.Generator, apart_from: Subspace | None = None
+    whitening: Whitening, rank: int, generator: torch.Generator, apart_from: Subspace | None = None
 ) -> Subspace:
-    """A subspace of that rank that has nothing to do with any concept: random directions of whitened x, orthogonal
+    """A subspace of that rank that has nothing to do with any concept: random directions of whitened states, orthogonal
     there to those of ``apart_from``, taken out by the same kind of map. The control of ``concept_subspace``.
 
     Raises:
-        ProbeError: for a rank above the number of dimensions in which x varies, less those of ``apart_from``.
+        ProbeError: for a rank above the number of dimensions in which the states vary, less those of ``apart_from``.
     """
-    whitening = Whitening.of(x)
     most = whitening.rank - (0 if apart_from is None else apart_from.rank)
     if rank > most:
         raise ProbeError(f"rank must be at most {max(most, 0)}, the number of dimensions there are to draw, got {rank}")
@@ -176,8 +174,9 @@ def control_subspaces(
 ) -> list[Subspace]:
     """``n`` random subspaces orthogonal to a concept's, of its rank or, where fewer dimensions are left, of all that
     are left; none where none is."""
-    rank = min(concept.rank, Whitening.of(x).rank - concept.rank)
-    return [random_subspace(x, rank, generator, concept) for _ in range(n)] if rank > 0 else []
+    whitening = Whitening.of(x)
+    rank = min(concept.rank, whitening.rank - concept.rank)
+    return [random_subspace(whitening, rank, generator, concept) for _ in range(n)] if rank > 0 else []
 
 
 def _position(positions: Int[Tensor, "row"]) -> Float64[Tensor, "row concept"]:

@@ -237,7 +237,6 @@ def beside_content(
     layer: int,
     delta: Float[Tensor, "batch pos d_model"],
     content: Float[Tensor, "batch pos d_model"],
-    pretends: bool = True,
 ) -> Disturbance:
     """The control is a change of content, as large at every token as the change of position, and no larger than the
     content of another sequence.
@@ -254,4 +253,4 @@ def beside_content(
         other = content[torch.randperm(len(content), generator=generator)]
         return content * (angle.cos() - 1) + other * angle.sin()
 
-    return Disturbance(layer, delta, control, pretends)
+    return Disturbance(layer, delta, control, pretends=True)

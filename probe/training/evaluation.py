@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 import pandas as pd
-from scipy.stats import binomtest
 from torch import nn
 
 from probe.errors import ProbeError
 from probe.models.mode import evaluating
+from probe.statistics import wilson
 from probe.tasks.base import Example, Task, Vocabulary
 from probe.tasks.scratchpad import SteppedTask
 from probe.training.data import EncodedExamples
@@ -103,7 +103,6 @@ def exact_match(predictions: pd.DataFrame, confidence: float = 0.95) -> pd.DataF
     for metric, holds in metrics.items():
         for length, group in [(pd.NA, holds), *holds.groupby(predictions["length"])]:
             right, n = int(group.sum()), len(group)
-            interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
-            rows.append((length, metric, right / n, interval.low, interval.high, n))
+            rows.append((length, metric, right / n, *wilson(right, n, confidence), n))
     rows = pd.DataFrame(rows, columns=["length", "metric", "value", "low", "high", "n"])
     return rows.astype({"length": "Int64"})

@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from probe.errors import ProbeError
-from probe.position.erasure import CONCEPTS, concept, concept_subspace, control_subspaces, random_subspace
+from probe.position.erasure import CONCEPTS, Whitening, concept, concept_subspace, control_subspaces, random_subspace
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_erasing_is_a_projection_that_moves_as_little_as_can_be(states):
 
 def test_a_random_subspace_knows_nothing_of_position(states):
     x, position = states
-    subspace = random_subspace(x, 3, torch.Generator().manual_seed(1))
+    subspace = random_subspace(Whitening.of(x), 3, torch.Generator().manual_seed(1))
     torch.testing.assert_close(subspace.right @ subspace.left, torch.eye(3, dtype=torch.float64))
     erased = subspace.erased(x.double()).numpy()
     assert LinearRegression().fit(erased, position).score(erased, position) > 0.5
@@ -91,4 +91,4 @@ def test_what_cannot_be_erased_is_one_clear_line(states):
     with pytest.raises(ProbeError, match="unknown concept 'place'"):
         concept("place", position)
     with pytest.raises(ProbeError, match="rank must be at most 12, .*, got 13"):
-        random_subspace(x, 13, torch.Generator())
+        random_subspace(Whitening.of(x), 13, torch.Generator())
