@@ -15,7 +15,7 @@ from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import PATTERN, Trace, nearest_keys, trace
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
@@ -48,7 +48,7 @@ def census(
     scored: Bool[Tensor, "batch scored_pos"] | None = None,
     ablate: bool = True,
     head_detector: bool = False,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 64,

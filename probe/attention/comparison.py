@@ -13,7 +13,7 @@ from probe.attention.nulls import nearest_head_distance, shuffled
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext, available_templates
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import valid_rows
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import Trace, distinct
 
 # The columns of compare_templates that say what was found; all others say of what.
@@ -34,7 +34,7 @@ def compare_templates(
     t5_max_distance: int = 128,
     nulls: bool = True,
     other_seed: Trace | None = None,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import Trace, distinct, nearest_keys
 
 CONTENT = ("none", "pair")
@@ -68,7 +68,7 @@ def split_scores(
     content: str = "none",
     *,
     layers: Sequence[int] | None = None,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ScoreSplit:
@@ -131,7 +131,7 @@ def split_long_context(
     tokens: TokenIds,
     *,
     layers: Sequence[int] | None = None,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ScoreSplit:

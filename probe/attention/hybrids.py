@@ -16,7 +16,7 @@ from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import PATTERN, nearest_keys, trace
 
 BY_HEAD = ("layer", "head", "layer_encoding", "metric", "value")
@@ -30,7 +30,7 @@ def attention_on(
     *,
     lengths: Integers | None = None,
     window: int = 16,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 16,
@@ -108,7 +108,7 @@ def by_layer_encoding(
     rows: pd.DataFrame,
     metrics: Sequence[str] | None = None,
     *,
-    n_bootstrap: int = 2000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
 from probe.errors import ProbeError
 from probe.sequences import Sequences, TokenIds
 from probe.shown import Shown
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 
 KERNELS: dict[str, Kernel] = {"alibi_fitted": ALIBI, "power_law": POWER_LAW, "t5_fitted": T5}
 UNIFORM = "uniform"
@@ -44,7 +44,7 @@ def compare_long_context(
     *,
     layers: Sequence[int] | None = None,
     bins: int = BINS,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> LongContext:

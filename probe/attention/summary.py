@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.special import entr
 
 from probe.attention.comparison import checked_pattern
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import Trace, distinct
 
 Pattern = Float64[Tensor, "batch head query key"]
@@ -17,7 +17,7 @@ RowStatistic = Callable[[Pattern], Float64[Tensor, "batch head query"]]
 
 
 def attention_summary(
-    trace: Trace, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    trace: Trace, *, n_bootstrap: int = N_BOOTSTRAP, confidence: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
     """The mean over sequences of ``ROW_STATISTICS``, for every layer, head and query position.
 

@@ -19,6 +19,7 @@ from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
 from probe.models.mode import evaluating
 from probe.shown import Shown
+from probe.statistics import N_BOOTSTRAP
 from probe.training.data import BatchOrder, EncodedExamples, Feed, at_once
 from probe.training.forced import Scores, beside_baseline, forced_scores
 
@@ -168,7 +169,7 @@ def sweep_scale(
     scales: Sequence[float] = SCALES,
     *,
     batch_size: int = 8,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from probe.extrapolation.fitting import device_of, logits_of, vocabulary_of
 from probe.models.mode import evaluating
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Sequences, TokenIds, token_ids
-from probe.statistics import Bootstrap
+from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import token_losses
 from probe.training.data import at_once
 
@@ -31,7 +31,7 @@ def perplexity(
     prefix: Sequence[int] = (),
     stride: int | None = None,
     score_from: int = 0,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     on_progress: OnProgress = untold,
@@ -105,7 +105,7 @@ def perplexity_rows(
     losses: ContextLosses,
     baseline: ContextLosses | None = None,
     *,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -170,7 +170,7 @@ def loss_by_position(
     *,
     prefix: Sequence[int] = (),
     n_bins: int = 64,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

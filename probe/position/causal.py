@@ -22,6 +22,7 @@ from probe.position.moments import precision
 from probe.position.ridge import ALPHAS, RidgeProbe
 from probe.position.scores import r2, token_sums
 from probe.sequences import Integers, TokenIds
+from probe.statistics import N_BOOTSTRAP
 from probe.tracing import RESID_POST, expand_sites
 
 FitDistance = Callable[[nn.Module, Int[Tensor, "sequence pos"], Int[Tensor, "sequence"]], OfPattern]
@@ -38,7 +39,7 @@ def erase_position(
     distance: FitDistance | None = None,
     beyond_tokens: bool = True,
     n_random: int = 19,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from probe.errors import ProbeError
 from probe.position.linear import fit_position_probe
 from probe.position.scores import Draws
 from probe.sequences import Sequences, TokenIds, first_of_each, marked
+from probe.statistics import N_BOOTSTRAP
 from probe.tracing import RESID_POST, logits_with_edits, sequence_losses
 
 COLUMNS = ["step", "site", "metric", "value", "low", "high", "n"]
@@ -29,7 +30,7 @@ def probe_over_training(
     *,
     measure: Measure = ridge_r2,
     scored: Bool[Tensor, "batch scored_pos"] | None = None,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 64,

@@ -29,7 +29,7 @@ from probe.position.moments import precision
 from probe.position.scores import Draws
 from probe.sequences import valid_rows
 from probe.shown import Shown
-from probe.statistics import jackknife
+from probe.statistics import N_BOOTSTRAP, jackknife
 from probe.tracing import Trace, distinct
 
 PARTS = ("position", "context", "token", "residual")
@@ -196,7 +196,7 @@ def neighbour_similarity(
     untrained: Trace | None = None,
     max_lag: int | None = None,
     skip: int = 1,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -257,7 +257,7 @@ def variance_by_position(
     *,
     untrained: Trace | None = None,
     skip: int = 1,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -339,7 +339,7 @@ def position_channels(
     untrained: Trace | None = None,
     top: int = 8,
     skip: int = 1,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from probe.position.splits import Split
 from probe.position.streaming import probe_source
 from probe.position.targets import TargetContext
 from probe.sequences import Integers, Sequences, TokenIds
+from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED, RESID_POST
 
 COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low", "high", "n_train", "n_test"]
@@ -37,7 +38,7 @@ def fit_position_probe(
     untrained: nn.Module | None = None,
     alpha: float | None = None,
     test_share: float = 0.3,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from probe.position.scores import Draws
 from probe.position.subject import Subject
 from probe.position.use import Use
 from probe.sequences import Sequences, TokenIds, first_of_each, marked
+from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED
 
 MECHANISM_LENGTH = 8  #: the fewest tokens in a sequence of which ``name_mechanism`` says anything
@@ -27,7 +28,7 @@ def name_mechanism(
     site: str | None = None,
     scored: Bool[Tensor, "batch scored_pos"] | None = None,
     test_share: float = 0.4,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 64,

@@ -19,6 +19,7 @@ from probe.position.scores import METRICS, Draws, token_sums
 from probe.position.splits import Split
 from probe.position.targets import TargetContext, target_values
 from probe.sequences import Integers, Sequences, TokenIds
+from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED, RESID_POST
 
 COLUMNS = ["site", "layer_encoding", "probe", "control", "metric", "value", "low", "high", "n", "n_train", "n_test"]
@@ -36,7 +37,7 @@ def pair_probe(
     rank: int = 16,
     n_pairs: int = 20_000,
     test: float | Int[Tensor, "test"] = 0.3,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from probe.errors import ProbeError
 from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site
 from probe.position.erasure import Subspace, Whitening, concept, concept_subspace, control_subspaces
 from probe.sequences import Integers, TokenIds
-from probe.statistics import p_value
+from probe.statistics import N_BOOTSTRAP, p_value
 from probe.tracing import RESID_POST, SCORES, block_site, hide_keys, logits_with_edits
 
 
@@ -41,7 +41,7 @@ def steer_position(
     *,
     query: int | None = None,
     n_random: int = 19,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def patch_position(
     scored: Bool[Tensor, "sequence pos"] | None = None,
     concept_name: str = "classes",
     n_random: int = 19,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:

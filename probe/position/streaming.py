@@ -25,6 +25,7 @@ from probe.position.splits import Split
 from probe.position.targets import TARGETS, TargetContext
 from probe.progress import OnProgress, untold
 from probe.sequences import Integers, TokenIds
+from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED, block_site
 
 #: Wherever hidden states are: the embedding, what enters and leaves each part of a block, and each head's own output.
@@ -59,7 +60,7 @@ def probe_positions(
     fitted_length: int | None = None,
     alphas: Sequence[float] = ALPHAS,
     folds: int = 5,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 64,

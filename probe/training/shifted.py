@@ -13,6 +13,7 @@ from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.models.mode import evaluating
 from probe.sequences import TokenIds, token_ids
+from probe.statistics import N_BOOTSTRAP
 from probe.training.data import EncodedExamples
 from probe.training.forced import beside_baseline, forced_scores
 
@@ -25,7 +26,7 @@ def shifted_positions(
     examples: EncodedExamples,
     shifts: Sequence[int] = SHIFTS,
     *,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 256,

@@ -331,7 +331,7 @@ def test_queries_and_keys_give_what_their_scores_give(n, with_bias):
 @pytest.mark.parametrize("encoding", ["none", "alibi", "t5", "rotary"])
 def test_a_model_is_split_without_its_scores(encoding, make_decoder, random_tokens):
     decoder, tokens = make_decoder(encoding=encoding), random_tokens(5, 24)
-    dense = split_scores(trace(decoder, tokens, [SCORES]), n_bootstrap=200)
+    dense = split_scores(trace(decoder, tokens, [SCORES]))
     assert_same(dense, split_long_context(decoder, tokens), atol=1e-4)
 
 
