@@ -37,26 +37,34 @@ Not in the suite, because no clean weights were found:
 - a sink that is itself the source of position and does not count: with fixed scores, the log-odds of the first key fall
   as -ln(t - 1), which is a counter, and with an encoding the position comes from the encoding.
 
+Models that are trained, and whose mechanism is enforced, are those of ``TRAINED`` (``constructions.known.trained``).
+Their ``build`` is the same, and takes some seconds.
+
 To add a generator: write a function from two ``Draw`` (constants, tokens) and a number of sequences to a ``Blueprint``,
 and add it to the ``GENERATORS`` of its file.
 """
 
-from constructions.known import composed, counters, encodings, heads, negatives, variance
+from typing import TypeVar
+
+from constructions.known import composed, counters, encodings, heads, negatives, trained, variance
 from constructions.known.answer import HEAD_LABELS, MECHANISMS, VERDICTS, Answer, KnownModel
 from constructions.known.generator import Known
+from constructions.known.trained import Trained
 from constructions.known.variants import VARIANTS
 from probe.errors import unknown_name
 
+_Kind = TypeVar("_Kind")
 
-class _Known(dict[str, Known]):
+
+class _ByName(dict[str, _Kind]):
     """A dict whose missing names are refused in one line."""
 
-    def __missing__(self, name: object) -> Known:
+    def __missing__(self, name: object) -> _Kind:
         raise unknown_name("generator", name, self)
 
 
-#: Every generator by its name.
-KNOWN: dict[str, Known] = _Known(
+#: Every generator of models that are written by hand, by its name.
+KNOWN: dict[str, Known] = _ByName(
     {
         **counters.GENERATORS,
         **composed.GENERATORS,
@@ -67,4 +75,18 @@ KNOWN: dict[str, Known] = _Known(
     }
 )
 
-__all__ = ["HEAD_LABELS", "KNOWN", "MECHANISMS", "VARIANTS", "VERDICTS", "Answer", "Known", "KnownModel"]
+#: Every kind of model that is trained so that its mechanism is enforced, by its name.
+TRAINED: dict[str, Trained] = _ByName(trained.KINDS)
+
+__all__ = [
+    "HEAD_LABELS",
+    "KNOWN",
+    "MECHANISMS",
+    "TRAINED",
+    "VARIANTS",
+    "VERDICTS",
+    "Answer",
+    "Known",
+    "KnownModel",
+    "Trained",
+]

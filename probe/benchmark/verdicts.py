@@ -1,9 +1,9 @@
 """Verdicts: how often what the toolkit says of a model is true, on models whose answer is known from their weights.
 
-The models are those of ``constructions.known``. Every verdict is a name that the toolkit gives: "used" by
-``name_mechanism``, "used" by erasure, a head's label by the census, a head's nearest template; and the shares of the
-split of scores, which are right within ``SHARE``. The first half of the seeds may be looked at when thresholds and
-rules are set; only the other half is scored.
+The models are those of ``constructions.known``, written by hand or trained so that their mechanism is enforced. Every
+verdict is a name that the toolkit gives: "used" by ``name_mechanism``, "used" by erasure, a head's label by the census,
+a head's nearest template; and the shares of the split of scores, which are right within ``SHARE``. The first half of
+the seeds may be looked at when thresholds and rules are set; only the other half is scored.
 """
 
 import functools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from constructions.known import KNOWN, KnownModel
+from constructions.known import KNOWN, TRAINED, Known, KnownModel, Trained
 from probe.attention import census, compare_templates, split_scores
 from probe.benchmark.processes import in_processes
 from probe.config import check_size
@@ -26,9 +26,12 @@ CONFIDENCE = 0.95
 SEEDS = 12  # of each generator; the second half of them is scored
 SHARE = 0.03  # how far a share of the split may be from the truth
 TIE = 1e-4  # nats: templates that are as near as the nearest
+WRITTEN, BY_TRAINING = "written", "trained"  #: how a model was made
 THRESHOLDS, SCORED = "thresholds", "scored"  #: the halves of the seeds
 
 COLUMNS = ["verdict", "about", "said", "truth", "right"]
+
+GENERATORS: dict[str, Known | Trained] = {**KNOWN, **TRAINED}
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,17 @@ def verdict_rows(
     """What the toolkit says of every known model, beside what is true.
 
     Args:
-        generators: names in ``constructions.known.KNOWN``; by default all.
+        generators: names in ``constructions.known.KNOWN`` and ``TRAINED``; by default all of both. Those of ``TRAINED``
+            take some ten seconds each.
         verdicts: names in ``VERDICTS``; by default all.
         n_seeds: models of each generator, at least 1; each seed has a variant, in turn.
         jobs: processes side by side.
         on_progress: called with how many models are done, and how many there are.
 
     Returns:
-        One row per thing said: generator, variant, seed, half ("thresholds" for the first half of the seeds, "scored"
-        for the other), verdict, about (a mechanism, a head, a part), said, truth, right.
+        One row per thing said: generator, made ("written" or "trained"), variant, seed, half ("thresholds" for the
+        first half of the seeds, "scored" for the other), verdict, about (a mechanism, a head, a part), said, truth,
+        right.
 
     Raises:
         ProbeError: for an unknown name, or a number below 1.
@@ -79,14 +84,15 @@ def verdict_rows(
     check_size("n_seeds", n_seeds)
     check_size("jobs", jobs)
     for name in generators or ():
-        KNOWN[name]
+        if name not in GENERATORS:
+            raise unknown_name("generator", name, GENERATORS)
     for name in verdicts or ():
         if name not in VERDICTS:
             raise unknown_name("verdict", name, VERDICTS)
     chosen = tuple(verdicts or VERDICTS)
     work = [
-        (name, KNOWN[name].variants[(i + seed) % len(KNOWN[name].variants)], seed, 2 * seed >= n_seeds, chosen)
-        for i, name in enumerate(KNOWN)
+        (name, kind.variants[(i + seed) % len(kind.variants)], seed, 2 * seed >= n_seeds, chosen)
+        for i, (name, kind) in enumerate(GENERATORS.items())
         if generators is None or name in generators
         for seed in range(n_seeds)
     ]
@@ -102,8 +108,14 @@ Work = tuple[str, str, int, bool, tuple[str, ...]]
 
 def _of_model(work: Work) -> pd.DataFrame:
     name, variant, seed, scored, verdicts = work
-    asked = Asked(KNOWN[name].build(seed, variant))
-    keys = {"generator": name, "variant": variant, "seed": seed, "half": SCORED if scored else THRESHOLDS}
+    asked = Asked(GENERATORS[name].build(seed, variant))
+    keys = {
+        "generator": name,
+        "made": BY_TRAINING if name in TRAINED else WRITTEN,
+        "variant": variant,
+        "seed": seed,
+        "half": SCORED if scored else THRESHOLDS,
+    }
     rows = [
         keys | {"verdict": verdict, "about": about, "said": said, "truth": truth, "right": said == truth}
         for verdict in verdicts
