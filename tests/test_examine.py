@@ -55,6 +55,20 @@ def examined(places, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_hybrid_without_prompts_and_with_few_sequences_has_a_report_without_them(places, tmp_path):
+    folder, _ = places
+    np.save(tmp_path / "few.npy", np.random.default_rng(1).integers(0, 404, (8, 12)))
+    assert main(
+        ["examine", str(folder / "smollm3"), "--tokens", str(tmp_path / "few.npy"), "--length", "12", "--sequences",
+         "8", "--folder", str(tmp_path / "out")]
+    ) == 0  # fmt: skip
+    measured = set(pd.read_parquet(tmp_path / "out" / "rows.parquet")["measurement"])
+    assert {"fit", "use", "census", "by_layer_encoding"} <= measured
+    assert not {"needle", "mechanism"} & measured  # the first wants prompts, the second 10 sequences
+    assert "Layers that see position" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_folder_of_gpt2s_format_becomes_rows_and_a_report(examined, places):
     out, rows = examined
     for name in ("gpt2", "smollm3"):

@@ -12,7 +12,7 @@ from probe.position.geometry import (
     variance_by_position,
 )
 from probe.position.linear import PROBES, fit_position_probe
-from probe.position.mechanism import MECHANISM_LENGTH, mechanism_table, name_mechanism
+from probe.position.mechanism import MECHANISM_LENGTH, MECHANISM_SEQUENCES, mechanism_table, name_mechanism
 from probe.position.moments import Moments
 from probe.position.pairs import PAIR_PROBES, pair_probe
 from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
@@ -27,6 +27,7 @@ __all__ = [
     "ALPHAS",
     "CONTROLS",
     "MECHANISM_LENGTH",
+    "MECHANISM_SEQUENCES",
     "PAIR_PROBES",
     "PROBES",
     "TARGETS",

@@ -18,6 +18,7 @@ from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED
 
 MECHANISM_LENGTH = 8  #: the fewest tokens in a sequence of which ``name_mechanism`` says anything
+MECHANISM_SEQUENCES = 10  #: the fewest distinct sequences
 COLUMNS = ["mechanism", "verdict", "intervention", "site", "metric", "value", "low", "high", "n"]
 
 
@@ -103,8 +104,8 @@ def name_mechanism(
     check_number("test_share", test_share, 0, 1)
     check_size("batch_size", batch_size, least=2)
     kept = first_of_each(ids, None, counted)
-    if len(kept) < 10:
-        raise ProbeError(f"name_mechanism needs at least 10 distinct sequences, got {len(kept)}")
+    if len(kept) < MECHANISM_SEQUENCES:
+        raise ProbeError(f"name_mechanism needs at least {MECHANISM_SEQUENCES} distinct sequences, got {len(kept)}")
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
     draws = Draws.of(min(max(3, round(test_share * len(kept))), len(kept) - 3), n_bootstrap, confidence, seed)
     subject = Subject(model, ids[kept], site, counted[kept], draws, seed, batch_size)

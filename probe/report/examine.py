@@ -176,7 +176,9 @@ def _kinds(rows: pd.DataFrame) -> list[Section]:
     probes = fit.groupby(["encoding", "layer_encoding"], sort=False)["value"].mean().rename("mean R²").reset_index()
     needle = of(rows, "needle")
     needle = needle[needle["encoding"].isin(found["encoding"])]
-    reach = [("Reach of every head, from the question for the key.", attention_by_kind(needle, "reach"))]
+    reach = []
+    if len(needle):
+        reach = [("Reach of every head, from the question for the key.", attention_by_kind(needle, "reach"))]
     return [
         Section(
             "Layers that see position, and layers that do not",
@@ -186,7 +188,7 @@ def _kinds(rows: pd.DataFrame) -> list[Section]:
                 "are 95 % bootstrap intervals over heads, which say nothing of other seeds. Of the key: as above. Of "
                 "the census: its scores."
             ],
-            figures=reach if len(needle) else [],
+            figures=reach,
             tables=[
                 ("Means over heads by what their layer sees.", table.rename_axis(columns=None).reset_index()),
                 ("R² of the position behind the layers of each kind, mean over layers.", probes),

@@ -34,6 +34,7 @@ from probe.models.decoder import Decoder
 from probe.models.encodings import T5
 from probe.position import (
     MECHANISM_LENGTH,
+    MECHANISM_SEQUENCES,
     decompose_hidden,
     erase_position,
     fit_position_probe,
@@ -43,6 +44,7 @@ from probe.position import (
 )
 from probe.position.causal import FitDistance
 from probe.progress import OnProgress, untold
+from probe.sequences import first_of_each
 from probe.study.config import StudyData, TracedSequences
 from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, Trace, block_site, trace
 from probe.training import encode, exact_match, predict
@@ -125,7 +127,7 @@ def hidden_stages(
     """The stages that look at hidden states: what can be read of position, whether it is used, its geometry, and by
     which mechanism it came; each beside the untrained model. The first model is measured, of others only probes. Where
     position is erased, the ``distance`` of all later patterns from their templates is looked at, too, if there is one:
-    it takes as long as all the rest."""
+    it takes as long as all the rest. The mechanism is left out where sequences are too short for it, or too few."""
     first, control, tokens = models[0], untrained[0], traced.tokens
     stages = {
         "probe": lambda: fit_position_probe(first, tokens, seed=seed),
@@ -133,7 +135,8 @@ def hidden_stages(
         "use": lambda: erase_position(first, tokens, [RESID_PRE], scored=traced.scored, distance=distance, seed=seed),
         "geometry": lambda: geometry(first, control, tokens, seed=seed),
     }
-    if tokens.shape[1] >= MECHANISM_LENGTH:
+    n_distinct = len(first_of_each(tokens, None, traced.scored))
+    if tokens.shape[1] >= MECHANISM_LENGTH and n_distinct >= MECHANISM_SEQUENCES:
         stages["mechanism"] = lambda: pd.concat(
             [
                 name_mechanism(model, tokens, scored=traced.scored, seed=seed).assign(control=of)
