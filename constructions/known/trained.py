@@ -131,7 +131,7 @@ def _from_statistics() -> Callable[[Draw], Lesson]:
         unused=frozenset({"attention_sink", "bos_counter", "encoding"}),
         why="and without an encoding and a <bos> it is estimated from the statistics of the tokens so far.",
         segments=2,
-        enforced=0.8,
+        enforced=0.7,
     )
 
 
