@@ -78,7 +78,15 @@ def test_what_counts_as_a_number(text, numbers):
 
 
 def test_numbers_are_written_as_the_pages_write_them():
-    assert [short(x) for x in (0.134, -0.014, 1.049, -0.001, 0.0, -2.0)] == [".13", "−.01", "1.05", ".00", ".00", "−2.00"]
+    assert [short(x) for x in (0.134, -0.014, 1.049, -0.001, 0.0, -2.0)] == [
+        ".13",
+        "−.01",
+        "1.05",
+        ".00",
+        ".00",
+        "−2.00",
+    ]
+    assert short(0.2249999999999999) == ".23" and percent(0.375) == "38 %"  # a half is rounded up, as by hand
     assert short(0.1344, 3) == ".134" and short(11.38, 1) == "11.4"
     assert between(-0.02, 0.29) == "[−.02, .29]"
     assert with_interval({"value": 0.13, "low": -0.02, "high": 0.29}) == ".13 [−.02, .29]"

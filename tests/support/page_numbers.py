@@ -11,6 +11,7 @@ A test makes sentences, lines of tables and parts of them out of rows, and the p
 
 import re
 from collections.abc import Iterable, Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -94,9 +95,14 @@ class Page:
         return max((n for n in range(1, len(text) + 1) if text[:n] in self.text), default=0)
 
 
+def rounded(value: float, digits: int) -> str:
+    """Half up, so that a reader who rounds .225 of a table finds the page's .23, whatever the float is."""
+    return str(Decimal(repr(round(float(value), 12))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
 def short(value: float, digits: int = 2) -> str:
     """As the pages write numbers: .13, −.01, 1.05; ".00" is 0 or rounded to it, and has no sign."""
-    text = f"{abs(value):.{digits}f}"
+    text = rounded(abs(value), digits)
     sign = "−" if value < 0 and float(text) else ""
     return sign + (text[1:] if text.startswith("0.") else text)
 
@@ -113,7 +119,7 @@ def with_interval(row: "pd.Series | Mapping[str, float]", digits: int = 2) -> st
 
 def percent(share: float, digits: int = 0) -> str:
     """A share as 7 %."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{rounded(100 * share, digits)} %"
 
 
 def power(value: float, digits: int = 0) -> str:
