@@ -76,8 +76,8 @@ def by_task(rows):
     yield f"T5 on reverse: {short(of.loc['reverse', 't5'])} here"
     assert of.loc["copy"].idxmax() == "t5"
     yield f"best of all, here ({short(of.loc['copy', 't5'])})"
-    scan = of.loc["scan"]
-    yield f"SCAN: T5 ({short(scan['t5'], 3)}) and NoPE ({short(scan['none'], 3)}) tie, ALiBi ({short(scan['alibi'], 3)})"
+    t5, none, alibi = (short(of.loc["scan", e], 3) for e in ("t5", "none", "alibi"))
+    yield f"SCAN: T5 ({t5}) and NoPE ({none}) tie, ALiBi ({alibi})"
     addition = results[(results["task"] == "addition") & results["length"].isna()]
     right = addition[addition["accuracy"] > 0]
     assert sorted(zip(right["encoding"], right["seed"], strict=True)) == [("alibi", 0), ("none", 1)]
@@ -106,8 +106,8 @@ def rules(rows):
     assert {*share["n_trainings"]} == {3}
     few, many = (share.xs(n, level="n_tasks") for n in (4, 12))
     yield (
-        f"Of {int(many.loc['runs', 'n'])} simulated tables in which no encoding is better over tasks, that rule starred "
-        f"some pair in {percent(many.loc['runs', 'value'])} of 12 tasks × 3 seeds, and in "
+        f"Of {int(many.loc['runs', 'n'])} simulated tables in which no encoding is better over tasks, that rule "
+        f"starred some pair in {percent(many.loc['runs', 'value'])} of 12 tasks × 3 seeds, and in "
         f"{percent(few.loc['runs', 'value'])} of 4 × 3; over tasks it is {percent(many.loc['tasks', 'value'])} and "
         f"{percent(few.loc['tasks', 'value'])}"
     )
@@ -150,8 +150,8 @@ def test_the_published_numbers_are_those_of_the_published_runs():
         f"runs have {n_tasks} tasks, and the same code says of them, with p corrected for {len(found)} comparisons",
         f"than rotary and sinusoidal ({far['t5'].pop()}), ALiBi than both ({far['alibi'].pop()}), and T5 than ALiBi "
         f"({short(pairs[frozenset(('t5', 'alibi'))].p_holm, 3)})",
-        f"by {short(-alibi.value, 3)} in accuracy {between(-alibi.high, -alibi.low, 3)}, p {short(alibi.p_tasks, 3)} over "
-        f"tasks, but {short(alibi.p_holm, 3)} corrected",
+        f"by {short(-alibi.value, 3)} in accuracy {between(-alibi.high, -alibi.low, 3)}, p {short(alibi.p_tasks, 3)} "
+        f"over tasks, but {short(alibi.p_holm, 3)} corrected",
         f"by {short(t5.value, 3)} {between(t5.low, t5.high, 3)}, p {short(t5.p_tasks)} over tasks",
         f"rotary against sinusoidal ({short(weak.p_tasks)})",
     )

@@ -128,4 +128,5 @@ def power(value: float, digits: int = 0) -> str:
 
 
 #: Numbers up to twelve in words.
-WORDS = ("no", *"one two three four five six seven eight nine ten eleven twelve".split())
+NUMERALS = "no one two three four five six seven eight nine ten eleven twelve"
+WORDS = tuple(NUMERALS.split(" "))
