@@ -13,8 +13,8 @@ FOLDER = ROOT / "docs" / "verdicts"
 NOT_MEASURED = {
     "what the models are": ["up to 300 times"],
     "what was measured with an earlier version, and cannot be made again by this one": [
-        "Before November 2026, of nominally .95: two models of 2 trainings .795, of 3 .865; a model with itself .26 and "
-        ".77; R² of probes over 2, 3, 5 and 10 models .77, .83, .85 and .93; ranks of 4 tasks × 2 seeds .74–.84; "
+        "Before November 2026, of nominally .95: two models of 2 trainings .795, of 3 .865; a model with itself .26 "
+        "and .77; R² of probes over 2, 3, 5 and 10 models .77, .83, .85 and .93; ranks of 4 tasks × 2 seeds .74–.84; "
         "perplexity of 8 texts .84–.89; shares of the split of 10 sequences .78–.85; the share of position .13 (20 "
         "sequences) and .36 (80), from a bias of 1/n; the nearest of four equal heads .41; correlations of 8 heads "
         ".89–.91; the slope of λ with points at s = 1 .76–.89.",
@@ -71,7 +71,7 @@ def verdict_text():
     wrong = scored[~scored["right"].astype(bool) & (scored["verdict"] == "erasure_used")]
     missed, called = wrong[wrong["truth"] == "used"], wrong[wrong["truth"] != "used"]
     decaying = int((missed["generator"] == "variance_decay_used").sum())
-    yield f"{WORDS[decaying]} of its {WORDS[len(missed)]} misses. (It called {WORDS[len(called)]} sink of content a used"
+    yield f"{WORDS[decaying]} of its {WORDS[len(missed)]} misses. (It called {WORDS[len(called)]} sink of content"
     assert list(called["generator"]) == ["sink_content"]
     wrong = scored[~scored["right"].astype(bool) & (scored["verdict"] == "mechanism_there")]
     assert {*wrong["generator"]} == {"variance_decay_available"}  # running means that nobody reads
@@ -88,10 +88,8 @@ def interval_text():
     assert five["high"].max() < CONFIDENCE
     skewed = ten[ten["metric"].isin(["mean change of a loss", "r2", "entropy", "minimum of 4 heads"])]["value"]
     ranks = rows[(rows["n_tasks"] == 4) & (rows["metric"] == "mean_reciprocal_rank")]["value"].item()
-    yield (
-        f"still too narrow: 5 sequences; 10 sequences of something skewed ({short(skewed.min())}–{short(skewed.max())}: a "
-        f"loss"
-    )
+    around = f"{short(skewed.min())}–{short(skewed.max())}"
+    yield f"still too narrow: 5 sequences; 10 sequences of something skewed ({around}: a loss"
     yield f"a mean rank over 4 tasks, which is one of few numbers ({short(ranks)})"
     least = rows["n"].min()
     half = ((rows["high"] - rows["low"]) / 2)[rows["n"] == least]
