@@ -44,7 +44,8 @@ def prose():
         for of in (torch.float32, torch.float64)
     ]
     yield f"In float32 that is a key {lowest[0]} nats below the highest, in float64 {lowest[1]}"
-    yield f"a loss above {highest_before(lambda x: torch.tensor(float(x), dtype=torch.float64).exp() < math.inf, 1)} nats"
+    finite = highest_before(lambda x: torch.tensor(float(x), dtype=torch.float64).exp() < math.inf, 1)
+    yield f"a loss above {finite} nats"
     yield f"less than {power(NOTHING)} of the scores' variance"
 
 
