@@ -1,0 +1,121 @@
+"""Every number on docs/verdicts.md comes from the rows that lie beside it, or is said here to be an earlier one."""
+
+import pandas as pd
+import pytest
+from page_numbers import ROOT, WORDS, Page, short
+
+from probe.benchmark import VERDICTS, confusion, verdict_scores
+from probe.benchmark.intervals import CONFIDENCE
+from probe.benchmark.verdicts import SHARE, TIE
+
+FOLDER = ROOT / "docs" / "verdicts"
+
+NOT_MEASURED = {
+    "what the models are": ["up to 300 times"],
+    "what was measured with an earlier version, and cannot be made again by this one": [
+        "Before November 2026, of nominally .95: two models of 2 trainings .795, of 3 .865; a model with itself .26 "
+        "and .77; R² of probes over 2, 3, 5 and 10 models .77, .83, .85 and .93; ranks of 4 tasks × 2 seeds .74–.84; "
+        "perplexity of 8 texts .84–.89; shares of the split of 10 sequences .78–.85; the share of position .13 (20 "
+        "sequences) and .36 (80), from a bias of 1/n; the nearest of four equal heads .41; correlations of 8 heads "
+        ".89–.91; the slope of λ with points at s = 1 .76–.89.",
+    ],
+}
+
+
+def rows_of(name):
+    return pd.read_parquet(FOLDER / f"{name}.parquet")
+
+
+def share(row):
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def verdict_table():
+    scores = verdict_scores(rows_of("verdicts")).query("about == ''").set_index(["verdict", "metric"])
+    for verdict in VERDICTS:
+        cells = [
+            share(scores.loc[(verdict, metric)]) if (verdict, metric) in scores.index else "" for metric in
+            ("precision", "recall", "accuracy")
+        ]  # fmt: skip
+        yield f"| `{verdict}` | {' | '.join(cells)} | {scores.loc[(verdict, 'accuracy'), 'n']} |"
+
+
+def confusion_table():
+    for verdict, of in VERDICTS.items():
+        if of.positive is not None:
+            table = confusion(rows_of("verdicts"), verdict)
+            for truth, counts in table.iterrows():
+                cells = [str(counts.get(said, 0)) for said in (of.positive, f"not {of.positive}")]
+                yield f"| `{verdict}` | {truth} | {' | '.join(cells)} |"
+
+
+def interval_table():
+    rows = rows_of("intervals")
+    for row in rows.to_dict("records"):
+        size = ", ".join(f"{row[c]} {c[2:]}" for c in rows if c.startswith("n_") and not pd.isna(row[c]))
+        yield f"| {row['metric']} | {row['over']} | {size} | {share(row)} | {row['n']} |"
+
+
+def verdict_text():
+    rows = rows_of("verdicts")
+    yield f"`constructions.known` has {rows['generator'].nunique()} kinds of models"
+    yield f"stands in one of {WORDS[rows['variant'].nunique()]} variants in turn"
+    seeds = {half: sorted(of["seed"].unique()) for half, of in rows.groupby("half")}
+    yield f"with seeds {seeds['thresholds'][0]}–{seeds['thresholds'][-1]} in view"
+    scored = rows[rows["half"] == "scored"]
+    n_models = len(scored.drop_duplicates(["generator", "seed"]))
+    yield f"have seeds {seeds['scored'][0]}–{seeds['scored'][-1]}, which were run once, at the end: {n_models} models"
+    yield f"Brackets are {100 * CONFIDENCE:.0f} % Wilson intervals"
+    yield f"(those that are as near to {f'{TIE:.0e}'.replace('1e-04', '10⁻⁴')} nats count alike)"
+    yield f"within rows, right within {short(SHARE)}."
+    wrong = scored[~scored["right"].astype(bool) & (scored["verdict"] == "erasure_used")]
+    missed, called = wrong[wrong["truth"] == "used"], wrong[wrong["truth"] != "used"]
+    decaying = int((missed["generator"] == "variance_decay_used").sum())
+    yield f"{WORDS[decaying]} of its {WORDS[len(missed)]} misses. (It called {WORDS[len(called)]} sink of content"
+    assert list(called["generator"]) == ["sink_content"]
+    wrong = scored[~scored["right"].astype(bool) & (scored["verdict"] == "mechanism_there")]
+    assert {*wrong["generator"]} == {"variance_decay_available"}  # running means that nobody reads
+    assert {*wrong["about"]} == {"position", "neighbour_similarity"}
+
+
+def interval_text():
+    rows = rows_of("intervals")
+    yield f"Of nominally {short(CONFIDENCE)}. Each row draws"
+    yield f"more often than {short(CONFIDENCE)} is conservative: with 2 trainings, intervals are so wide"
+    over_trainings = rows[rows["n_trainings"] == 2].query("over == 'both'")
+    assert over_trainings["value"].min() >= CONFIDENCE
+    five, ten = (rows[(rows["n_sequences"] == n) & rows["n_trainings"].isna()] for n in (5, 10))
+    assert five["high"].max() < CONFIDENCE
+    skewed = ten[ten["metric"].isin(["mean change of a loss", "r2", "entropy", "minimum of 4 heads"])]["value"]
+    ranks = rows[(rows["n_tasks"] == 4) & (rows["metric"] == "mean_reciprocal_rank")]["value"].item()
+    around = f"{short(skewed.min())}–{short(skewed.max())}"
+    yield f"still too narrow: 5 sequences; 10 sequences of something skewed ({around}: a loss"
+    yield f"a mean rank over 4 tasks, which is one of few numbers ({short(ranks)})"
+    least = rows["n"].min()
+    half = ((rows["high"] - rows["low"]) / 2)[rows["n"] == least]
+    yield (
+        f"Where a row has {least} data sets, its coverage is known to ±{short(half.mean())} on average, ±"
+        f"{short(half.max())} at worst"
+    )
+
+
+SECTIONS = (verdict_table, confusion_table, interval_table, verdict_text, interval_text)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_the_page_says_what_its_rows_say(section):
+    snippets = [*section()]
+    assert len(snippets) > 3
+    Page("verdicts.md").says(*snippets)
+
+
+def test_no_number_is_from_elsewhere():
+    page = Page("verdicts.md")
+    for section in SECTIONS:
+        page.says(*section())
+    assert page.rest(NOT_MEASURED) == []
+
+
+@pytest.mark.parametrize("name", ["verdicts", "intervals"])
+def test_rows_say_with_what_they_were_made(name):
+    assert "torch" in rows_of(name).attrs
