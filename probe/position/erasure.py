@@ -65,6 +65,29 @@ class TokenMeans:
         return cls(torch.where(count > 0, total / count.clamp(min=1), mean), mean)
 
     @classmethod
+    def beside_positions(
+        cls, x: Float[Tensor, "row feature"], tokens: Int[Tensor, "row"], positions: Int[Tensor, "row"]
+    ) -> "TokenMeans":
+        """What each token adds where x is fitted by a number for each token and one for each position (least squares),
+        about the mean of all rows.
+
+        A plain mean of few rows also holds at which positions they happen to stand, and this does not. Where tokens and
+        positions cannot be told apart, as where each token has places of its own, it is the token's.
+        """
+        # To fit one given the other in turn converges to least squares. Tokens come first, so that what both explain
+        # stays theirs. Each round takes off what is wrong the squared correlation of tokens and positions: where tokens
+        # stand at random places that is at most 1/4 for 40 of each in a thousand rows, and 50 rounds leave nothing.
+        exact, (there, token) = x.double(), tokens.unique(return_inverse=True)
+        of_positions = torch.zeros_like(exact)
+        for _ in range(50):
+            means = cls.of(exact - of_positions, token)
+            of_positions = cls.of(exact - means(token), positions)(positions)
+        mean = exact.mean(0)
+        table = mean.repeat(int(tokens.max()) + 1, 1)
+        table[there] = means.table
+        return cls(table, mean)
+
+    @classmethod
     def alike(cls, x: Float[Tensor, "row feature"]) -> "TokenMeans":
         """The mean of all rows, for every token."""
         mean = x.double().mean(0)
