@@ -41,8 +41,8 @@ To add a generator: write a function from two ``Draw`` (constants, tokens) and a
 and add it to the ``GENERATORS`` of its file.
 """
 
-from constructions.known import composed, counters, encodings, heads, negatives, variance
-from constructions.known.answer import HEAD_LABELS, MECHANISMS, VERDICTS, Answer, KnownModel
+from constructions.known import composed, counters, encodings, heads, negatives, places, variance
+from constructions.known.answer import HEAD_LABELS, MECHANISMS, USES, VERDICTS, Answer, KnownModel
 from constructions.known.generator import Known
 from constructions.known.variants import VARIANTS
 from probe.errors import unknown_name
@@ -64,7 +64,8 @@ KNOWN: dict[str, Known] = _Known(
         **encodings.GENERATORS,
         **negatives.GENERATORS,
         **heads.GENERATORS,
+        **places.GENERATORS,
     }
 )
 
-__all__ = ["HEAD_LABELS", "KNOWN", "MECHANISMS", "VARIANTS", "VERDICTS", "Answer", "Known", "KnownModel"]
+__all__ = ["HEAD_LABELS", "KNOWN", "MECHANISMS", "USES", "VARIANTS", "VERDICTS", "Answer", "Known", "KnownModel"]
