@@ -37,21 +37,21 @@ class Place(NamedTuple):
 def _back(draw: Draw) -> Place:
     k = draw.integer(1, 4)
     label, template = ("previous_token", "previous_token") if k == 1 else ("relative", "t5_fitted")
-    return Place(1, -k, draw.number(12, 20), label, template)
+    return Place(1, -k, draw.number(5, 8), label, template)
 
 
 def _wide_back(draw: Draw) -> Place:
-    # A bell of a width of 1.1 to 1.8 tokens. It stands far enough back that next to none of it is ahead of the query.
-    return Place(1, -draw.integer(5, 7), draw.number(0.15, 0.4), None, "t5_fitted")
+    # A bell of a width of 1.4 to 1.8 tokens. It stands so far back that next to nothing of it is ahead of the query.
+    return Place(1, -draw.integer(5, 7), draw.number(0.15, 0.25), None, "t5_fitted")
 
 
 def _fixed(draw: Draw) -> Place:
-    return Place(0, draw.integer(3, 8), draw.number(12, 20), None, None)
+    return Place(0, draw.integer(3, 8), draw.number(5, 8), None, None)
 
 
 def _mirrored(draw: Draw) -> Place:
     # The middle query looks at 4 to 10 and, as far as it is moved by steering, at places before itself.
-    return Place(-1, draw.integer(20, 26), draw.number(12, 20), None, None)
+    return Place(-1, draw.integer(20, 26), draw.number(5, 8), None, None)
 
 
 def _scores(place: Place) -> Float64[Tensor, "query key"]:
@@ -60,25 +60,25 @@ def _scores(place: Place) -> Float64[Tensor, "query key"]:
 
 
 def _looking(draw_place: Callable[[Draw], Place], why: str) -> Callable[[Draw, Draw, int], Blueprint]:
-    """A head that copies the token at a place, from a learned table that holds t and t², t = 1 for the first token."""
+    """A head that copies the token at a place, from a learned table that holds t and t². t is 1 at the first token."""
 
     def make(draw: Draw, data: Draw, n: int) -> Blueprint:
         n_content, n_heads = draw.integer(20, 28), draw.integer(1, 3)
         head, place = draw.integer(0, n_heads - 1), draw_place(draw)
         layout = make_layout(n_content, square=1)
         decoder = make_decoder(draw, layout, n_heads=n_heads, d_head=n_content, encoding="learned")
-        # Rows hold t/T and t²/T², so that no number in the stream is large.
-        T, square, t = LENGTH, layout.row("square"), torch.arange(1, LENGTH + 1, dtype=torch.float64)
+        # Places are counted from the middle, and rows hold u/T and u²/T² of u = t - T/2, so that no number is large.
+        T, square, u = LENGTH, layout.row("square"), torch.arange(1, LENGTH + 1, dtype=torch.float64) - LENGTH / 2
         table = weight_of(decoder.encoding)
-        table[:, POSITION], table[:, square] = t / T, t**2 / T**2
-        # The query (2b(a t + c), -b) and the key (i, i²) have the score b(a t + c)² - b(a t + c - i)², and the first
-        # term is the same for all keys.
-        b = place.sharpness
+        table[:, POSITION], table[:, square] = u / T, u**2 / T**2
+        # The query (2b(a u + c), -b) and the key (v, v²) have the score b(a u + c)² - b(a u + c - v)², and the first
+        # term is the same for all keys. Counted from the middle, a t + offset is a u + c.
+        b, c = place.sharpness, place.offset + (place.slope - 1) * T / 2
         write_head(
             decoder,
             0,
             head,
-            query={(POSITION, 0): 2 * b * place.slope * T, (ONE, 0): 2 * b * place.offset, (ONE, 1): -b},
+            query={(POSITION, 0): 2 * b * place.slope * T, (ONE, 0): 2 * b * c, (ONE, 1): -b},
             key={(POSITION, 0): 1.0 * T, (square, 1): 1.0 * T**2},
         )
         write_copy(decoder, 0, head, layout)
