@@ -122,8 +122,8 @@ _ACCURACY = {
     ),
     "shift": (
         "As a column: the k that is added to every position, in tokens; of patches, how many places further on the "
-        "given position is, and of steering by how many tokens a query is moved. As a metric of mechanisms: the mean of "
-        "decoded less true position, in tokens; negative where positions are taken for earlier ones."
+        "given position is, and of steering by how many tokens a query is moved. As a metric of mechanisms: the mean "
+        "of decoded less true position, in tokens; negative where positions are taken for earlier ones."
     ),
     "over_training (measurement)": "Probes and loss at every checkpoint that a run kept.",
     "step": "The training step after which the checkpoint was written; 0 is before training.",
