@@ -22,6 +22,7 @@ from probe.sequences import TokenIds
 from probe.statistics import N_BOOTSTRAP, p_value
 from probe.tracing import SCORES, block_site, hide_keys, logits_with_edits
 
+STILL = 1e-4  # tokens per token: less is what rounding makes of attention that stands still, and is no more than any
 FOLLOWS = 0.5  # tokens per token: a slope above it is nearer to 1, attention that follows, than to 0, one that does not
 
 
@@ -74,7 +75,8 @@ def steer_position(
         "attended" with its shift, tokens; "probe_r2_before", without layer and head: the R² with which a ridge probe
         reads position at the site, of states less their tokens' means with ``beyond_tokens``), shift, value, low, high,
         n, p. p is that of "attention_moved", for the hypothesis that position's is a direction like any other: (1 + the
-        number of random directions along which attention moves as far, either way) / (1 + n_random).
+        number of random directions along which attention moves as far, either way) / (1 + n_random),
+        and 1 where it does not move beyond rounding.
 
     Raises:
         ProbeError: for fewer than 4 distinct sequences, fewer than two different shifts, a query that is no row from 1
@@ -118,7 +120,8 @@ def steer_position(
                 moved = setting.measured(setting.weights @ slopes[control][:, :, i, head].mean(0))
                 if control == "none" and "random" in slopes:
                     others = slopes["random"][:, :, i, head].mean(1).abs().tolist()
-                    moved["p"] = p_value(abs(moved["value"]), others)
+                    effect = abs(moved["value"])
+                    moved["p"] = p_value(effect if effect > STILL else 0.0, others)
                 rows.append(keys | {"metric": "attention_moved"} | moved)
                 for j, shift in enumerate(shifts):
                     at = setting.measured(setting.weights @ of[:, j, :, i, head].mean(0))
