@@ -46,8 +46,8 @@ and add it to the ``GENERATORS`` of its file.
 
 from typing import TypeVar
 
-from constructions.known import composed, counters, encodings, heads, negatives, trained, variance
-from constructions.known.answer import HEAD_LABELS, MECHANISMS, VERDICTS, Answer, KnownModel
+from constructions.known import composed, counters, encodings, heads, negatives, places, trained, variance
+from constructions.known.answer import HEAD_LABELS, MECHANISMS, USES, VERDICTS, Answer, KnownModel
 from constructions.known.generator import Known
 from constructions.known.trained import Trained
 from constructions.known.variants import VARIANTS
@@ -72,6 +72,7 @@ KNOWN: dict[str, Known] = _ByName(
         **encodings.GENERATORS,
         **negatives.GENERATORS,
         **heads.GENERATORS,
+        **places.GENERATORS,
     }
 )
 
@@ -83,6 +84,7 @@ __all__ = [
     "KNOWN",
     "MECHANISMS",
     "TRAINED",
+    "USES",
     "VARIANTS",
     "VERDICTS",
     "Answer",

@@ -39,6 +39,14 @@ HEAD_LABELS: dict[str, str] = {
     "duplicate": "The head attends to earlier occurrences of the query's token.",
 }
 
+#: The values of ``Answer.used_for``, which are those of ``probe.attention.census`` but "either" and "not ablated".
+USES: dict[str, str] = {
+    "content": "Predictions are worse where the head cannot go by the tokens, and it does not go by their places.",
+    "position": "Predictions are worse where the head cannot go by the places of tokens, and it does not go by them.",
+    "both": "Predictions are worse where the head cannot go by the tokens, and where it cannot go by their places.",
+    "nothing": "No prediction depends on what the head writes.",
+}
+
 Head = tuple[int, int]  #: layer and head, both 0-based
 
 
@@ -60,6 +68,12 @@ class Answer:
     heads: Mapping[Head, str] = field(default_factory=dict)
     #: By (layer, head), the simplest name in ``probe.attention.TEMPLATES`` that has the head's pattern exactly.
     templates: Mapping[Head, str] = field(default_factory=dict)
+    #: By (layer, head), whether the head looks one place further on where the position that its query holds at "site",
+    #: or before the last layer where that is None, is one greater.
+    follows: Mapping[Head, bool] = field(default_factory=dict)
+    #: By (layer, head), one of ``USES``. A head that attends evenly goes by its output: by the tokens where the mean of
+    #: that is the same at all positions, by position where it is the same in all sequences.
+    used_for: Mapping[Head, str] = field(default_factory=dict)
     #: By (layer, head), the share of the variance of scores within rows that each of "key", "distance" and "residual"
     #: explains, as ``constructions.known.splits`` defines them.
     split: Mapping[Head, Mapping[str, float]] = field(default_factory=dict)

@@ -65,6 +65,7 @@ def _behind_previous(draw: Draw, data: Draw, n: int) -> Blueprint:
         heads=previous | even | {(1, 2): "content", (1, 3): "content"},
         templates=previous | even,
         split={head: shares_within_rows(by_distance(bias)) for head in previous},
+        used_for={(0, 0): "position", (1, 1): "position", (1, 2): "nothing", (1, 3): "nothing"},
         why="Head 0 of layer 0 marks the token after <bos>, head 1 of layer 1 attends evenly and adds the share of "
         "marked tokens, 2/t, to the stream, and its thresholds decide which shift of the token is predicted.",
     )
@@ -108,6 +109,8 @@ def _previous_token(draw: Draw, data: Draw, n: int) -> Blueprint:
         heads=heads,
         templates=heads,
         split={(2, 0): shares_within_rows(scores)},
+        follows={(2, 0): True},
+        used_for={(0, 0): "position", (2, 0): "position"},
         why="Head 0 of layer 0 adds 1/t, layer 0's MLP makes t of it, and layer 2's head has the score "
         "-b(t - 1 - i)² by it and copies the previous token, whose shift is predicted.",
     )

@@ -70,6 +70,7 @@ def _counting(reads: bool, cut: bool = False, massive: bool = False) -> Callable
             site=SITE,
             heads=all_heads(decoder, "uniform"),
             templates=all_heads(decoder, "uniform"),
+            used_for={(0, 0): "position" if reads else "nothing"},
             why="Head 0 of layer 0 has W_Q = 0 and the value 1 on <bos> alone, so it adds 1/t to the stream, "
             + _reader(reads, cut),
         )
@@ -115,6 +116,7 @@ def _leaning(draw: Draw, data: Draw, n: int) -> Blueprint:
         heads={(1, 0): "uniform"},
         templates={(0, 0): "first_token_sink", (1, 0): "uniform"},
         split={(0, 0): _split_of_first(c)},
+        used_for={(0, 0): "position"},
         why="Head 0 of layer 0 has the score c on <bos>, 0 on all others, and its share of <bos>, e^c/(e^c + t - 1), "
         "decides which shift of the token is predicted.",
     )
@@ -154,6 +156,7 @@ def _sink_that_counts(draw: Draw, data: Draw, n: int) -> Blueprint:
         heads={(0, 0): "sink", (1, 0): "uniform"},
         templates={(0, 0): "first_token_sink", (1, 0): "uniform"},
         split={(0, 0): _split_of_first(c)},
+        used_for={(0, 0): "position"},
         why="Head 0 of layer 0 has the score c on <bos>, and its attention on the t - 1 others, (t - 1)e^-c to first "
         "order, is their number, whose thresholds decide which shift of the token is predicted.",
     )
@@ -176,6 +179,7 @@ def _massive_bos(draw: Draw, data: Draw, n: int) -> Blueprint:
         site=SITE,
         heads=all_heads(decoder, "uniform"),
         templates=all_heads(decoder, "uniform"),
+        used_for={(0, 0): "nothing"},
         why="Head 0 of layer 0 has W_Q = 0 and the value M on <bos> alone, so it adds M/t to a row that no weight "
         "reads.",
     )

@@ -166,6 +166,7 @@ def attention_answer(
     templates: dict[Head, str],
     split: dict[Head, dict[str, float]],
     *,
+    used_for: dict[Head, str],
     bos: bool = False,
 ) -> Answer:
     """The answer of a model whose encoding acts in attention, where no token but <bos> is distinguished."""
@@ -176,6 +177,7 @@ def attention_answer(
         heads=heads,
         templates=templates,
         split=split,
+        used_for=used_for,
         why=why,
     )
 
@@ -208,7 +210,8 @@ def _rotary(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
         why += "and the token that stands there is predicted from." if reads else "and no weight reads what it copies."
 
         def answer(split: dict[Head, dict[str, float]]) -> Answer:
-            return attention_answer("used" if reads else "available", why, {(0, 0): label}, {}, split)
+            verdict, use = ("used", "position") if reads else ("available", "nothing")
+            return attention_answer(verdict, why, {(0, 0): label}, {}, split, used_for={(0, 0): use})
 
         return attended(draw, data, n, (decoder, layout), 0, by_distance(bias), reads=reads, answer=answer)
 
@@ -229,7 +232,9 @@ def _alibi(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
 
         def answer(split: dict[Head, dict[str, float]]) -> Answer:
             templates = {(0, h): "alibi" for h in range(n_heads)}
-            return attention_answer("used" if reads else "available", why, {(0, head): "decay"}, templates, split)
+            verdict, use = ("used", "position") if reads else ("available", "nothing")
+            labels = {(0, head): "decay"}
+            return attention_answer(verdict, why, labels, templates, split, used_for={(0, head): use})
 
         return attended(draw, data, n, (decoder, layout), head, by_distance(bias), reads=reads, answer=answer)
 

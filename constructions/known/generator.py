@@ -1,5 +1,6 @@
 """A generator: from a seed and a variant, a model whose answer is known."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from constructions.known.answer import KnownModel
 from constructions.known.blueprint import Blueprint
 from constructions.known.drawing import N_SEQUENCES, Draw
+from constructions.known.reading import with_every_head
 from constructions.known.variants import VARIANTS
 from probe.config import check_name, check_size
 from probe.errors import ProbeError
@@ -44,5 +46,6 @@ class Known:
         if variant not in self.variants:
             raise ProbeError(f"{self.name} must be built in one of {', '.join(self.variants)}, got variant {variant!r}")
         blueprint = self.make(Draw(self.name, seed), Draw(f"{self.name} tokens", seed), n_sequences)
+        blueprint = dataclasses.replace(blueprint, answer=with_every_head(blueprint))
         decoder, answer = VARIANTS[variant](blueprint, Draw(f"{self.name} {variant}", seed))
         return KnownModel(decoder.float().eval(), blueprint.tokens, blueprint.scored, answer)

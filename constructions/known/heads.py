@@ -92,7 +92,8 @@ def _of_distance(shape: Callable[[Draw], Shape]) -> Callable[[Draw, Draw, int], 
         why = "The head has W_Q = 0, so its scores are T5's bias by distance, and what it copies is predicted from."
 
         def answer(split: dict[Head, dict[str, float]]) -> Answer:
-            return attention_answer("used", why, even | {(0, head): label}, even | {(0, head): template}, split)
+            labels, templates = even | {(0, head): label}, even | {(0, head): template}
+            return attention_answer("used", why, labels, templates, split, used_for={(0, head): "position"})
 
         return attended(draw, data, n, (decoder, layout), head, by_distance(bias), reads=True, answer=answer)
 
@@ -141,6 +142,7 @@ def _induction(draw: Draw, data: Draw, n: int) -> Blueprint:
         previous | {(0, 1): "uniform", (1, 1): "induction"},
         previous | {(0, 1): "uniform"},
         {head: shares_within_rows(by_distance(bias)) for head in previous},
+        used_for={(0, 0): "position", (1, 1): "content"},
         bos=True,
     )
     tokens = _repeated(data, n, n_content)
@@ -173,6 +175,7 @@ def _duplicate(draw: Draw, data: Draw, n: int) -> Blueprint:
         unused=unused_but("encoding", "position"),
         uses_position=True,
         heads={(0, 0): "duplicate"},
+        used_for={(0, 0): "both"},
         why="The score is largest on earlier occurrences of the query's token and then on <bos>, T5's bias at distance "
         "0 excludes the query's own place, and whether the head finds one decides which shift is predicted.",
     )
@@ -207,6 +210,7 @@ def _content(draw: Draw, data: Draw, n: int) -> Blueprint:
         unused=unused_but(),
         uses_position=False,
         heads={(0, 0): "content"},
+        used_for={(0, 0): "content"},
         why="The score of a key depends on its token alone, so the prediction is a function of which tokens of the "
         "class stand before it and how often, and not of where.",
     )

@@ -48,6 +48,7 @@ def _bag(low: float, high: float, encoding: str = "none") -> Callable[[Draw, Dra
             uses_position=False,
             heads=all_heads(decoder, "uniform"),
             templates=all_heads(decoder, "uniform"),
+            used_for={(0, 0): "content"},
             why="All scores of a query are equal, so the prediction is a function of the shares of the tokens so far, "
             "which are the same where each token stands twice and every position is doubled.",
         )
@@ -71,6 +72,7 @@ def _bag_behind_bos(draw: Draw, data: Draw, n: int) -> Blueprint:
         uses_position=False,
         heads=all_heads(decoder, "uniform"),
         templates=all_heads(decoder, "uniform"),
+        used_for={(0, 0): "content"},
         why="All scores of a query are equal and the value of <bos> is 0, so a prediction is a function of the shares "
         "of the tokens so far: what t adds is a factor 1 - 1/t on all of them, which no weight reads.",
     )
@@ -125,6 +127,7 @@ def _sink(matters: bool) -> Callable[[Draw, Draw, int], Blueprint]:
             uses_position=False,
             heads=heads,
             templates=heads | {(0, 0): "first_token"},
+            used_for={(0, 0): "position" if matters else "nothing"},  # <bos> is the first token, and no other
             why="The score of <bos> is so large that rounding makes its share 1 for every query, so the head adds a "
             "constant, " + ("which switches the shift that is predicted." if matters else "which no weight reads."),
         )
@@ -162,6 +165,7 @@ def _content_sink(draw: Draw, data: Draw, n: int) -> Blueprint:
         uses_position=False,
         heads={(1, 0): "uniform"},
         templates={(1, 0): "uniform"},
+        used_for={(0, 0): "content"},
         why="The scores depend on the tokens alone and the head returns 1 where a token of the class came and else 0, "
         "so more tokens of other classes in between change no prediction.",
     )

@@ -70,6 +70,9 @@ def _decaying(reads: bool) -> Callable[[Draw, Draw, int], Blueprint]:
             site="blocks.0.hook_resid_mid",
             heads=all_heads(decoder, "uniform"),
             templates=all_heads(decoder, "uniform"),
+            # Of random signs the mean over sequences is 0 at every position, so that all that the head writes is
+            # content, although the size of it tells the position.
+            used_for={(0, 0): "content" if reads else "nothing"},
             why="Head 0 of layer 0 attends evenly to values of mean 0, so the size of its output falls as t^-1/2, and "
             + ("units read its absolute value alone." if reads else "no weight reads it."),
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from constructions.known.answer import Answer
 from constructions.known.blueprint import Blueprint, Placement, empty_decoder, weight_of
 from constructions.known.drawing import Draw
+from constructions.known.reading import first_reader
 from constructions.layout import Layout
 from constructions.weights import head_weights
 from probe.models.decoder import Decoder, DecoderConfig
@@ -148,7 +149,16 @@ def _through_norm(decoder: Decoder, normalization: str) -> Decoder:
 def _with_distraction(blueprint: Blueprint, draw: Draw) -> tuple[Decoder, Answer]:
     decoder, layout, answer = blueprint.decoder, blueprint.layout, blueprint.answer
     kept = {name: verdict for name, verdict in answer.mechanisms.items() if verdict != "nothing" or name == "encoding"}
-    return _with_heads(decoder, layout, draw), dataclasses.replace(answer, mechanisms=kept)
+    # Their queries read content alone, and nothing reads what they write.
+    config = decoder.config
+    layers, heads = range(config.n_layers), range(config.n_heads, config.n_heads + N_DISTRACTING)
+    first = first_reader(answer, config.n_layers)
+    follows = {(layer, head): False for layer in layers if layer >= first for head in heads}
+    used_for = {(layer, head): "nothing" for layer in layers for head in heads}
+    answer = dataclasses.replace(
+        answer, mechanisms=kept, follows={**answer.follows, **follows}, used_for={**answer.used_for, **used_for}
+    )
+    return _with_heads(decoder, layout, draw), answer
 
 
 def _with_heads(decoder: Decoder, layout: Layout, draw: Draw) -> Decoder:

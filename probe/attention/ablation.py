@@ -16,6 +16,9 @@ ABLATIONS = ("loss_without_content", "loss_without_position", "loss_uniform")
 OF_OUTPUT = ("loss_output_without_content", "loss_output_without_position", "loss_output_mean")
 
 ROUNDING = 1e-6  # nats a token: less is what rounding makes of a change that is none
+# The share of what the head is worth from which on a part of it is used. What is put in its place was fitted to n other
+# sequences. It has 1/n of the variance of a single one by chance, and costs about 1/n of what all of the content does.
+WORTH = 0.05
 
 
 class HeadAblations:
@@ -110,8 +113,12 @@ def used_for(
     changes: Mapping[str, Float64[Tensor, "draw head"]], bootstrap: Bootstrap, ablations: Sequence[str] = ABLATIONS
 ) -> list[str]:
     """What each head is used for: which of three ablations (without content, without position, without both) raise the
-    loss, by the lower ends of their intervals, which must lie above rounding."""
-    content, position, uniform = (bootstrap.interval(changes[metric][1:])[0] > ROUNDING for metric in ablations)
+    loss, by the lower ends of their intervals, which must lie above rounding, and by at least WORTH of the rise under
+    the ablation that costs most."""
+    values = torch.stack([changes[metric][0] for metric in ablations])
+    worth = values >= WORTH * values.amax(0)
+    raises = torch.stack([bootstrap.interval(changes[metric][1:])[0] > ROUNDING for metric in ablations])
+    content, position, uniform = raises & worth
     names = {(True, True): "both", (True, False): "content", (False, True): "position"}
     return [
         names.get((bool(c), bool(p)), "either" if u else "nothing")

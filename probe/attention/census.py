@@ -91,9 +91,11 @@ def census(
     - "loss_output_without_position": what position adds to that mean is taken from the output;
     - "loss_output_mean": the output is replaced by its mean over sequences and positions;
 
-    and ``used_for``, from which of these intervals lie above 0: "content", "position", "both", "either" (each can stand
-    in for the other: only the uniform pattern costs) or "nothing"; "not ablated" without ``ablate``. An interval says
-    nothing about other seeds, and among many heads some lie above 0 by chance.
+    and ``used_for``, from which of the three cost something: "content", "position", "both", "either" (each can stand in
+    for the other: only the uniform pattern costs) or "nothing"; "not ablated" without ``ablate``. An ablation costs
+    something if its interval lies above 0 and its value is at least a twentieth of that of the one that costs most:
+    less is what templates and means cost that were fitted to other sequences. An interval says nothing about other
+    seeds, and among many heads some lie above 0 by chance.
 
     Args:
         model: a ``Decoder`` or a ``TransformerBridge``.

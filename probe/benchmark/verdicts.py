@@ -1,9 +1,10 @@
 """Verdicts: how often what the toolkit says of a model is true, on models whose answer is known from their weights.
 
 The models are those of ``constructions.known``, written by hand or trained so that their mechanism is enforced. Every
-verdict is a name that the toolkit gives: "used" by ``name_mechanism``, "used" by erasure, a head's label by the census,
-a head's nearest template; and the shares of the split of scores, which are right within ``SHARE``. The first half of
-the seeds may be looked at when thresholds and rules are set; only the other half is scored.
+verdict is a name that the toolkit gives: "used" by ``name_mechanism``, "used" by erasure and by patching, "follows" by
+steering, a head's label and use by the census, a head's nearest template; and the shares of the split of scores, which
+are right within ``SHARE``. The first half of the seeds may be looked at when thresholds and rules are set; only the
+other half is scored.
 """
 
 import functools
@@ -17,7 +18,15 @@ from probe.attention import census, compare_templates, split_scores
 from probe.benchmark.processes import in_processes
 from probe.config import check_size
 from probe.errors import unknown_name
-from probe.position import erase_position, name_mechanism, position_used
+from probe.position import (
+    attention_follows,
+    erase_position,
+    name_mechanism,
+    patch_position,
+    patched_position_used,
+    position_used,
+    steer_position,
+)
 from probe.progress import OnProgress, Steps, untold
 from probe.statistics import wilson
 from probe.tracing import PATTERN, SCORES, block_site, trace
@@ -53,6 +62,24 @@ class Asked:
     def mechanisms(self) -> dict[str, str]:
         rows = name_mechanism(self.known.model, self.known.tokens, scored=self.known.scored)
         return dict(zip(rows["mechanism"], rows["verdict"], strict=True))
+
+    @functools.cached_property
+    def heads(self) -> pd.DataFrame:
+        """The census, one row per head."""
+        rows = census(self.known.model, self.known.tokens, scored=self.known.scored)
+        return rows.drop_duplicates(["layer", "head"]).set_index(["layer", "head"])
+
+    @property
+    def site(self) -> str:
+        """Where position stands, or, where the answer names no site, the states before the last layer."""
+        return self.known.answer.site or block_site(self.known.model.config.n_layers - 1, "hook_resid_pre")
+
+    @property
+    def position_in_stream(self) -> bool | None:
+        """Whether predictions use a position that stands in the stream; None where nothing can be scored: what an
+        encoding does by distance is no matter of the stream."""
+        answer = self.known.answer
+        return None if answer.uses_position and answer.site is None else answer.uses_position
 
 
 def verdict_rows(
@@ -166,6 +193,7 @@ def confusion(rows: pd.DataFrame, verdict: str, half: str = SCORED) -> pd.DataFr
 
 USED, NOT_USED = "used", "not used"
 THERE, NOT_THERE = "there", "not there"
+FOLLOWS, DOES_NOT_FOLLOW = "follows", "does not follow"
 
 
 def _mechanism_used(asked: Asked) -> Iterator[tuple[str, str, str]]:
@@ -184,24 +212,41 @@ def _mechanism_there(asked: Asked) -> Iterator[tuple[str, str, str]]:
 
 
 def _erasure(asked: Asked) -> Iterator[tuple[str, str, str]]:
-    """Position in the stream; what an encoding does by distance is no matter of the stream."""
-    known, answer = asked.known, asked.known.answer
-    if answer.uses_position is None or (answer.uses_position and answer.site is None):
-        return
-    site = answer.site or block_site(known.model.config.n_layers - 1, "hook_resid_pre")
-    rows = erase_position(
-        known.model, known.tokens, [site], scored=known.scored, concepts=["position"], n_bootstrap=500
-    )
-    yield site, position_used(rows)["verdict"].iloc[0], USED if answer.uses_position else NOT_USED
+    known, used = asked.known, asked.position_in_stream
+    if used is not None:
+        rows = erase_position(
+            known.model, known.tokens, [asked.site], scored=known.scored, concepts=["position"], n_bootstrap=500
+        )
+        yield asked.site, position_used(rows)["verdict"].iloc[0], USED if used else NOT_USED
+
+
+def _patching(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    """With the greatest of the default shifts, which alone decides; random subspaces do not."""
+    known, used = asked.known, asked.position_in_stream
+    if used is not None:
+        rows = patch_position(
+            known.model, known.tokens, asked.site, shifts=(4,), scored=known.scored, n_random=1, n_bootstrap=500
+        )
+        yield asked.site, patched_position_used(rows)["verdict"].iloc[0], USED if used else NOT_USED
+
+
+def _steering(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    known = asked.known
+    if known.answer.follows:
+        rows = attention_follows(steer_position(known.model, known.tokens, asked.site, n_bootstrap=500))
+        said = rows.set_index(["layer", "head"])["verdict"]
+        for (layer, head), follows in known.answer.follows.items():
+            yield f"head {layer}.{head}", said[layer, head], FOLLOWS if follows else DOES_NOT_FOLLOW
 
 
 def _labels(asked: Asked) -> Iterator[tuple[str, str, str]]:
-    known = asked.known
-    if known.answer.heads:
-        rows = census(known.model, known.tokens, scored=known.scored, ablate=False).drop_duplicates(["layer", "head"])
-        said = rows.set_index(["layer", "head"])["label"]
-        for head, label in known.answer.heads.items():
-            yield f"head {head[0]}.{head[1]}", said[head], label
+    for (layer, head), label in asked.known.answer.heads.items():
+        yield f"head {layer}.{head}", asked.heads["label"][layer, head], label
+
+
+def _uses(asked: Asked) -> Iterator[tuple[str, str, str]]:
+    for (layer, head), use in asked.known.answer.used_for.items():
+        yield f"head {layer}.{head}", asked.heads["used_for"][layer, head], use
 
 
 def _templates(asked: Asked) -> Iterator[tuple[str, str, str]]:
@@ -231,6 +276,13 @@ VERDICTS: dict[str, Verdict] = {
     "mechanism_used": Verdict("name_mechanism says that the model uses a mechanism.", USED, _mechanism_used),
     "mechanism_there": Verdict("name_mechanism says that a mechanism is there, used or not.", THERE, _mechanism_there),
     "erasure_used": Verdict("position_used says that the model uses the position that is erased.", USED, _erasure),
+    "patching_used": Verdict(
+        "patched_position_used says that the model uses the position that is exchanged.", USED, _patching
+    ),
+    "steering_follows": Verdict(
+        "attention_follows says that a head's attention follows the position that is moved.", FOLLOWS, _steering
+    ),
+    "used_for": Verdict("The census says what a head is used for.", None, _uses),
     "head_label": Verdict("The census names a head.", None, _labels),
     "nearest_template": Verdict("The template that is nearest to a head's pattern.", None, _templates),
     "split_share": Verdict("The shares of the variance of scores within rows.", None, _split),

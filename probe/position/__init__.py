@@ -15,9 +15,10 @@ from probe.position.linear import PROBES, fit_position_probe
 from probe.position.mechanism import MECHANISM_LENGTH, MECHANISM_SEQUENCES, mechanism_table, name_mechanism
 from probe.position.moments import Moments
 from probe.position.pairs import PAIR_PROBES, pair_probe
+from probe.position.patching import patch_position, patched_position_used
 from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
 from probe.position.splits import Split, constant_tokens, random_tokens
-from probe.position.steering import patch_position, steer_position
+from probe.position.steering import attention_follows, steer_position
 from probe.position.streaming import ALL_SITES, probe_positions
 from probe.position.table import PositionTable, has_position_table, position_table
 from probe.position.targets import TARGETS, Target, TargetContext, position_classes, target_values
@@ -39,6 +40,7 @@ __all__ = [
     "Split",
     "Target",
     "TargetContext",
+    "attention_follows",
     "constant_tokens",
     "decompose_hidden",
     "erase_position",
@@ -50,6 +52,7 @@ __all__ = [
     "neighbour_similarity",
     "pair_probe",
     "patch_position",
+    "patched_position_used",
     "position_channels",
     "position_classes",
     "position_table",

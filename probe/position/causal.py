@@ -3,7 +3,7 @@
 Everything is fitted on the first half of the sequences (n // 2) and measured on the other half, beside a control that
 has nothing to do with position: random subspaces of the same rank, orthogonal to position's. Position 0 is neither
 fitted to nor edited. Edits go through ``probe.tracing``, so that they reach every model that ``trace`` reads.
-``probe.position.steering`` moves position, and exchanges it.
+``probe.position.steering`` moves position, and ``probe.position.patching`` exchanges it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,10 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
-from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, States, after_first, first_layer_behind
-from probe.position.erasure import Subspace, TokenMeans, concept, concept_subspace, control_subspaces, unscale
-from probe.position.evidence import READABLE
-from probe.position.moments import precision
-from probe.position.ridge import ALPHAS, RidgeProbe
-from probe.position.scores import r2, token_sums
+from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, after_first, first_layer_behind
+from probe.position.erasure import Subspace, TokenMeans, concept, concept_subspace, control_subspaces
+from probe.position.evidence import MOST_BY_CHANCE, READABLE
+from probe.position.readable import apart_from, readable, token_means
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import RESID_POST, expand_sites
@@ -87,11 +85,11 @@ def erase_position(
     rows: list[dict[str, Any]] = []
     for site in expand_sites(sites, setting.model):
         fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
-        means = TokenMeans.of(fitted_on.x, fitted_on.tokens) if beyond_tokens else TokenMeans.alike(fitted_on.x)
-        states, apart = _apart(fitted_on, means), _apart(held_out, means)
+        means = token_means(fitted_on, beyond_tokens)
+        states, apart = apart_from(means, fitted_on), apart_from(means, held_out)
         of_tokens = means(setting.tokens[setting.half :, 1:])
         nothing = Subspace.nothing(means.mean)
-        before = setting.measured(_left(setting, nothing, held_out, apart))
+        before = setting.measured(readable(setting, held_out, apart))
         for name in concepts:
             z = concept(name, fitted_on.positions)
             z = z - (TokenMeans.of(z, fitted_on.tokens)(fitted_on.tokens) if beyond_tokens else 0)
@@ -103,7 +101,7 @@ def erase_position(
                 changes[control] = [*_changes(setting, site, plain, outcomes)] if drawn else []
             for control, of_control in setting.compared(changes, subspaces).items():
                 keys = {"site": site, "concept": name, "control": control, "rank": subspaces[control][0].rank}
-                left = torch.stack([_left(setting, s, held_out, apart) for s in subspaces[control][:5]]).mean(0)
+                left = torch.stack([readable(setting, held_out, apart, s) for s in subspaces[control][:5]]).mean(0)
                 rows += [keys | row for row in of_control]
                 rows.append(keys | {"metric": "probe_r2"} | setting.measured(left))
                 if control == "none":
@@ -156,18 +154,11 @@ def position_used(rows: pd.DataFrame) -> pd.DataFrame:
     for key, each in own.groupby(keys, sort=False):
         by_metric = each.set_index("metric")
         loss, before = by_metric.loc["loss"], float(by_metric.loc["probe_r2_before", "value"])
-        costs = loss["low"] > 0 and loss["p"] <= 0.05 + 1e-12  # NaN is no p
+        costs = loss["low"] > 0 and loss["p"] <= MOST_BY_CHANCE  # NaN is no p
         verdict = "used" if costs and before >= READABLE else "not used"
         numbers = {"verdict": verdict, "loss": loss["value"], "p": loss["p"], "probe_r2_before": before}
         found.append(dict(zip(keys, key, strict=True)) | numbers)
     return pd.DataFrame(found, columns=[*keys, "verdict", "loss", "p", "probe_r2_before"])
-
-
-def _apart(states: States, means: TokenMeans) -> Float64[Tensor, "row feature"]:
-    """States less their tokens' means; exactly 0 in a feature where what is left is rounding."""
-    apart = states.x.double() - means(states.tokens)
-    size = states.x.double().square().mean(0).sqrt()
-    return torch.where(apart.std(0, correction=0) > precision(states.x.dtype) * size, apart, 0.0)
 
 
 def _erasing(subspace: Subspace, of_tokens: Float64[Tensor, "sequence later_pos feature"]) -> Edit:
@@ -176,21 +167,3 @@ def _erasing(subspace: Subspace, of_tokens: Float64[Tensor, "sequence later_pos 
         return (exact - subspace.part(exact - of_tokens.to(exact))).to(x)
 
     return after_first(edit)
-
-
-def _left(
-    setting: Setting, subspace: Subspace, states: States, apart: Float64[Tensor, "row feature"]
-) -> Float64[Tensor, "draw"]:
-    """The R² of the position in edited states of the second half, in every draw of its sequences: ridge probes of one
-    half of them, scored on the other. Features are as large as they were before: what rounding leaves of one that was
-    erased is not blown up."""
-    x, y, sequence = subspace.erased(apart) * unscale(apart), states.positions.double(), states.sequence
-    decoded = torch.zeros_like(y)
-    for fold in range(2):
-        own = sequence % 2 == fold
-        several = len(sequence[~own].unique()) > 1  # else its tokens are the folds that choose the strength
-        probe = RidgeProbe(ALPHAS, folds=2)
-        probe.fit(x[~own].numpy(), y[~own].numpy(), sequence[~own].numpy() if several else None)
-        decoded[own] = torch.from_numpy(probe.predict(x[own].numpy()))
-    sums = token_sums(y[:, None], (decoded - y)[:, None], sequence, len(setting.weights[0]))[:, 0]
-    return r2(setting.weights @ sums)

@@ -65,6 +65,29 @@ class TokenMeans:
         return cls(torch.where(count > 0, total / count.clamp(min=1), mean), mean)
 
     @classmethod
+    def beside_positions(
+        cls, x: Float[Tensor, "row feature"], tokens: Int[Tensor, "row"], positions: Int[Tensor, "row"]
+    ) -> "TokenMeans":
+        """What each token adds where x is fitted by a number for each token and one for each position (least squares),
+        about the mean of all rows.
+
+        A plain mean of few rows also holds at which positions they happen to stand, and this does not. Where tokens and
+        positions cannot be told apart, as where each token has places of its own, it is the token's.
+        """
+        # To fit one given the other in turn converges to least squares. Tokens come first, so that what both explain
+        # stays theirs. Each round takes off what is wrong the squared correlation of tokens and positions: where tokens
+        # stand at random places that is at most 1/4 for 40 of each in a thousand rows, and 50 rounds leave nothing.
+        exact, (there, token) = x.double(), tokens.unique(return_inverse=True)
+        of_positions = torch.zeros_like(exact)
+        for _ in range(50):
+            means = cls.of(exact - of_positions, token)
+            of_positions = cls.of(exact - means(token), positions)(positions)
+        mean = exact.mean(0)
+        table = mean.repeat(int(tokens.max()) + 1, 1)
+        table[there] = means.table
+        return cls(table, mean)
+
+    @classmethod
     def alike(cls, x: Float[Tensor, "row feature"]) -> "TokenMeans":
         """The mean of all rows, for every token."""
         mean = x.double().mean(0)
@@ -141,16 +164,22 @@ def concept_subspace(x: Float[Tensor, "row feature"], z: Float[Tensor, "row conc
     if not (spread > 0).any():
         raise ProbeError("a concept must vary over the rows, got one value")
     z = (z - z.mean(0))[:, spread > 0] / spread[spread > 0]
+    # Features that do not vary tell nothing, and where very many eigenvalues are 0 LAPACK may not converge.
+    varies = to_unit > 0
+    if not varies.any():
+        raise ProbeError("there is nothing to erase: these hidden states tell nothing of the concept")
     # Everything that is there is erased (no shrinkage; the tolerance is relative to correlations of 1).
-    fitter = LeaceFitter(x.shape[1], z.shape[1], dtype=torch.float64, shrinkage=False, svd_tol=1e-6)
-    eraser = fitter.update((x.double() - mean) * to_unit, z).eraser
-    left, right = eraser.proj_left, eraser.proj_right
+    fitter = LeaceFitter(int(varies.sum()), z.shape[1], dtype=torch.float64, shrinkage=False, svd_tol=1e-6)
+    eraser = fitter.update(((x.double() - mean) * to_unit)[:, varies], z).eraser
     # The package keeps a column for every concept; those that the tolerance has set to 0 are dropped.
-    kept = left.norm(dim=0) > 0
+    kept = eraser.proj_left.norm(dim=0) > 0
     if not kept.any():
         raise ProbeError("there is nothing to erase: these hidden states tell nothing of the concept")
-    scale = torch.where(to_unit > 0, 1 / to_unit, 0.0)
-    return Subspace(scale[:, None] * left[:, kept], right[kept] * to_unit, mean)
+    left = x.new_zeros(x.shape[1], int(kept.sum()), dtype=torch.float64)
+    right = torch.zeros_like(left.T)
+    left[varies], right[:, varies] = eraser.proj_left[:, kept], eraser.proj_right[kept]
+    scale = torch.where(varies, 1 / to_unit, 0.0)
+    return Subspace(scale[:, None] * left, right * to_unit, mean)
 
 
 def random_subspace(

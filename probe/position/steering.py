@@ -1,24 +1,29 @@
-"""Position moved and exchanged: does what the model does move with it?
+"""Position moved in one token: does attention move with it?
 
 As in ``probe.position.causal``, everything is fitted on the first half of the sequences and measured on the other half,
-beside random directions of the same length, or random subspaces of the same rank, that are orthogonal to position's.
-Position 0 is neither fitted to nor edited.
+beside random directions of the same length that are orthogonal to position's. Position 0 is neither fitted to nor
+edited. ``probe.position.patching`` exchanges position between sequences.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site
-from probe.position.erasure import Subspace, Whitening, concept, concept_subspace, control_subspaces
-from probe.sequences import Integers, TokenIds
+from probe.position.edits import Edit, Setting, first_layer_behind, one_site
+from probe.position.erasure import Subspace, Whitening, concept_subspace
+from probe.position.evidence import MOST_BY_CHANCE, READABLE
+from probe.position.readable import apart_from, readable, token_parts
+from probe.sequences import TokenIds
 from probe.statistics import N_BOOTSTRAP, p_value
-from probe.tracing import RESID_POST, SCORES, block_site, hide_keys, logits_with_edits
+from probe.tracing import SCORES, block_site, hide_keys, logits_with_edits
+
+STILL = 1e-4  # tokens per token: less is what rounding makes of attention that stands still, and is no more than any
+FOLLOWS = 0.5  # tokens per token: a slope above it is nearer to 1, attention that follows, than to 0, one that does not
 
 
 def position_direction(
@@ -40,6 +45,7 @@ def steer_position(
     shifts: Sequence[float] = (-4, -3, -2, -1, 0),
     *,
     query: int | None = None,
+    beyond_tokens: bool = True,
     n_random: int = 19,
     n_bootstrap: int = N_BOOTSTRAP,
     confidence: float = 0.95,
@@ -50,21 +56,31 @@ def steer_position(
     Only the query's row is moved. In every head of the layers behind the site the mean attended position Σ_i α_i i of
     that row is taken for each shift, over the keys before it (its own key is moved with it), and its slope over the
     shifts by least squares: 1 where attention follows the position that is read there, 0 where it does not, or where
-    the head is of a kind that a shift does not move (-m(t + k - i) is -m(t - i) to softmax).
+    the head is of a kind that a shift does not move (-m(t + k - i) is -m(t - i) to softmax). ``attention_follows`` says
+    which heads follow.
 
     Args:
         tokens: sequences of one length.
         site: hidden states that attention reads, such as "blocks.1.hook_resid_pre".
         shifts: in tokens, at least two; backward ones by default, for what lies ahead cannot be attended.
         query: the row that is moved, at least 1, by default the middle one.
+        beyond_tokens: fit the direction to states less what each token adds to them beside what each position adds, as
+            ``patch_position`` does, so that it holds nothing of which tokens are likelier at which places; by default
+            yes. Where such states do not vary, nothing is moved.
         n_random: how many random directions are tried for comparison, of the same Mahalanobis length and orthogonal to
             position's in whitened states. Their rows (control "random") are means over them.
 
     Returns:
         Columns site, layer, head, query, control ("none", "random"), metric ("attention_moved", tokens per token;
-        "attended" with its shift, tokens), shift, value, low, high, n, p. p is that of "attention_moved", for the
-        hypothesis that position's is a direction like any other: (1 + the number of random directions along which
-        attention moves as far, either way) / (1 + n_random).
+        "attended" with its shift, tokens; "probe_r2_before", without layer and head: the R² with which a ridge probe
+        reads position at the site, of states less their tokens' means with ``beyond_tokens``), shift, value, low, high,
+        n, p. p is that of "attention_moved", for the hypothesis that position's is a direction like any other: (1 + the
+        number of random directions along which attention moves as far, either way) / (1 + n_random),
+        and 1 where it does not move beyond rounding.
+
+    Raises:
+        ProbeError: for fewer than 4 distinct sequences, fewer than two different shifts, a query that is no row from 1
+            on, a site that is no attention's, or attention to the keys before the query that is not finite.
     """
     check_size("n_random", n_random)
     setting = Setting(model, tokens, None, None, n_bootstrap, confidence, seed)
@@ -78,9 +94,13 @@ def steer_position(
     layers = range(first_layer_behind(site), setting.n_layers)
     if not layers:
         raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
-    fitted_on = setting.hidden(site)
-    states, positions = fitted_on.x, fitted_on.positions
-    step, subspace = position_direction(states, positions)
+    fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
+    means = token_parts(fitted_on, beyond_tokens)
+    states, positions = apart_from(means, fitted_on), fitted_on.positions
+    if states.any():
+        step, subspace = position_direction(states, positions)
+    else:
+        step, subspace = torch.zeros_like(means.mean), Subspace.nothing(means.mean)
     controls = {"none": [step], "random": _like(step, subspace, states, n_random, setting.generator)}
     k = torch.tensor(shifts, dtype=torch.float64)
     k = k - k.mean()
@@ -91,7 +111,8 @@ def steer_position(
         if len(steps)
     }
     slopes = {c: torch.einsum("k,rksld->rsld", k, each) / k.square().sum() for c, each in attended.items()}
-    rows = []
+    before = setting.measured(readable(setting, held_out, apart_from(means, held_out)))
+    rows = [{"site": site, "query": query, "control": "none", "metric": "probe_r2_before"} | before]
     for control, of in attended.items():
         for i, layer in enumerate(layers):
             for head in range(of.shape[-1]):
@@ -99,13 +120,54 @@ def steer_position(
                 moved = setting.measured(setting.weights @ slopes[control][:, :, i, head].mean(0))
                 if control == "none" and "random" in slopes:
                     others = slopes["random"][:, :, i, head].mean(1).abs().tolist()
-                    moved["p"] = p_value(abs(moved["value"]), others)
+                    effect = abs(moved["value"])
+                    moved["p"] = p_value(effect if effect > STILL else 0.0, others)
                 rows.append(keys | {"metric": "attention_moved"} | moved)
                 for j, shift in enumerate(shifts):
                     at = setting.measured(setting.weights @ of[:, j, :, i, head].mean(0))
                     rows.append(keys | {"metric": "attended", "shift": shift} | at)
     columns = ["site", "layer", "head", "query", "control", "metric", "shift", "value", "low", "high", "n", "p"]
-    return pd.DataFrame(rows).reindex(columns=columns)
+    return pd.DataFrame(rows).reindex(columns=columns).astype({"layer": "Int64", "head": "Int64"})
+
+
+def attention_follows(rows: pd.DataFrame) -> pd.DataFrame:
+    """What follows from the rows of ``steer_position``, by site and head: whether the head's attention follows the
+    position that can be read there.
+
+    "follows": position can be read (``probe_r2_before`` at least READABLE), attention moves with it by at least FOLLOWS
+    tokens per token (the slope of one that follows is 1, and of one that does not 0) with an interval above 0, and
+    further than along any of the random directions (p at most 0.05). "does not follow": anything else, so that it means
+    *not established here*: too few sequences, or a query whose attended place lies ahead of it or before the first
+    token. Attention that moves by a part of the position, or backwards, does not follow it.
+
+    Args:
+        rows: those of ``steer_position``; further columns that name models are kept as keys.
+
+    Returns:
+        Columns site, layer, head, query, (the keys,) verdict, attention_moved, p, probe_r2_before.
+
+    Raises:
+        ProbeError: for rows without "probe_r2_before", or several calls whose keys are the same.
+    """
+    own = rows[rows["control"] == "none"]
+    keys = [c for c in rows.columns if c not in ("control", "metric", "shift", "value", "low", "high", "n", "p")]
+    of_site = [c for c in keys if c not in ("layer", "head")]
+    moved = own[own["metric"] == "attention_moved"]
+    readings = own[own["metric"] == "probe_r2_before"]
+    if readings.duplicated(of_site).any():
+        raise ProbeError("rows of several calls must be told apart by a further column, such as model")
+    found = moved.merge(readings[[*of_site, "value"]].rename(columns={"value": "probe_r2_before"}), "left", of_site)
+    if found["probe_r2_before"].isna().any():
+        raise ProbeError("attention_follows needs all rows of steer_position, got none of metric 'probe_r2_before'")
+    follows = (
+        (found["probe_r2_before"] >= READABLE)
+        & (found["value"] >= FOLLOWS)
+        & (found["low"] > 0)
+        & (found["p"] <= MOST_BY_CHANCE)  # NaN is no p
+    )
+    found["verdict"] = follows.map({True: "follows", False: "does not follow"})
+    found = found.rename(columns={"value": "attention_moved"})
+    return found[[*keys, "verdict", "attention_moved", "p", "probe_r2_before"]].reset_index(drop=True)
 
 
 def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: range) -> Tensor:
@@ -152,115 +214,3 @@ def _like(
     drawn = whitening.random(n, generator, subspace)
     length = (whitening.inverse @ step).norm()
     return [whitening.root @ direction / direction.norm() * length for direction in drawn.T]
-
-
-def patch_position(
-    model: nn.Module,
-    tokens: TokenIds,
-    site: str,
-    shifts: Sequence[int] = (0, 1, 2, 4),
-    *,
-    lengths: Integers | None = None,
-    scored: Bool[Tensor, "sequence pos"] | None = None,
-    concept_name: str = "classes",
-    n_random: int = 19,
-    n_bootstrap: int = N_BOOTSTRAP,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Give every token the position part of another sequence's token, so many places further on.
-
-    At the site the part of row t in the subspace of position is replaced by that of row t + shift of the next sequence
-    (where it has that row; other rows stay). With shift 0 nothing about position changes, and what the loss does then
-    is the price of the exchange. Metrics: "loss" and "token_accuracy", changes as in ``erase_position``, over the
-    scored tokens of all rows; "decoded_shift", by layer behind the site, by how many tokens the position that a least
-    squares probe reads at its resid_post moves in the patched rows: the shift where later layers take it over.
-
-    Args:
-        shifts: how many places further on, 0…T - 1.
-        n_random: how many random subspaces are exchanged for comparison, each of the same rank (or of all dimensions
-            that are left, where these are fewer) and orthogonal to position's in whitened states. Their rows (control
-            "random") are means over them.
-
-    Returns:
-        Columns site, concept, rank, control ("none", "random"), shift, metric, layer, value, low, high, n, p. p is that
-        of the hypothesis that position is a subspace like any other: (1 + the number of random subspaces whose exchange
-        costs as much, or moves the reading as far) / (1 + n_random); missing where they have fewer dimensions.
-    """
-    check_size("n_random", n_random)
-    setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
-    site = one_site(site, setting)
-    for shift in shifts:
-        if not 0 <= shift < setting.tokens.shape[1]:
-            raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 1} tokens, got {shift}")
-    fitted_on = setting.hidden(site)
-    states, positions = fitted_on.x, fitted_on.positions
-    found = concept_subspace(states, concept(concept_name, positions))
-    subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
-    layers = range(first_layer_behind(site), setting.n_layers)
-    behind = {layer: setting.hidden(block_site(layer, RESID_POST)) for layer in layers}
-    probes = {layer: _probe(each.x, each.positions) for layer, each in behind.items()}
-    plain, read = _run_and_read(setting, {}, probes)
-    rows, scored_tokens = [], setting.scored[setting.half :].sum(-1).double()
-    for shift in shifts:
-        patched = torch.zeros_like(setting.rows[setting.half :])
-        own, other = setting.rows[setting.half :], setting.rows[setting.half :].roll(-1, 0)
-        patched[:, : patched.shape[1] - shift] = own[:, : patched.shape[1] - shift] & other[:, shift:]
-        changes = {}
-        for control, of in subspaces.items():
-            outcomes = [_run_and_read(setting, {site: _exchange(s, shift, patched)}, probes) for s in of]
-            changes[control] = [*_patched(plain, read, outcomes, patched, scored_tokens)] if of else []
-        for control, of_control in setting.compared(changes, subspaces).items():
-            keys = {"site": site, "concept": concept_name, "rank": subspaces[control][0].rank, "control": control}
-            rows += [keys | {"shift": shift} | row for row in of_control]
-    columns = [*("site", "concept", "rank", "control", "shift", "metric", "layer"), "value", "low", "high", "n", "p"]
-    return pd.DataFrame(rows).reindex(columns=columns)
-
-
-def _patched(
-    plain: Outcome,
-    read: Mapping[int, Tensor],
-    outcomes: Sequence[tuple[Outcome, Mapping[int, Tensor]]],
-    patched: Bool[Tensor, "sequence pos"],
-    scored_tokens: Float64[Tensor, "sequence"],
-) -> Iterator[Change]:
-    yield Change({"metric": "loss"}, 1, torch.stack([o.loss - plain.loss for o, _ in outcomes]), scored_tokens)
-    right = torch.stack([o.right - plain.right for o, _ in outcomes])
-    yield Change({"metric": "token_accuracy"}, -1, right, scored_tokens)
-    for layer, before in read.items():
-        moved = torch.stack([(after[layer] - before).where(patched, 0.0).sum(-1) for _, after in outcomes])
-        yield Change({"metric": "decoded_shift", "layer": layer}, 1, moved, patched.sum(-1).double())
-
-
-def _exchange(subspace: Subspace, shift: int, patched: Bool[Tensor, "sequence pos"]) -> Edit:
-    def edit(x: Tensor) -> Tensor:
-        part = subspace.part(x)
-        given = part.roll(-1, 0).roll(-shift, 1)
-        return torch.where(patched.to(x.device)[..., None], (x - part + given).to(x), x)
-
-    return edit
-
-
-def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
-    """The least squares reading of the position."""
-    whitening, offset = Whitening.of(states), positions.double().mean()
-    weight, _ = whitening.reading(states, positions)
-    return lambda value: (value.double().cpu() - whitening.mean) @ weight + offset
-
-
-def _run_and_read(
-    setting: Setting, edits: Mapping[str, Edit], probes: Mapping[int, Edit]
-) -> tuple[Outcome, dict[int, Tensor]]:
-    read: dict[int, Tensor] = {}
-
-    def reading(layer: int) -> Edit:
-        def edit(value: Tensor) -> Tensor:
-            edited = edits.get(block_site(layer, RESID_POST))
-            value = value if edited is None else edited(value)
-            read[layer] = probes[layer](value)
-            return value
-
-        return edit
-
-    watched = {block_site(layer, RESID_POST): reading(layer) for layer in probes}
-    return setting.run({**edits, **watched}), read

@@ -121,8 +121,9 @@ _ACCURACY = {
         "alone, stays the same; learned and sinusoidal positions need not (Sinha et al. 2022)."
     ),
     "shift": (
-        "As a column: the k that is added to every position, in tokens. As a metric of mechanisms: the mean of "
-        "decoded less true position, in tokens; negative where positions are taken for earlier ones."
+        "As a column: the k that is added to every position, in tokens; of patches, how many places further on the "
+        "given position is, and of steering by how many tokens a query is moved. As a metric of mechanisms: the mean "
+        "of decoded less true position, in tokens; negative where positions are taken for earlier ones."
     ),
     "over_training (measurement)": "Probes and loss at every checkpoint that a run kept.",
     "step": "The training step after which the checkpoint was written; 0 is before training.",
@@ -198,7 +199,27 @@ _USE = {
         "R² of the position by ridge probes of the edited states, on other sequences than those that the erasure was "
         "fitted to: what is left. Not a change. Of states less the mean state of their token."
     ),
-    "probe_r2_before": "The same R² in the unedited states: what there was to erase.",
+    "probe_r2_before": "The same R² in the unedited states: what there was to erase, to move or to exchange.",
+    "loss_of_exchange": (
+        "The change of the loss where the position part of each token is that of the same place in another sequence, "
+        "in the rows that a shift patches; nats a token. Position alone costs nothing there."
+    ),
+    "loss_beyond_exchange": (
+        "The loss with the position part of a place some tokens further on in another sequence, less that with the "
+        "part of the same place of that sequence, in the same rows; nats a token, paired."
+    ),
+    "decoded_shift": (
+        "By how many tokens the position that a probe reads behind a later layer moves in patched rows; the shift "
+        "where that layer takes it over."
+    ),
+    "attention_moved": (
+        "By how many tokens a head's mean attended place moves for each token by which the position in its query is "
+        "moved: 1 where attention follows, 0 where it stands still, below 0 where it goes the other way."
+    ),
+    "attended": "The mean attended place of the moved query among the keys before it, in tokens.",
+    "follows": "The head's attended place moves with the position in its query, at least half as far, beyond chance.",
+    "does not follow": "It was not established that the head's attended place moves with the position in its query.",
+    "not used": "It was not established that the model uses the position at that site.",
     "template_distance": (
         "The change of the distance (nats) between a later layer's patterns and the templates that were fitted to the "
         "model as it is; above 0, attention was positional through what was erased."
@@ -273,7 +294,10 @@ _MECHANISM = {
         "used: available, and disturbing it moves the decoded position and costs more loss than 19 controls of equal "
         "size. available: position can be read by it. nothing: not established on these sequences."
     ),
-    "used": "Available, and disturbing it moves the decoded position and costs more loss than controls of equal size.",
+    "used": (
+        "Of a mechanism: available, and disturbing it moves the decoded position and costs more loss than controls of "
+        "equal size. Of erased or exchanged position: it can be read, and the loss rises beyond the control."
+    ),
     "available": "Position can be read by this mechanism; whether the model uses it was not shown.",
     "nothing (verdict)": "Not established on these sequences.",
     "intervention": "What was done to the tokens, or inside the model, before position was decoded.",
@@ -476,7 +500,10 @@ _CENSUS = {
     "head_detector_previous_token": "TransformerLens's own score of the same kind; 0…1.",
     "head_detector_induction": "TransformerLens's own score of the same kind; 0…1.",
     "label": "What the head's pattern looks like: the first label that holds, of uniform, induction, sink, …, content.",
-    "used_for": "What the head is used for: which replacements of its pattern raise the loss, with intervals above 0.",
+    "used_for": (
+        "What the head is used for: which replacements of its pattern raise the loss, with an interval above 0 and by "
+        "at least a twentieth of what the costliest one does."
+    ),
     "content (used_for)": (
         "The loss rises where content is taken out of the head's pattern; of a uniform head, out of its output."
     ),

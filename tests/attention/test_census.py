@@ -8,11 +8,12 @@ from torch.nn.functional import cross_entropy
 
 import constructions
 from probe.attention import census, census_table
-from probe.attention.ablation import ABLATIONS
+from probe.attention.ablation import ABLATIONS, used_for
 from probe.attention.census import LABELS, follows_earlier
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
+from probe.statistics import Bootstrap
 from probe.tracing import PATTERN, block_site, logits_with_edits, trace
 
 V = 24
@@ -286,3 +287,34 @@ def test_a_uniform_head_that_counts_is_used_for_position():
     assert heads.loc[2, "used_for"] == "nothing"
     without = rows[rows["metric"] == "loss_output_without_position"].set_index("head")["value"]
     assert without[0] > 0.05 and abs(without[2]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("costs", "use"),
+    [
+        ((1.0, 0.0, 1.0), "content"),
+        ((0.0, 1.0, 1.0), "position"),
+        ((1.0, 0.5, 1.2), "both"),
+        ((1.0, 0.04, 1.0), "content"),  # less than a twentieth: what means of a few sequences cost
+        ((0.06, 0.0, 1.0), "content"),
+        ((0.04, 0.04, 1.0), "either"),  # nearly all of it is lost only where both are
+        ((0.0, 0.0, 1.0), "either"),
+        ((0.0, 0.0, 0.0), "nothing"),
+        ((-1.0, -1.0, -1.0), "nothing"),
+        ((1e-7, 0.0, 1e-7), "nothing"),  # rounding
+    ],
+)
+def test_what_a_head_is_used_for_follows_from_what_costs(costs, use):
+    bootstrap = Bootstrap.draw(8, 20, 0.95, 0)
+    changes = {
+        metric: bootstrap.value_and_draws @ torch.full((8, 1), cost, dtype=torch.float64)
+        for metric, cost in zip(ABLATIONS, costs, strict=True)
+    }
+    assert used_for(changes, bootstrap) == [use]
+
+
+def test_a_cost_that_is_not_in_all_draws_is_none():
+    bootstrap = Bootstrap.draw(8, 200, 0.95, 0)
+    noisy = torch.tensor([4.0, -3, 4, -3, 4, -3, 4, -3], dtype=torch.float64)[:, None]
+    changes = {m: bootstrap.value_and_draws @ (noisy if m == ABLATIONS[1] else noisy.abs()) for m in ABLATIONS}
+    assert used_for(changes, bootstrap) == ["content"]

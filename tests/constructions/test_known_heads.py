@@ -27,10 +27,14 @@ def missed(patterns, where):
 
 
 def toeplitz(patterns, tokens):
-    """How far log-odds against the query's own place are from a function of the distance alone."""
-    logs = (patterns[0] / patterns[0].diagonal()[:, None]).log()
-    spread = max(float(logs.diagonal(-d).max() - logs.diagonal(-d).min()) for d in range(32))
-    return max(spread, differs(patterns))
+    """How far log-odds against the place that the last query attends most are from a function of the distance alone, or
+    both from nothing; queries to which that place is not there yet attend most to the first token."""
+    top = 31 - int(patterns[0, -1].argmax())
+    rows = patterns[0, top:].clamp(min=1e-30).log()
+    logs = (rows - rows.diagonal()[:, None]).clamp(min=-14)  # row top + j has its place at key j
+    spread = max(float(logs.diagonal(top - d).max() - logs.diagonal(top - d).min()) for d in range(32))
+    early = patterns[0, :top].argmax(-1).any() if top else False
+    return max(spread / 2, differs(patterns), float(early))  # scores of a thousand come in float32
 
 
 def falls_as(feature):

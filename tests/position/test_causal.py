@@ -9,7 +9,7 @@ from probe.attention import distance_from_template
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
-from probe.position import erase_position, patch_position, position_used, steer_position
+from probe.position import attention_follows, erase_position, patch_position, position_used, steer_position
 
 V, P = 8, 24  # tokens, positions
 LAST = "blocks.0.hook_resid_pre"
@@ -191,6 +191,50 @@ def test_attention_follows_the_position_that_is_steered(looks_back, alternating)
     assert abs(moved["random"]) < 0.6
     attended = of(rows, metric="attended", control="none").set_index("shift")["value"]
     np.testing.assert_allclose(attended, P // 2 - 1 + attended.index.to_numpy(), atol=1e-2)
+    before = of(rows, metric="probe_r2_before")
+    assert before["value"].item() > 0.99 and before[["layer", "head"]].isna().all(axis=None)
+    found = attention_follows(rows.assign(model="m"))
+    assert found[["model", "layer", "head", "verdict"]].values.tolist() == [["m", 0, 0, "follows"]]
+    assert found["attention_moved"].item() == moved["none"] and found["p"].item() == 1 / 20
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "follows"),
+        ({"before": 0.29}, "does not follow"),  # position cannot be read
+        ({"value": 0.49}, "does not follow"),  # nearer to standing still
+        ({"value": -1.0, "low": -1.1}, "does not follow"),  # backwards
+        ({"low": -0.1}, "does not follow"),  # not in all sequences
+        ({"p": 0.1}, "does not follow"),  # random directions move it as far
+        ({"p": np.nan}, "does not follow"),  # there is none to compare with
+    ],
+)
+def test_each_number_counts(change, verdict):
+    numbers = {"value": 0.9, "low": 0.7, "p": 0.05} | change
+    keys = {"site": LAST, "query": 5, "control": "none"}
+    before = {"metric": "probe_r2_before", "value": numbers.pop("before", 0.9)}
+    moved = {"layer": 1, "head": 2, "metric": "attention_moved", "shift": np.nan}
+    rows = pd.DataFrame([keys | before, keys | moved | numbers])
+    assert attention_follows(rows)["verdict"].tolist() == [verdict]
+
+
+def test_rows_that_do_not_say_enough_are_refused(looks_back, alternating):
+    rows = steer_position(looks_back, alternating, LAST, n_random=1, n_bootstrap=5)
+    with pytest.raises(ProbeError, match="attention_follows needs all rows of steer_position"):
+        attention_follows(rows[rows["metric"] != "probe_r2_before"])
+    with pytest.raises(ProbeError, match="rows of several calls must be told apart by a further column"):
+        attention_follows(pd.concat([rows, rows]))
+
+
+def test_where_states_hold_tokens_alone_nothing_is_moved(looks_back, alternating):
+    still = Decoder(looks_back.config, seed=0).eval()
+    still.load_state_dict(looks_back.state_dict())
+    with torch.no_grad():
+        still.encoding.weight[:] = still.encoding.weight[3]
+    rows = steer_position(still, alternating, LAST, n_bootstrap=5)
+    assert of(rows, metric="attention_moved")["value"].abs().max() < 1e-12 and set(rows["control"]) == {"none"}
+    assert attention_follows(rows)["verdict"].tolist() == ["does not follow"]
 
 
 def test_a_linear_bias_does_not_move_with_the_query(make_decoder, random_tokens):
@@ -212,6 +256,9 @@ def test_patched_positions_are_read_further_on(looks_back, alternating):
     loss = of(rows, metric="loss", control="none").set_index("shift")["value"]
     # All rows of a sequence move together, but for the last ones: the head looks at distances and minds these only.
     assert loss.abs()[[0, 1]].max() < 0.2
+    # Beyond the tokens there is nothing but position here, and so no random subspace; with the tokens there is one.
+    assert set(rows["control"]) == {"none"}
+    rows = patch_position(looks_back, alternating, LAST, shifts=(0,), beyond_tokens=False, n_bootstrap=20)
     assert abs(of(rows, metric="decoded_shift", control="random", shift=0)["value"].item()) < 0.5
 
 
