@@ -52,7 +52,7 @@ class Trained:
 
     name: str  #: its key in ``TRAINED``
     encoding: str  #: a name in ``probe.models.encodings.ENCODINGS``
-    make: Callable[[Draw], Lesson]
+    make: Callable[[Draw], Lesson]  #: draws what is trained for
     variants: tuple[str, ...] = tuple(NORMS)  #: the norms that it has
 
     def build(self, seed: int = 0, variant: str = "layernorm", *, n_sequences: int = N_SEQUENCES) -> KnownModel:

@@ -83,7 +83,8 @@ def name_mechanism(
     Args:
         model: a ``Decoder`` or a ``TransformerBridge``.
         tokens: sequences of one length, without padding; those that occur twice count once.
-        site: where position is decoded; by default the last ``hook_resid_post``.
+        site: where position is decoded; by default the last ``hook_resid_post`` at which a ridge probe reads it as well
+            as at the best one, to .02 of R², chosen on some of the sequences that probes are fitted to.
         scored: which tokens' predictions count in the loss (a task's completions); all but the first by default.
         test_share: the share of the sequences that all numbers are measured on; the others fit the probes.
 

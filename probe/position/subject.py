@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.position.interventions import INTERVENTIONS, NORMAL, Edits, Input
 from probe.position.scores import Draws, mean_absolute_error, r2
-from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, logits_with_edits, trace, visit
+from probe.tracing import EMBED, PATTERN, RESID_POST, logits_with_edits, trace, visit
+
+CHOSEN_ON = 4096  # tokens, about, on which the site is chosen
+AS_WELL = 0.02  # of R²
 
 
 class Subject:
@@ -32,7 +35,6 @@ class Subject:
     ):
         self.model, self.draws, self.seed, self.batch_size = model, draws, seed, batch_size
         self.n_layers = visit(model, tokens[:1, :1], [EMBED], lambda *_: None)
-        self.site = block_site(self.n_layers - 1, RESID_POST) if site is None else site
         n_test = draws.sequences.shape[1]
         self.train, self.test = tokens[:-n_test], tokens[-n_test:]
         self.scored = {"train": scored[:-n_test], "test": scored[-n_test:]}
@@ -42,8 +44,33 @@ class Subject:
         traced = trace(model, self.test[:1], [PATTERN])
         self.visible = [traced.visible(layer) for layer in range(self.n_layers)]
         self.attention = self._first_key()
+        self.site = self._best_site() if site is None else site
         self.probe = self.read(NORMAL, self.site)[0]
         self.found = {name: self._outcome(name) for name in INTERVENTIONS if self._applies(name)}
+
+    def _best_site(self) -> str:
+        """The last stream behind a layer in which position is read as well as in the best one, but for ``AS_WELL``.
+
+        A ridge probe of every layer is fitted to one half of some sequences and scored on the other. The last layers of
+        a trained model may hold only what it has made of the position.
+        """
+        n = min(len(self.train), max(4, math.ceil(CHOSEN_ON / self.train.shape[1])))
+        values: dict[str, list[Tensor]] = {}
+
+        def keep(site: str, value: Tensor, rows: slice) -> None:
+            values.setdefault(site, []).append(value[:, 1:].detach().cpu())
+
+        visit(self.model, self.train[:n], [RESID_POST], keep, batch_size=self.batch_size)
+        y = np.tile(np.arange(1, self.train.shape[1]), n)
+        half = n // 2 * (self.train.shape[1] - 1)
+        scores = {}
+        for site in sorted(values, key=lambda site: int(site.split(".")[1])):
+            x, _ = token_rows(torch.cat(values.pop(site)))
+            if not np.isfinite(x).all():
+                raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
+            probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x[:half], y[:half])
+            scores[site] = float(probe.score(x[half:], y[half:]))
+        return [site for site, score in scores.items() if score >= max(scores.values()) - AS_WELL][-1]
 
     def _applies(self, name: str) -> bool:
         alone = self.n_layers == 1 and name.startswith("strangers")

@@ -22,6 +22,7 @@ from probe.tracing import PATTERN, block_site, logits_with_edits, nearest_keys, 
 
 L, BOS, END = 24, 0, 31
 QUICK = {"n_bootstrap": 20}
+RESID = "blocks.{}.hook_resid_post"
 ALL = ("position", "bos_counter", "variance_decay", "neighbour_similarity", "attention_sink", "encoding")
 
 
@@ -229,6 +230,19 @@ def test_a_model_trained_to_stop_uses_a_counter():
 
 
 # ---- the numbers, from outside
+
+
+def test_position_is_decoded_where_it_can_be_read():
+    """The last layer covers position with 300 times as much of what its MLP makes of content; without that, position
+    is decoded behind it, as ever."""
+    decoder, tokens = untrained(n_layers=3, d_mlp=256), content()
+    assert set(name_mechanism(decoder, tokens, **QUICK).query("metric == 'slope'")["site"]) == {RESID.format(2)}
+    decoder.layers[2].mlp.up_proj.weight.data *= 10
+    decoder.layers[2].mlp.down_proj.weight.data *= 30
+    rows = name_mechanism(decoder, tokens, **QUICK)
+    assert set(rows.query("metric == 'slope'")["site"]) == {RESID.format(1)}
+    last = name_mechanism(decoder, tokens, site=RESID.format(2), **QUICK)
+    assert number(rows, "position", "r2") > number(last, "position", "r2") + 0.1
 
 
 def test_readouts_are_scikit_learns(stops):
