@@ -29,7 +29,8 @@ def rows_of(metric: str, layer: int, found, given) -> pd.DataFrame:
 def slopes(shares: pd.DataFrame, layer: int, metric: str = "slope") -> pd.DataFrame:
     of = shares[(shares["scope"] == "seen") & (shares["metric"] == "slope") & (shares["layer"] == layer)]
     of = of.sort_values("head")
-    return rows_of(metric, layer, of["value"].to_numpy(), probe.alibi_slopes(len(of)).tolist()).assign(head=range(len(of)))
+    given = probe.alibi_slopes(len(of)).tolist()
+    return rows_of(metric, layer, of["value"].to_numpy(), given).assign(head=range(len(of)))
 
 
 def buckets(curves: pd.DataFrame, table: torch.Tensor) -> Iterator[pd.DataFrame]:
