@@ -26,6 +26,7 @@ from probe.config import check_number
 from probe.errors import ProbeError
 
 N_BOOTSTRAP = 1000  #: draws of a bootstrap by default
+ROUNDING = 1e-6  #: nats a token: less is what rounding makes of a change that is none
 
 SEQUENCES, TRAININGS, BOTH, TASKS, NONE = "sequences", "trainings", "both", "tasks", "none"  #: kinds of interval
 

@@ -8,14 +8,13 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.sequences import valid_rows
-from probe.statistics import Bootstrap
+from probe.statistics import ROUNDING, Bootstrap
 from probe.tracing import PATTERN, Z, block_site, logits_with_edits, sequence_losses, trace
 
 ABLATIONS = ("loss_without_content", "loss_without_position", "loss_uniform")
 # The same three of a head's output: of a uniform head, whose pattern says nothing, this is what there is to take out.
 OF_OUTPUT = ("loss_output_without_content", "loss_output_without_position", "loss_output_mean")
 
-ROUNDING = 1e-6  # nats a token: less is what rounding makes of a change that is none
 # The share of what the head is worth from which on a part of it is used. What is put in its place was fitted to n other
 # sequences. It has 1/n of the variance of a single one by chance, and costs about 1/n of what all of the content does.
 WORTH = 0.05

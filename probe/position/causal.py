@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, after_first, first_layer_behind
-from probe.position.erasure import Subspace, TokenMeans, concept, concept_subspace, control_subspaces
+from probe.position.erasure import Subspace, TokenMeans, with_controls
 from probe.position.evidence import MOST_BY_CHANCE, READABLE
 from probe.position.readable import apart_from, readable, token_means
 from probe.sequences import Integers, TokenIds
-from probe.statistics import N_BOOTSTRAP
+from probe.statistics import N_BOOTSTRAP, ROUNDING
 from probe.tracing import RESID_POST, expand_sites
 
 FitDistance = Callable[[nn.Module, Int[Tensor, "sequence pos"], Int[Tensor, "sequence"]], OfPattern]
@@ -64,8 +64,9 @@ def erase_position(
         distance: fits templates to a model on sequences, ``probe.attention.distance_from_template`` for one.
         beyond_tokens: hold what a token's own identity tells of its place, and erase the rest; by default yes.
         n_random: how many random subspaces are taken out for comparison, each of the same rank (or of all dimensions
-            that are left, where these are fewer) and orthogonal to the concept's in whitened states. Their rows
-            (control "random") are means over them, "probe_r2" over the first five.
+            that are left, where these are fewer) and orthogonal in whitened states to all that tells positions apart;
+            for "position" to that of its first four powers. Their rows (control "random") are means over them,
+            "probe_r2" over the first five; there are none where states hold nothing else.
 
     Returns:
         Columns site, concept, rank, control ("none" or "random"), metric, layer (of template_distance), length, value,
@@ -88,17 +89,17 @@ def erase_position(
         means = token_means(fitted_on, beyond_tokens)
         states, apart = apart_from(means, fitted_on), apart_from(means, held_out)
         of_tokens = means(setting.tokens[setting.half :, 1:])
-        nothing = Subspace.nothing(means.mean)
         before = setting.measured(readable(setting, held_out, apart))
+
+        def less(z: Tensor, tokens: Tensor = fitted_on.tokens) -> Tensor:
+            return z - TokenMeans.of(z, tokens)(tokens) if beyond_tokens else z
+
         for name in concepts:
-            z = concept(name, fitted_on.positions)
-            z = z - (TokenMeans.of(z, fitted_on.tokens)(fitted_on.tokens) if beyond_tokens else 0)
-            found = concept_subspace(states, z) if states.any() and z.any() else nothing
-            subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
+            subspaces = with_controls(name, states, fitted_on.positions, less, n_random, setting.generator)
             changes = {}
-            for control, drawn in subspaces.items():
-                outcomes = [setting.run({site: _erasing(s, of_tokens)}, of_pattern) for s in drawn]
-                changes[control] = [*_changes(setting, site, plain, outcomes)] if drawn else []
+            for control, of in subspaces.items():
+                outcomes = [setting.run({site: _erasing(s, of_tokens)}, of_pattern) for s in of]
+                changes[control] = [*_changes(setting, site, plain, outcomes)] if of else []
             for control, of_control in setting.compared(changes, subspaces).items():
                 keys = {"site": site, "concept": name, "control": control, "rank": subspaces[control][0].rank}
                 left = torch.stack([readable(setting, held_out, apart, s) for s in subspaces[control][:5]]).mean(0)
@@ -138,9 +139,10 @@ def position_used(rows: pd.DataFrame) -> pd.DataFrame:
     can be read there.
 
     "used": position can be read before (``probe_r2_before`` at least READABLE), and without it the loss is greater (the
-    interval lies above 0) by more than without any of the random subspaces (p at most 0.05). "not used": anything else,
-    so that it means *not established here*: too few sequences, a position that is read in another way than linearly,
-    or one that is held elsewhere too.
+    interval lies above ROUNDING) by more than without any of the random subspaces (p at most 0.05). Where states hold
+    nothing but position beyond their tokens, there is no random subspace, and the interval alone decides. "not used":
+    anything else, so that it means *not established here*: too few sequences, a position that is read in another way
+    than linearly, or one that is held elsewhere too.
 
     Args:
         rows: those of ``erase_position``; further columns that name models are kept as keys.
@@ -150,11 +152,14 @@ def position_used(rows: pd.DataFrame) -> pd.DataFrame:
     """
     own = rows[(rows["control"] == "none") & rows["metric"].isin(["loss", "probe_r2_before"])]
     keys = [c for c in rows.columns if c not in (*_KEYS[2:], "value", "low", "high", "n", "p")]
+    random = rows[(rows["control"] == "random") & (rows["metric"] == "loss")]
+    controlled = set(random[keys].itertuples(index=False, name=None))
     found = []
     for key, each in own.groupby(keys, sort=False):
         by_metric = each.set_index("metric")
         loss, before = by_metric.loc["loss"], float(by_metric.loc["probe_r2_before", "value"])
-        costs = loss["low"] > 0 and loss["p"] <= MOST_BY_CHANCE  # NaN is no p
+        beyond_chance = loss["p"] <= MOST_BY_CHANCE or key not in controlled  # NaN is no p
+        costs = loss["low"] > ROUNDING and beyond_chance
         verdict = "used" if costs and before >= READABLE else "not used"
         numbers = {"verdict": verdict, "loss": loss["value"], "p": loss["p"], "probe_r2_before": before}
         found.append(dict(zip(keys, key, strict=True)) | numbers)

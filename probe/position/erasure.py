@@ -199,13 +199,28 @@ def random_subspace(
 
 
 def control_subspaces(
-    x: Float[Tensor, "row feature"], concept: Subspace, n: int, generator: torch.Generator
+    x: Float[Tensor, "row feature"],
+    concept: Subspace,
+    n: int,
+    generator: torch.Generator,
+    apart_from: Subspace | None = None,
 ) -> list[Subspace]:
-    """``n`` random subspaces orthogonal to a concept's, of its rank or, where fewer dimensions are left, of all that
-    are left; none where none is."""
-    whitening = Whitening.of(x)
-    rank = min(concept.rank, whitening.rank - concept.rank)
-    return [random_subspace(whitening, rank, generator, concept) for _ in range(n)] if rank > 0 else []
+    """``n`` random subspaces orthogonal to ``apart_from``, which holds the concept's subspace and is that one by
+    default, of the concept's rank or, where fewer dimensions are left, of all that are left; none where none is."""
+    whitening, apart_from = Whitening.of(x), concept if apart_from is None else apart_from
+    rank = min(concept.rank, whitening.rank - apart_from.rank)
+    return [random_subspace(whitening, rank, generator, apart_from) for _ in range(n)] if rank > 0 else []
+
+
+POWERS = 4  # of the position
+
+
+def powers(positions: Int[Tensor, "row"]) -> Float64[Tensor, "row concept"]:
+    """The position to the powers 1 … POWERS. A control that is orthogonal to its number alone may still hold how it
+    bends, and from which position on something is so: nearly all of that is in the first powers."""
+    t = positions.double()
+    t = (t - t.mean()) / t.std(correction=0).clamp(min=1)  # of the size of 1, so that powers can be told apart
+    return torch.stack([t**k for k in range(1, POWERS + 1)], dim=1)
 
 
 def _position(positions: Int[Tensor, "row"]) -> Float64[Tensor, "row concept"]:
@@ -226,3 +241,27 @@ def concept(name: str, positions: Int[Tensor, "row"]) -> Float64[Tensor, "row co
 
 
 CONCEPTS: dict[str, Callable[[Tensor], Tensor]] = {"position": _position, "classes": _classes}
+
+
+def with_controls(
+    name: str,
+    x: Float[Tensor, "row feature"],
+    positions: Int[Tensor, "row"],
+    less: Callable[[Float64[Tensor, "row concept"]], Float64[Tensor, "row concept"]],
+    n_random: int,
+    generator: torch.Generator,
+) -> dict[str, list[Subspace]]:
+    """The subspace of a concept of the position ("none"), and random ones apart from all of position ("random").
+
+    Args:
+        less: takes off the values of a concept what is not to count of them.
+    """
+
+    def subspace(z: Tensor) -> Subspace:
+        z = less(z)
+        return concept_subspace(x, z) if x.any() and z.any() else Subspace.nothing(x.double().mean(0))
+
+    found = subspace(concept(name, positions))
+    # What tells all positions apart holds their powers already.
+    all_of_it = subspace(powers(positions)) if name == "position" and found.rank else found
+    return {"none": [found], "random": control_subspaces(x, found, n_random, generator, all_of_it)}

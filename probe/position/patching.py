@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site
-from probe.position.erasure import Subspace, Whitening, concept, concept_subspace, control_subspaces
+from probe.position.erasure import Subspace, Whitening, with_controls
 from probe.position.evidence import READABLE
 from probe.position.readable import apart_from, readable, token_parts
 from probe.sequences import Integers, TokenIds
@@ -60,8 +60,8 @@ def patch_position(
             (least squares), and exchange only that part of this difference, so that what a token's own identity tells
             of its place stays; by default yes. Where such states do not vary, nothing is exchanged.
         n_random: how many random subspaces are exchanged for comparison, each of the same rank (or of all dimensions
-            that are left, where these are fewer) and orthogonal to position's in whitened states. Their rows (control
-            "random") are means over them.
+            that are left, where these are fewer) and orthogonal in whitened states to all that tells positions apart;
+            for "position" to that of its first four powers. Their rows (control "random") are means over them.
 
     Returns:
         Columns site, concept, rank, control ("none", "random"), shift, metric, layer, value, low, high, n, p. p is that
@@ -81,11 +81,12 @@ def patch_position(
     fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
     means = token_parts(fitted_on, beyond_tokens)
     states, of_tokens = apart_from(means, fitted_on), means(setting.tokens[setting.half :])
-    z = concept(concept_name, fitted_on.positions)
-    z = z - token_parts(fitted_on, beyond_tokens, z)(fitted_on.tokens)
-    nothing = Subspace.nothing(means.mean)
-    found = concept_subspace(states, z) if states.any() and z.any() else nothing
-    subspaces = {"none": [found], "random": control_subspaces(states, found, n_random, setting.generator)}
+
+    def less(z: Tensor) -> Tensor:
+        return z - token_parts(fitted_on, beyond_tokens, z)(fitted_on.tokens)
+
+    subspaces = with_controls(concept_name, states, fitted_on.positions, less, n_random, setting.generator)
+    (found,) = subspaces["none"]
     layers = range(first_layer_behind(site), setting.n_layers)
     behind = {layer: setting.hidden(block_site(layer, RESID_POST)) for layer in layers}
     probes = {layer: _probe(each.x, each.positions) for layer, each in behind.items()}

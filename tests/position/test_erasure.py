@@ -4,7 +4,15 @@ import torch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from probe.errors import ProbeError
-from probe.position.erasure import CONCEPTS, Whitening, concept, concept_subspace, control_subspaces, random_subspace
+from probe.position.erasure import (
+    CONCEPTS,
+    Whitening,
+    concept,
+    concept_subspace,
+    control_subspaces,
+    random_subspace,
+    with_controls,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,22 @@ def test_a_control_has_nothing_of_the_concept_it_is_a_control_of(states, name):
         assert LinearRegression().fit(erased, position).score(erased, position) == pytest.approx(
             LinearRegression().fit(x, position).score(x, position), abs=1e-9
         )
+
+
+def test_a_control_of_the_number_has_nothing_of_its_powers_either(states):
+    """Beside a bent way along the position, a control that is orthogonal to the number alone would hold the bend."""
+    x, position = states
+    x, bent = x.double(), (position - 4.0).double() ** 2
+    drawn = with_controls("position", x, position, lambda z: z, 8, torch.Generator().manual_seed(2))
+    (found,) = drawn["none"]
+    assert found.rank == 1 and len(drawn["random"]) == 8
+
+    def covariances(controls, y):
+        return torch.stack([(c.right @ (x - x.mean(0)).T @ (y - y.mean()) / len(y)).abs().max() for c in controls])
+
+    assert covariances(drawn["random"], position.double()).max() < 1e-6
+    assert covariances(drawn["random"], bent).max() < 1e-6
+    assert covariances(control_subspaces(x, found, 8, torch.Generator().manual_seed(2)), bent).max() > 0.1
 
 
 def test_a_concept_in_all_dimensions_leaves_none_for_a_control():
