@@ -128,8 +128,7 @@ def patched_position_used(rows: pd.DataFrame) -> pd.DataFrame:
     from position. "not used": anything else, so that it means *not established here*: too few sequences, a position
     that is read in another way than linearly, or a part that holds content besides.
 
-    Random subspaces do not count here. The exchange without the shift is the control, in the same subspace; and a
-    random one that is orthogonal to a linear reading of position may hold all that this reading leaves of it.
+    Random subspaces do not count here: the exchange without the shift is the control, in the same subspace.
 
     Args:
         rows: those of ``patch_position`` with a shift above 0; further columns that name models are kept as keys.
