@@ -15,7 +15,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=WHATS,
         help="intervals: how often each interval holds the truth, on simulated data; verdicts: how often each verdict "
-        "is true, on models whose answer is known from their weights",
+        "is true, on models whose answer is known from how they were made",
     )
     parser.add_argument("--only", type=words, metavar="NAME,…", help="these simulations or verdicts (default: all)")
     parser.add_argument(

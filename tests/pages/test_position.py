@@ -9,7 +9,7 @@ import pytest
 from page_numbers import ROOT, WORDS, Page, between, short, with_interval
 from small_study import untrained_study
 
-from probe.position import position_used
+from probe.position import patched_position_used, position_used
 from probe.position.evidence import READABLE
 from probe.statistics import student
 from probe.study.config import PRESETS
@@ -20,7 +20,7 @@ LAST, BEFORE_1 = "blocks.2.hook_resid_post", "blocks.1.hook_resid_pre"
 NOT_MEASURED = {
     "dates, positions and layers": [
         *("November 2026", "Erasing and patching leave position 0 out", "in heads of layer 0", "Before layer 0"),
-        *("behind layer 2", "| before layer 1 |", "before layer 1: the loss rises", "notebook 02"),
+        *("behind layer 2", "| before layer 1 |", "before layer 1, and hold what", "notebook 02"),
     ],
     "numbers of the earlier page": ["lost .42 nats then", "cost it 2.38 and"],
     "what steering is asked for, and gives where attention follows": ["by −4 … 0 tokens", "would move by 1:"],
@@ -155,21 +155,21 @@ def verdicts(rows, edits):
 
 
 def exchanged(rows, edits):
-    found = {shift: losses(edits, "patch", shift=shift) for shift in (0, 4)}
-    rise = (found[4]["value"] - found[0]["value"]).unstack("control")
-    none, t5, alibi, rotary, sinusoidal = (over_trainings(rise.loc[e, "none"], 1) for e in ENCODINGS)
-    rank = f"{found[0]['rank'].max():.0f}"
-    yield f"Give every token the position part (rank {rank}) of another"
-    yield (
-        f"by {none} in NoPE; T5 {t5}, ALiBi {alibi}, sinusoidal {sinusoidal}, rotary {rotary} (differences of means, "
-        "intervals over three trainings; in each training the two intervals over sequences lie apart). With random "
-        f"subspaces of that rank it rises by {short(-rise['random'].max(), 1)} to "
-        f"{short(-rise['random'].min(), 1)} less."
-    )
-    assert all(student(list(rise.loc[e, "none"]), 0.95).low > 0 for e in ENCODINGS)
-    own = {shift: each.xs("none", level="control") for shift, each in found.items()}
-    assert (own[4]["low"] > own[0]["high"]).all()
-    yield f"The exchange alone costs {short(own[0]['value'].min(), 1)} to {short(own[0]['value'].max(), 1)}."
+    found = of(edits, measurement="patch", control="none").set_index(["encoding", "seed"])
+    beyond, alone = (of(found, metric=f"loss_{name}_exchange") for name in ("beyond", "of"))
+    none, t5, alibi, rotary, sinusoidal = (over_trainings(beyond.loc[e, "value"]) for e in ENCODINGS)
+    yield f"Give every token the position part (rank {beyond['rank'].max():.0f}) of another"
+    yield f"by {none} in NoPE; T5 {t5}, ALiBi {alibi}, rotary {rotary}, sinusoidal {sinusoidal} (intervals over three"
+    assert all(student(list(beyond.loc[e, "value"]), 0.95).low > 0 for e in ENCODINGS)
+    assert (beyond["low"] > 0).all() and (beyond["p"] < 0.051).all() and set(beyond["shift"]) == {4}
+    yield f"more than all {round(1 / beyond['p'].max()) - 1} random subspaces of that rank"
+    yield f"The exchange alone costs {short(alone['value'].min())} to {short(alone['value'].max())}, and never as"
+    assert (alone["value"] < beyond["value"]).all()
+    found = of(edits, measurement="patch").drop(columns=["concept_name", "head", "query", "length"], errors="ignore")
+    verdicts = patched_position_used(found)
+    assert len(verdicts) == 15 and set(verdicts["verdict"]) == {"used"}
+    yield f"a probe reads R² {short(verdicts['probe_r2_before'].min())} to 1.00"
+    assert verdicts["probe_r2_before"].max() > 0.995
     shifted = of(edits, measurement="patch", metric="decoded_shift", layer=2, shift=4, control="none")["value"]
     assert len(shifted) == 15
     yield f"the probe reads {short(shifted.min(), 1)} to {short(shifted.max(), 1)} tokens more.)"
