@@ -162,7 +162,8 @@ def exchanged(rows, edits):
     yield f"by {none} in NoPE; T5 {t5}, ALiBi {alibi}, rotary {rotary}, sinusoidal {sinusoidal} (intervals over three"
     assert all(student(list(beyond.loc[e, "value"]), 0.95).low > 0 for e in ENCODINGS)
     assert (beyond["low"] > 0).all() and (beyond["p"] < 0.051).all() and set(beyond["shift"]) == {4}
-    yield f"more than all {round(1 / beyond['p'].max()) - 1} random subspaces of that rank"
+    n_random = round(1 / beyond["p"].max()) - 1
+    yield f"lies above 0, and the loss is more than all {n_random} random subspaces of that rank"
     yield f"The exchange alone costs {short(alone['value'].min())} to {short(alone['value'].max())}, and never as"
     assert (alone["value"] < beyond["value"]).all()
     found = of(edits, measurement="patch").drop(columns=["concept_name", "head", "query", "length"], errors="ignore")
