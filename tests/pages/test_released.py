@@ -174,8 +174,9 @@ def mgm_probes(rows):
     used = [int(site.split(".")[1]) for site in verdicts.loc[verdicts["verdict"] == "used", "site"]]
     assert used == [*range(used[0], used[-1] + 1)] and len(verdicts) == 8
     n_random = round(1 / costs["p"].min()) - 1
-    yield f"more than all {n_random} random directions cost before layers {used[0]} to {used[-1]}, and no more than"
-    yield f"before layer {used[0] - 1} and before layers {used[-1] + 1} to {len(verdicts) - 1}"
+    yield f"more than all {n_random} random directions cost before layers {used[0]} to {used[-1]}, and"
+    assert used[0] == 0
+    yield f"no more than chance before layers {used[-1] + 1} to {len(verdicts) - 1}"
 
 
 def mgm_rest(rows):
