@@ -35,6 +35,8 @@ NORMS: dict[str, str] = {"layernorm": "layer", "rmsnorm": "rms"}
 
 Sequences = Int[Tensor, "sequence pos"]
 
+ESTIMATED = 0.7  #: the share of right answers where position can only be estimated
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -55,6 +57,19 @@ class Trained:
     make: Callable[[Draw], Lesson]  #: draws what is trained for
     variants: tuple[str, ...] = tuple(NORMS)  #: the norms that it has
 
+    def config(self, plan: Plan, variant: str) -> DecoderConfig:
+        """The shape of its models."""
+        return DecoderConfig(
+            d_vocab=plan.n_content + FIRST,
+            n_ctx=LENGTH,
+            n_layers=2,
+            d_model=32,
+            n_heads=2,
+            d_mlp=128,
+            normalization=NORMS[variant],
+            encoding=self.encoding,
+        )
+
     def build(self, seed: int = 0, variant: str = "layernorm", *, n_sequences: int = N_SEQUENCES) -> KnownModel:
         """The model of a seed, its tokens and its answer.
 
@@ -72,17 +87,7 @@ class Trained:
         check_name("variant", variant, NORMS)
         draw = Draw(f"{self.name} {variant}", seed)
         lesson = self.make(draw)
-        config = DecoderConfig(
-            d_vocab=lesson.exercise.plan.n_content + FIRST,
-            n_ctx=LENGTH,
-            n_layers=2,
-            d_model=32,
-            n_heads=2,
-            d_mlp=128,
-            normalization=NORMS[variant],
-            encoding=self.encoding,
-        )
-        decoder = train_enforced(config, lesson.exercise, draw, lesson.enforced)
+        decoder = train_enforced(self.config(lesson.exercise.plan, variant), lesson.exercise, draw, lesson.enforced)
         tokens = lesson.tokens(Draw(f"{self.name} tokens", seed), n_sequences)
         return KnownModel(decoder, tokens, scored_from(tokens, 2), lesson.answer)
 
@@ -131,7 +136,7 @@ def _from_statistics() -> Callable[[Draw], Lesson]:
         unused=frozenset({"attention_sink", "bos_counter", "encoding"}),
         why="and without an encoding and a <bos> it is estimated from the statistics of the tokens so far.",
         segments=2,
-        enforced=0.7,
+        enforced=ESTIMATED,
     )
 
 

@@ -4,6 +4,11 @@ import pandas as pd
 import pytest
 from page_numbers import ROOT, WORDS, Page, short
 
+from constructions.known import TRAINED
+from constructions.known.drawing import Draw
+from constructions.known.interchange import ENFORCED
+from constructions.known.plan import Plan
+from constructions.known.trained import ESTIMATED
 from probe.benchmark import VERDICTS, confusion, verdict_scores
 from probe.benchmark.intervals import CONFIDENCE
 from probe.benchmark.verdicts import SHARE, TIE
@@ -12,7 +17,14 @@ FOLDER = ROOT / "docs" / "verdicts"
 NEGATIVE = {"steering_follows": "does not follow"}
 
 NOT_MEASURED = {
-    "what the models are": ["up to 300 times"],
+    "what the models are": [
+        "up to 300 times",
+        "behind layer 0 is",
+        "T5 models",
+        "1 to 4 places",
+        "et al. 2022",
+        "et al. 2024",
+    ],
     "what was measured with an earlier version, and cannot be made again by this one": [
         "Before November 2026, of nominally .95: two models of 2 trainings .795, of 3 .865; a model with itself .26 "
         "and .77; R² of probes over 2, 3, 5 and 10 models .77, .83, .85 and .93; ranks of 4 tasks × 2 seeds .74–.84; "
@@ -96,6 +108,47 @@ def wrong(how, verdict, truth=None):
     return (rows if truth is None else rows[rows["truth"] == truth])["generator"].value_counts()
 
 
+def misses():
+    """Which kinds of models are told wrongly, and how often: written ones, then trained ones."""
+    for verdict in ("erasure_used", "patching_used"):
+        assert wrong("written", verdict, "used").to_dict() == {"variance_decay_used": 6}
+    yield f"before any layer has read it: all {WORDS[6]} misses of each"
+    (sinks,) = wrong("written", "erasure_used", "not used").items()
+    assert sinks[0] == "sink_content"
+    yield f"Erasing called {WORDS[sinks[1]]} sinks of content a used"
+    assert wrong("written", "patching_used", "not used").to_dict() == {"bos_counter_massive_bos_available": 1}
+    assert [*wrong("written", "mechanism_there")] == [12] and wrong("written", "mechanism_used").empty
+    assert wrong("written", "mechanism_there").index[0] == "variance_decay_available"
+    uses = wrong("written", "used_for")
+    assert uses.drop("head_duplicate").to_dict() == {"place_fixed_used": 6, "place_mirrored_used": 6}
+    yield f"in {WORDS[uses['head_duplicate']]} of {WORDS[6]} models it does not see"
+    rows = made("written").query("half == 'scored' and verdict == 'used_for' and truth != 'nothing'")
+    yield f"These are all of the {uses.sum()} wrong uses"
+    yield f'whose use is "nothing" the share that is right is {short(rows["right"].mean(), 3)}.'
+    estimated = {v: wrong("trained", v, "used").to_dict() for v in ("mechanism_used", "patching_used", "erasure_used")}
+    assert {name for of in estimated.values() for name in of} == {"trained_statistics_used"}
+    none, patched, erased = (6 - of["trained_statistics_used"] for of in estimated.values())
+    there = 6 - wrong("trained", "mechanism_there", "there")["trained_statistics_used"]
+    assert none == 0 and there == 5
+    yield f"in none of the {WORDS[6]} models that it is used (in {WORDS[there]}, that it is there)"
+    yield f"patching finds it in {WORDS[patched]} and erasing in {WORDS[erased]}"
+    assert wrong("trained", "erasure_used", "not used").to_dict() == {"trained_counter_unread": 1}
+    assert wrong("trained", "patching_used", "not used").to_dict() == {"trained_sinusoids_unread": 1}
+    assert wrong("trained", "mechanism_used", "not used").empty
+
+
+def trained_text():
+    rows = made("trained")
+    yield f"`constructions.known.TRAINED` has {rows['generator'].nunique()} kinds of models"
+    config = TRAINED["trained_counter_used"].config(Plan.draw(Draw("any", 0)), "layernorm")
+    yield f"({config.n_layers} layers, d_model {config.d_model}, {config.n_heads} heads, LayerNorm"
+    yield f"when {100 * ENFORCED:.0f} % of the answers of each kind are right"
+    yield f"(there {100 * ESTIMATED:.0f} % of the answers)"
+    scored = rows[rows["half"] == "scored"].drop_duplicates(["generator", "seed"])
+    seeds = sorted(scored["seed"].unique())
+    yield f"has seeds {seeds[0]}–{seeds[-1]} of each: {len(scored)} models"
+
+
 def interval_text():
     rows = rows_of("intervals")
     yield f"Of nominally {short(CONFIDENCE)}. Each row draws"
@@ -117,7 +170,7 @@ def interval_text():
     )
 
 
-SECTIONS = (written, trained, interval_table, verdict_text, misses, interval_text)
+SECTIONS = (written, trained, interval_table, verdict_text, trained_text, misses, interval_text)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
