@@ -20,7 +20,6 @@ NOT_MEASURED = {
     "what the models are": [
         "up to 300 times",
         "behind layer 0 is",
-        "T5 models",
         "1 to 4 places",
         "et al. 2022",
         "et al. 2024",
