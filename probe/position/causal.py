@@ -60,19 +60,20 @@ def erase_position(
         sites: hidden states; without its layer, a site of every layer.
         scored: which tokens' predictions count; by default all but the first.
         concepts: names in ``erasure.CONCEPTS``: "position" erases it from every linear regression (rank 1), "classes"
-            from every linear classifier (rank up to T - 1).
+            from every linear classifier (rank up to T - 2: position 0 is left out).
         distance: fits templates to a model on sequences, ``probe.attention.distance_from_template`` for one.
         beyond_tokens: hold what a token's own identity tells of its place, and erase the rest; by default yes.
         n_random: how many random subspaces are taken out for comparison, each of the same rank (or of all dimensions
             that are left, where these are fewer) and orthogonal in whitened states to all that tells positions apart;
             for "position" to that of its first four powers. Their rows (control "random") are means over them,
-            "probe_r2" over the first five; there are none where states hold nothing else.
+            "probe_r2" over the first five; there are none where no direction is left.
 
     Returns:
         Columns site, concept, rank, control ("none" or "random"), metric, layer (of template_distance), length, value,
         low, high, n, p. Intervals are bootstrap intervals over sequences, paired. p is that of the hypothesis that
         position is a subspace like any other: (1 + the number of random subspaces that cost at least as much) /
-        (1 + n_random), so at least 0.05 with 19 of them; missing where random subspaces have fewer dimensions.
+        (1 + n_random), so at least 0.05 with 19 of them; missing where random subspaces have fewer dimensions, or where
+        there are none.
 
     Raises:
         ProbeError: for fewer than 4 distinct sequences, no scored token, hidden states that are not finite, an unknown
@@ -139,10 +140,10 @@ def position_used(rows: pd.DataFrame) -> pd.DataFrame:
     can be read there.
 
     "used": position can be read before (``probe_r2_before`` at least READABLE), and without it the loss is greater (the
-    interval lies above ROUNDING) by more than without any of the random subspaces (p at most 0.05). Where states hold
-    nothing but position beyond their tokens, there is no random subspace, and the interval alone decides. "not used":
-    anything else, so that it means *not established here*: too few sequences, a position that is read in another way
-    than linearly, or one that is held elsewhere too.
+    interval lies above ROUNDING) by more than without any of the random subspaces (p at most 0.05). Where states vary
+    in so few directions beyond their tokens that position's powers fill them, there is no random subspace for the
+    concept "position", and the interval alone decides. "not used": anything else, so that it means *not established
+    here*: too few sequences, a position that is read in another way than linearly, or one that is held elsewhere too.
 
     Args:
         rows: those of ``erase_position``; further columns that name models are kept as keys.
@@ -151,15 +152,17 @@ def position_used(rows: pd.DataFrame) -> pd.DataFrame:
         Columns site, concept, (the keys,) verdict, loss, p, probe_r2_before.
     """
     own = rows[(rows["control"] == "none") & rows["metric"].isin(["loss", "probe_r2_before"])]
-    keys = [c for c in rows.columns if c not in (*_KEYS[2:], "value", "low", "high", "n", "p")]
+    beside = (*_KEYS[2:], "value", "low", "high", "n", "p")
+    keys = [c for c in rows.columns if c not in beside and own[c].notna().any()]
     random = rows[(rows["control"] == "random") & (rows["metric"] == "loss")]
     controlled = set(random[keys].itertuples(index=False, name=None))
     found = []
     for key, each in own.groupby(keys, sort=False):
         by_metric = each.set_index("metric")
         loss, before = by_metric.loc["loss"], float(by_metric.loc["probe_r2_before", "value"])
-        beyond_chance = loss["p"] <= MOST_BY_CHANCE or key not in controlled  # NaN is no p
-        costs = loss["low"] > ROUNDING and beyond_chance
+        # Classes fill all directions wherever there are as many positions as directions, whatever these hold.
+        alone = pd.isna(loss["p"]) and key not in controlled and loss["rank"] == 1
+        costs = loss["low"] > ROUNDING and (alone or loss["p"] <= MOST_BY_CHANCE)  # NaN is no p
         verdict = "used" if costs and before >= READABLE else "not used"
         numbers = {"verdict": verdict, "loss": loss["value"], "p": loss["p"], "probe_r2_before": before}
         found.append(dict(zip(keys, key, strict=True)) | numbers)

@@ -229,7 +229,7 @@ def _position(positions: Int[Tensor, "row"]) -> Float64[Tensor, "row concept"]:
 
 
 def _classes(positions: Int[Tensor, "row"]) -> Float64[Tensor, "row concept"]:
-    """One indicator each: erased from any linear classifier, rank up to T - 1."""
+    """One indicator each: erased from any linear classifier, rank one less than there are positions."""
     return torch.nn.functional.one_hot(positions).double()
 
 
@@ -251,7 +251,8 @@ def with_controls(
     n_random: int,
     generator: torch.Generator,
 ) -> dict[str, list[Subspace]]:
-    """The subspace of a concept of the position ("none"), and random ones apart from all of position ("random").
+    """The subspace of a concept of the position ("none"), and random ones apart from it and, where it is the
+    number, from its powers ("random").
 
     Args:
         less: takes off the values of a concept what is not to count of them.

@@ -118,6 +118,8 @@ def _neighbour_similarity(subject: Subject, evidence: Evidence) -> Finding:
 def _attention_sink(subject: Subject, evidence: Evidence) -> Finding:
     mass, slope = (subject.attention[name].mean(0) for name in ("mass", "slope"))
     flat = mass.where(slope > FLAT, -1.0)
+    # What a later layer's sink adds cannot be decoded at the site.
+    flat[subject.site_layer + 1 :] = -1.0
     layer, head = divmod(int(flat.argmax()), flat.shape[1])
     where = {"site": f"{block_site(layer, PATTERN)}[{head}]"}
     sink = evidence.mean("attention_on_first", subject.attention["mass"][:, layer, head], **where)
@@ -149,14 +151,16 @@ def _encoding(subject: Subject, evidence: Evidence) -> Finding:
     # An encoding by distance leaves no position in the states of one token said again and again. That it acts is seen
     # where it is taken away: all tokens stand at one position, in the middle.
     still = standing_still(model, subject.test.shape[1] // 2)
+    # Behind the last layer: the layers that see an encoding may all lie behind the site.
+    site = block_site(subject.n_layers - 1, RESID_POST)
     plain, moved = (
-        torch.cat([trace(m, part, [subject.site])[subject.site] for part in subject.test.split(subject.batch_size)])
+        torch.cat([trace(m, part, [site])[site] for part in subject.test.split(subject.batch_size)])
         for m in (model, still)
     )
     apart = (moved - plain).double().square().sum((1, 2)), (plain - plain.mean((0, 1))).double().square().sum((1, 2))
     times = subject.draws.sequences
     share = evidence.add(
-        "states_moved", (times @ apart[0]) / (times @ apart[1]).clamp(min=1e-300), "standing_still", subject.site
+        "states_moved", (times @ apart[0]) / (times @ apart[1]).clamp(min=1e-300), "standing_still", site
     )
     return available or share["value"] > ACTS, lambda use, evidence: use.without(still, evidence)
 

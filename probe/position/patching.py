@@ -53,9 +53,9 @@ def patch_position(
     ``patched_position_used`` says what follows.
 
     Args:
-        shifts: how many places further on, 0…T - 1.
+        shifts: how many places further on, 0…T - 2, for position 0 is never patched; each counts once.
         concept_name: a name in ``erasure.CONCEPTS``: "position" exchanges what tells it linearly as a number (rank 1),
-            "classes" all that tells positions apart linearly (rank up to T - 1).
+            "classes" all that tells positions apart linearly (rank up to T - 2).
         beyond_tokens: fit the subspace to states less what each token adds to them beside what each position adds
             (least squares), and exchange only that part of this difference, so that what a token's own identity tells
             of its place stays; by default yes. Where such states do not vary, nothing is exchanged.
@@ -69,15 +69,16 @@ def patch_position(
         costs as much, or moves the reading as far) / (1 + n_random); missing where they have fewer dimensions.
 
     Raises:
-        ProbeError: for fewer than 4 distinct sequences, no scored token, several sites, a shift outside 0…T - 1, hidden
+        ProbeError: for fewer than 4 distinct sequences, no scored token, several sites, a shift outside 0…T - 2, hidden
             states that are not finite, or an unknown name.
     """
     check_size("n_random", n_random)
     setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
     site = one_site(site, setting)
+    shifts = list(dict.fromkeys(shifts))
     for shift in shifts:
-        if not 0 <= shift < setting.tokens.shape[1]:
-            raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 1} tokens, got {shift}")
+        if not 0 <= shift < setting.tokens.shape[1] - 1:
+            raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 2} tokens, got {shift}")
     fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
     means = token_parts(fitted_on, beyond_tokens)
     states, of_tokens = apart_from(means, fitted_on), means(setting.tokens[setting.half :])
@@ -141,7 +142,7 @@ def patched_position_used(rows: pd.DataFrame) -> pd.DataFrame:
     """
     own = rows[rows["control"] == "none"]
     beside = ("rank", "control", "shift", "metric", "layer", "value", "low", "high", "n", "p")
-    keys = [c for c in rows.columns if c not in beside]
+    keys = [c for c in rows.columns if c not in beside and own[c].notna().any()]
     found = []
     for key, each in own.groupby(keys, sort=False):
         before = each.loc[each["metric"] == "probe_r2_before", "value"]

@@ -150,7 +150,8 @@ def attention_follows(rows: pd.DataFrame) -> pd.DataFrame:
         ProbeError: for rows without "probe_r2_before", or several calls whose keys are the same.
     """
     own = rows[rows["control"] == "none"]
-    keys = [c for c in rows.columns if c not in ("control", "metric", "shift", "value", "low", "high", "n", "p")]
+    beside = ("control", "metric", "shift", "value", "low", "high", "n", "p")
+    keys = [c for c in rows.columns if c not in beside and own[c].notna().any()]
     of_site = [c for c in keys if c not in ("layer", "head")]
     moved = own[own["metric"] == "attention_moved"]
     readings = own[own["metric"] == "probe_r2_before"]

@@ -48,6 +48,11 @@ class Subject:
         self.probe = self.read(NORMAL, self.site)[0]
         self.found = {name: self._outcome(name) for name in INTERVENTIONS if self._applies(name)}
 
+    @property
+    def site_layer(self) -> int:
+        """The layer that the site is in or behind, -1 before all layers."""
+        return int(self.site.split(".")[1]) if self.site.startswith("blocks.") else -1
+
     def _best_site(self) -> str:
         """The last stream behind a layer in which position is read as well as in the best one, but for ``AS_WELL``.
 

@@ -162,8 +162,8 @@ _PROBES = {
         "vectors of a table among positions. What chance gives."
     ),
     "random (control)": (
-        "Of probes: a fixed Gaussian projection of the one-hot token, an embedding nobody trained. Of erasure: the "
-        "mean over random subspaces of the same rank."
+        "Of probes: a fixed Gaussian projection of the one-hot token, an embedding nobody trained. Of erasure and "
+        "patching: the mean over random subspaces of the same rank. Of steering: over directions of the same length."
     ),
     "position (target)": "The position p of the token, 0 for the first, in tokens.",
     "log_position (target)": "ln(1 + p).",
@@ -192,14 +192,17 @@ _USE = {
     ),
     "position (concept)": "Position as a number: after erasure, of one direction, no linear regression finds it.",
     "classes (concept)": (
-        "Position as classes: after erasure, of up to T - 1 directions, no linear classifier finds it."
+        "Position as classes: after erasure, of up to T - 2 directions, no linear classifier finds it."
     ),
     "rank": "How many directions were taken out.",
     "probe_r2": (
         "R² of the position by ridge probes of the edited states, on other sequences than those that the erasure was "
         "fitted to: what is left. Not a change. Of states less the mean state of their token."
     ),
-    "probe_r2_before": "The same R² in the unedited states: what there was to erase, to move or to exchange.",
+    "probe_r2_before": (
+        "The same R² in the unedited states: what there was to erase. Of steering and patching: of states less what "
+        "their token adds beside what their position adds."
+    ),
     "loss_of_exchange": (
         "The change of the loss where the position part of each token is that of the same place in another sequence, "
         "in the rows that a shift patches; nats a token. Position alone costs nothing there."

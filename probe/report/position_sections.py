@@ -75,12 +75,14 @@ def position_sections(rows: pd.DataFrame, drawn: Mapping[str, go.Figure]) -> lis
                 "That position can be read does not say that the model reads it. Here it is taken out of the stream "
                 "before each layer by least-squares concept erasure (LEACE, Belrose et al. 2023), after which no "
                 "linear regression (position, one direction) or no linear classifier (classes, up to one direction a "
-                "position) finds it. Position 0 is left alone, since its token tells its position already. The grey "
-                "lines are means of random subspaces of the same rank, orthogonal to position's. The loss is that of "
+                "position) finds it. Position 0 is left alone, since its token tells its position already, and so is "
+                "the mean state of each token. The grey lines are means of random subspaces of the same rank, "
+                "orthogonal to position's (and, for one direction, to its first four powers), where there are any. The "
+                "loss is that of "
                 "the tokens that the model learns to predict, given the right ones before, on held-out sequences; "
                 "95 % bootstrap, paired. Where erasing position costs more than erasing anything else of its size, it "
-                "was used. Before layer 0 a model without position embeddings has nothing but its tokens, and some of "
-                "these are likelier at some places: there it is content that is erased."
+                "was used. Before layer 0 a model without position embeddings has nothing but its tokens, so that "
+                "nothing is erased there."
             ],
             figures=[("Change of the loss, nats a token.", drawn["use"])],
             tables=[

@@ -20,7 +20,7 @@ LAST, BEFORE_1 = "blocks.2.hook_resid_post", "blocks.1.hook_resid_pre"
 NOT_MEASURED = {
     "dates, positions and layers": [
         *("November 2026", "Erasing and patching leave position 0 out", "in heads of layer 0", "Before layer 0"),
-        *("behind layer 2", "| before layer 1 |", "before layer 1, and hold what", "notebook 02"),
+        *("behind layer 2", "| before layer 1 |", "before layer 1, and leave alone what", "notebook 02"),
     ],
     "numbers of the earlier page": ["lost .42 nats then", "cost it 2.38 and"],
     "what steering is asked for, and gives where attention follows": ["by −4 … 0 tokens", "would move by 1:"],
@@ -142,7 +142,7 @@ def erased(rows, edits):
 
 
 def verdicts(rows, edits):
-    found = position_used(of(edits, measurement="erase").drop(columns=["shift", "head", "query"]))
+    found = position_used(of(edits, measurement="erase"))
     assert len(found) == 15 * 3 * 2 and set(found["verdict"]) == {"not used"}
     before = found[found["site"] == BEFORE_1]["probe_r2_before"]
     assert found["probe_r2_before"].max() < READABLE
@@ -183,8 +183,8 @@ def steered(rows, edits):
     assert (found["value"] < 0).mean() > 0.5
     nope = of(found, encoding="none")
     yield (
-        f"{(nope['high'] < 0).sum()} of NoPE's {len(nope)} heads go backwards, {(nope['low'] > 0).sum()} forward, by "
-        "intervals over sequences."
+        f"{(nope['high'] < 0).sum()} of NoPE's {len(nope)} heads (in layers 1 and 2 of three models) go backwards, "
+        f"{(nope['low'] > 0).sum()} forward, by intervals over sequences."
     )
 
 

@@ -122,8 +122,8 @@ def misses():
     assert uses.drop("head_duplicate").to_dict() == {"place_fixed_used": 6, "place_mirrored_used": 6}
     yield f"in {WORDS[uses['head_duplicate']]} of {WORDS[6]} models it does not see"
     rows = made("written").query("half == 'scored' and verdict == 'used_for' and truth != 'nothing'")
-    yield f"These are all of the {uses.sum()} wrong uses"
-    yield f'whose use is "nothing" the share that is right is {short(rows["right"].mean(), 3)}.'
+    yield f"These account for all {uses.sum()} errors."
+    yield f"Among heads that are used for something, {short(rows['right'].mean(), 3)} are right."
     estimated = {v: wrong("trained", v, "used").to_dict() for v in ("mechanism_used", "patching_used", "erasure_used")}
     assert {name for of in estimated.values() for name in of} == {"trained_statistics_used"}
     none, patched, erased = (6 - of["trained_statistics_used"] for of in estimated.values())

@@ -174,16 +174,18 @@ def test_the_verdict_follows_from_the_numbers(looks_back, alternating):
 
 
 def test_the_verdict_wants_more_than_rounding_and_more_than_controls():
-    def said(low, p, before=0.9, controlled=True):
-        rows = [{"control": "none", "metric": "loss", "value": 2 * low, "low": low, "p": p}]
+    def said(low, p, before=0.9, controlled=True, rank=1):
+        rows = [{"control": "none", "metric": "loss", "value": 2 * low, "low": low, "p": p, "rank": rank}]
         rows += [{"control": "none", "metric": "probe_r2_before", "value": before}]
         rows += [{"control": "random", "metric": "loss", "value": 0.0}] * controlled
         return position_used(pd.DataFrame(rows).assign(site=LAST, concept="position"))["verdict"].item()
 
     assert said(0.1, 1 / 20) == "used"
     assert said(0.1, 2 / 20) == said(1e-8, 1 / 20) == said(-0.1, 1 / 20) == said(0.1, 1 / 20, before=0.2) == "not used"
-    # Fewer dimensions in controls than in the concept give no p; where there is nothing but position, there are none.
+    # Fewer dimensions in controls than in the concept give no p. Where one direction leaves no other, it counts alone;
+    # many fill all directions by chance.
     assert said(0.1, math.nan) == "not used" and said(0.1, math.nan, controlled=False) == "used"
+    assert said(0.1, math.nan, controlled=False, rank=9) == said(0.1, 0.8, controlled=False) == "not used"
 
 
 def test_exact_match_by_length(looks_back, alternating):
@@ -297,5 +299,5 @@ def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
         steer_position(decoder, tokens, "hook_embed", shifts=[1])
     with pytest.raises(ProbeError, match="query must be a row 1…9, got 10"):
         steer_position(decoder, tokens, "hook_embed", query=10)
-    with pytest.raises(ProbeError, match="shifts must be 0…9 tokens, got 10"):
+    with pytest.raises(ProbeError, match="shifts must be 0…8 tokens, got 10"):
         patch_position(decoder, tokens, "hook_embed", shifts=[10])
