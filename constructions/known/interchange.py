@@ -61,7 +61,7 @@ class Exercise(ABC):
         return int(self.bos)
 
     def prepare(self, draw: Draw, d_model: int) -> list[nn.Parameter]:
-        """Draw what the exercise holds beside the model, and name what of it is trained."""
+        """Draw the exercise's own parameters; return those that are trained with the model."""
         return []
 
     def random_content(self, draw: Draw, *shape: int) -> Int[Tensor, "..."]:
@@ -144,8 +144,7 @@ class OfShares(OfStream):
 
     def prepare(self, draw: Draw, d_model: int) -> list[nn.Parameter]:
         self.members = torch.tensor(draw.distinct(self.plan.n_content // 2, 0, self.plan.n_content - 1))
-        super().prepare(draw, d_model)
-        return []
+        return super().prepare(draw, d_model)
 
     def segments(self, content: Content) -> Int[Tensor, "pair pos"]:
         member = torch.isin(content, self.members).long()
@@ -158,10 +157,10 @@ class OfShares(OfStream):
 class OfPattern(Exercise):
     """A variable in the pattern of head 0 of layer 0: how far back it looks.
 
-    The answer is the token so many places back plus a shift; with the pattern of a row that stands j places before, the
-    one j places further back. All else of attention (what other heads of layer 0 and all of layer 1 put out) is the
-    source's the third time, and must change nothing. Where the model must not read the variable, the answer is the
-    token itself plus the shift whatever is exchanged.
+    The answer is the token that stands so many places back, plus a shift. If a row is given the pattern of the row j
+    places before it, the answer is the token j places further back, plus the shift. The third time, all else of
+    attention (what other heads of layer 0 and all of layer 1 put out) is the source's, and must change nothing. Where
+    the model must not read the variable, the answer is the token itself plus the shift, whatever is exchanged.
     """
 
     def __init__(self, plan: Plan, *, back: int, reads: bool):

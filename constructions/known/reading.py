@@ -9,7 +9,7 @@ from constructions.weights import head_weights
 
 
 def with_every_head(blueprint: Blueprint) -> Answer:
-    """The answer with what the weights decide of heads for which it says nothing.
+    """The answer, completed for the heads that it leaves out, as far as their weights decide.
 
     A head whose values or outputs are all 0 writes nothing, so that it is used for nothing. One whose query reads rows
     that the token alone decides, or none, attends alike whatever position stands in its query, so that its attention

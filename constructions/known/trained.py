@@ -184,8 +184,8 @@ def _shares(draw: Draw) -> Lesson:
         mechanisms={"encoding": "nothing"},
         unused=unused_but(),
         uses_position=False,
-        why="An interchange of which tokens are the majority so far changes the answer, wherever it comes from, and "
-        "nothing else does.",
+        why="Whether most tokens so far are of a class is exchanged with that of another place, which changes the "
+        "answer, and nothing else does.",
     )
     return Lesson(exercise, tokens, answer)
 

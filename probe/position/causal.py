@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
-from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, after_first, first_layer_behind
+from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, after_first, first_layer_behind, keys_of
 from probe.position.erasure import Subspace, TokenMeans, with_controls
 from probe.position.evidence import MOST_BY_CHANCE, READABLE
 from probe.position.readable import apart_from, readable, token_means
@@ -152,8 +152,7 @@ def position_used(rows: pd.DataFrame) -> pd.DataFrame:
         Columns site, concept, (the keys,) verdict, loss, p, probe_r2_before.
     """
     own = rows[(rows["control"] == "none") & rows["metric"].isin(["loss", "probe_r2_before"])]
-    beside = (*_KEYS[2:], "value", "low", "high", "n", "p")
-    keys = [c for c in rows.columns if c not in beside and own[c].notna().any()]
+    keys = keys_of(own, "rank", "layer", "length")
     random = rows[(rows["control"] == "random") & (rows["metric"] == "loss")]
     controlled = set(random[keys].itertuples(index=False, name=None))
     found = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ Edit = Callable[[Tensor], Tensor]
 OfPattern = Callable[
     [int, Float[Tensor, "sequence head query key"], Int[Tensor, "sequence"]], Float64[Tensor, "sequence"]
 ]
+
+
+def keys_of(rows: pd.DataFrame, *beside: str) -> list[str]:
+    """The columns that tell calls apart, in rows from which a verdict follows: all that hold something but ``beside``
+    and those of a number."""
+    left_out = ("control", "metric", *beside, "value", "low", "high", "n", "p")
+    return [c for c in rows.columns if c not in left_out and rows[c].notna().any()]
 
 
 class Setting:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, one_site
+from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, keys_of, one_site
 from probe.position.erasure import Subspace, Whitening, with_controls
 from probe.position.evidence import READABLE
 from probe.position.readable import apart_from, readable, token_parts
@@ -141,8 +141,7 @@ def patched_position_used(rows: pd.DataFrame) -> pd.DataFrame:
         ProbeError: for no shift above 0, or rows of several calls whose keys are the same.
     """
     own = rows[rows["control"] == "none"]
-    beside = ("rank", "control", "shift", "metric", "layer", "value", "low", "high", "n", "p")
-    keys = [c for c in rows.columns if c not in beside and own[c].notna().any()]
+    keys = keys_of(own, "rank", "shift", "layer")
     found = []
     for key, each in own.groupby(keys, sort=False):
         before = each.loc[each["metric"] == "probe_r2_before", "value"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Edit, Setting, first_layer_behind, one_site
+from probe.position.edits import Edit, Setting, first_layer_behind, keys_of, one_site
 from probe.position.erasure import Subspace, Whitening, concept_subspace
 from probe.position.evidence import MOST_BY_CHANCE, READABLE
 from probe.position.readable import apart_from, readable, token_parts
@@ -150,8 +150,7 @@ def attention_follows(rows: pd.DataFrame) -> pd.DataFrame:
         ProbeError: for rows without "probe_r2_before", or several calls whose keys are the same.
     """
     own = rows[rows["control"] == "none"]
-    beside = ("control", "metric", "shift", "value", "low", "high", "n", "p")
-    keys = [c for c in rows.columns if c not in beside and own[c].notna().any()]
+    keys = keys_of(own, "shift")
     of_site = [c for c in keys if c not in ("layer", "head")]
     moved = own[own["metric"] == "attention_moved"]
     readings = own[own["metric"] == "probe_r2_before"]
