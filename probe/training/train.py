@@ -381,8 +381,9 @@ class _RunFolder:
         if self.keep:
             (checkpoint_folder / MOMENTS).unlink(missing_ok=True)
         else:
-            shutil.rmtree(checkpoint_folder)
+            # The digests go first: a checkpoint that a kill leaves behind is found again, its digests alone never.
             digest_file(checkpoint_folder).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint_folder)
 
     def _write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Write a checkpoint and its digests, which are there before it. Return where it is."""

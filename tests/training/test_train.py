@@ -64,6 +64,26 @@ def test_a_run_killed_and_started_again_is_bit_identical(small, data, quick, unb
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_while_an_older_checkpoint_is_removed_leaves_nothing_for_good(
+    after, small, data, quick, unbroken, tmp_path, monkeypatch
+):
+    remove = shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        if str(path).endswith("step-000000010"):
+            if after:
+                remove(path)
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        train(small, data, quick, tmp_path, device="cpu")
+    assert same_weights(train(small, data, quick, tmp_path, device="cpu"), unbroken)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_run_broken_off_by_an_error_goes_on(small, data, quick, unbroken, tmp_path):
     class Stop(Exception):
         pass
