@@ -12,7 +12,7 @@ import torch
 
 import probe
 from probe.attention import attention_on
-from probe.models.anatomy import untrained_like
+from probe.models import untrained_like
 
 TRAIN_LENGTH, SHORTEST = 16, 12
 ROTARY_LAYERS = ((0, 2), (1, 3))

@@ -1,15 +1,15 @@
-"""What can be asked of any model, ours or a bridge: size, sites, which layers see position, an untrained twin."""
+"""What can be asked of any model, ours or a bridge: its size, its sites, which of its layers see position."""
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.models.build import Model, build
+from probe.models.build import Model
 from probe.models.clockwork import ClockworkRNN
 from probe.models.config import sites_of_layers
 from probe.models.decoder import Decoder
@@ -17,8 +17,6 @@ from probe.models.mode import evaluating
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-M = TypeVar("M", bound=Model)
 
 # TransformerLens's names of the encodings that a bridge may have; of others it says nothing.
 _BRIDGE_ENCODINGS = {"standard": "learned", "rotary": "rotary", "alibi": "alibi", "relative_positional_bias": "t5"}
@@ -119,31 +117,6 @@ def layer_encodings(model: nn.Module) -> list[str]:
     _run_bridge(model, tokens, [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(config.n_layers)], widest)
     least = _DIFFERENT.get(next(model.parameters()).dtype, _DIFFERENT_IN_HALF)
     return [name if wide > least else "none" for wide in spread]
-
-
-def untrained_like(model: nn.Module, seed: int) -> nn.Module:
-    """The control of what training did: the same architecture, on the same device, with fresh weights of that seed.
-
-    Of ours those that a training of the seed starts from; of Hugging Face's under a bridge as Hugging Face draws them.
-
-    Raises:
-        ProbeError: for a bridge of anything else.
-    """
-    if isinstance(model, Model):
-        return _untrained(model, seed)
-    from probe.models.lens import to_bridge, untrained_bridge
-
-    bridge_config(model)  # refuses what is no model that can be looked at
-    decoder = our_decoder(model)
-    if decoder is None:
-        return untrained_bridge(cast("TransformerBridge", model), seed)
-    return to_bridge(_untrained(decoder, seed))
-
-
-def _untrained(model: M, seed: int) -> M:
-    twin = build(model.config, seed=seed).to(model.device, model.dtype).eval()
-    assert isinstance(twin, type(model))  # as MODELS has it
-    return twin
 
 
 @torch.no_grad()

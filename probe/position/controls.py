@@ -10,7 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from probe.errors import ProbeError, unknown_name
-from probe.models.anatomy import d_model_of, layer_encodings, untrained_like
+from probe.models.anatomy import d_model_of, layer_encodings
+from probe.models.twins import untrained_twin
 from probe.position.reading import RANDOM, RandomProjection, Reader
 from probe.position.scores import BOUNDS, Draws, Metric
 from probe.position.splits import Split
@@ -159,7 +160,7 @@ def _untrained(
     models: Sequence[nn.Module], given: nn.Module | Sequence[nn.Module] | None, seed: int
 ) -> list[nn.Module]:
     if given is None:
-        return [untrained_like(model, seed + 1 + i) for i, model in enumerate(models)]
+        return [untrained_twin(model, seed) for model in models]
     fresh = [given] if isinstance(given, nn.Module) else list(given)
     if len(fresh) != len(models):
         raise ProbeError(f"untrained must hold one model for each of {len(models)}, got {len(fresh)}")

@@ -54,7 +54,7 @@ def fit_position_probe(
         sites: where to look; a name without its layer means every layer.
         probes: names in ``PROBES``: ``ridge`` regresses the position, from one pass in which no hidden state is kept;
             ``logistic`` classifies it, one class for each position, and holds those of one site at a time.
-        untrained: the model of the untrained control; as ``probe.models.anatomy.untrained_like`` makes it by default.
+        untrained: the model of the untrained control; as ``probe.models.untrained_twin`` makes it by default.
         alpha: the penalty on standardised features (alpha ‖w‖² and ‖w‖² / 2C, C = 1/alpha); by default that of
             ``ridge`` is chosen between the training sequences and that of ``logistic`` is 1.
         n_bootstrap: resamples of the test sequences for the bootstrap intervals.

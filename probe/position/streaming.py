@@ -81,7 +81,7 @@ def probe_positions(
         targets: names in ``TARGETS``; ``context`` says what some of them need to know.
         controls: names in ``CONTROLS``.
         untrained: the models of the untrained control, one for each; by default as
-            ``probe.models.anatomy.untrained_like`` makes them.
+            ``probe.models.untrained_twin`` makes them.
         test: the share of sequences to score on, or which ones they are.
         test_tokens: score on these sequences instead, and fit to all of ``tokens``: another distribution.
         fitted_length: fit to the first so many tokens of each sequence, and score by position on four times as many:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.anatomy import our_decoder, untrained_like
+from probe.models.anatomy import our_decoder
 from probe.models.encodings.absolute import Learned, Sinusoidal
+from probe.models.twins import untrained_twin
 from probe.shown import Shown
 
 SMOOTH = 0.9  # the share of the variance for which the lowest frequencies are counted
@@ -67,7 +68,7 @@ def position_table(
             that is not finite or the same everywhere.
     """
     check_size("n_shuffles", n_shuffles)
-    table, fresh = _table(model), _table(untrained_like(model, seed))
+    table, fresh = _table(model), _table(untrained_twin(model, seed))
     rng = np.random.default_rng(seed)
     order = [torch.from_numpy(rng.permutation(len(table))) for _ in range(n_shuffles)]
     numbers, tail = _dimensions(table), (1 - confidence) / 2

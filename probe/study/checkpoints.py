@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from probe.config import check_size
-from probe.models.anatomy import untrained_like
+from probe.models.twins import untrained_twin
 from probe.position import probe_over_training
 from probe.progress import OnProgress, Steps, untold
 from probe.report.attention_sections import attention_figures, attention_sections, attention_summary
@@ -58,11 +58,7 @@ def compare_checkpoints(
         ProbeError: where the folder is another command's, or another process is at work there.
     """
     folder = Path(folder)
-    untrained, start = {}, seed
-    for name, decoders in models.items():
-        # Equal starts would resemble each other for that reason alone.
-        untrained[name] = [untrained_like(decoder, start + r) for r, decoder in enumerate(decoders)]
-        start += len(decoders)
+    untrained = {name: [untrained_twin(model, seed) for model in of] for name, of in models.items()}
 
     def stages_of(name: str) -> dict[str, Measure]:
         return attention_stages(models[name], untrained[name], traced, seed)
@@ -136,8 +132,8 @@ def fit_checkpoints(
     lengths = torch.full((len(traced.tokens),), traced.tokens.shape[1])
     steps = Steps(len(models) * (1 if fitted_length is None else 2) + len(over_training), on_progress)
     with at_work(folder, "fit"):
-        for i, (name, decoders) in enumerate(models.items()):
-            untrained = [untrained_like(d, seed + 1000 * i + r) for r, d in enumerate(decoders)]
+        for name, decoders in models.items():
+            untrained = [untrained_twin(decoder, seed) for decoder in decoders]
             options: dict[str, Any] = {"seed": seed, "on_progress": steps.within}
             found = fitted_probes(decoders, untrained, traced.tokens, sites=sites, targets=targets, **options)
             rows.append(found.assign(measurement="fit", encoding=name))

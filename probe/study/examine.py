@@ -32,10 +32,10 @@ from probe.models.anatomy import (
     n_heads_of,
     n_layers_of,
     our_decoder,
-    untrained_like,
 )
 from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
+from probe.models.twins import untrained_twin
 from probe.position import has_position_table, position_table
 from probe.progress import OnProgress, Steps, untold
 from probe.provenance import environment
@@ -139,10 +139,9 @@ def examine(
         "models": {name: {"place": str(place), "weights": weights[name]} for name, place in places.items()},
         **asdict(config),
     }
-    seeds = {name: config.seed + 1000 * i for i, name in enumerate(models)}  # equal starts would resemble each other
 
     def stages_of(name: str, control: nn.Module) -> dict[str, Measure]:
-        return examine_stages(models[name], where[name], seen[name], config, control=control, seed=seeds[name])
+        return examine_stages(models[name], where[name], seen[name], config, control=control)
 
     def pairs_of(untrained: Mapping[str, Sequence[nn.Module]]) -> dict[str, Measure]:
         tokens = next(iter(seen.values())).tokens
@@ -155,12 +154,12 @@ def examine(
         claim_folder(folder, "examine.json", identity)  # once nothing more is to be refused
         steps = Steps(total, on_progress)
         for name, model in models.items():
-            for stage, measure in stages_of(name, untrained_like(model, seeds[name])).items():
+            for stage, measure in stages_of(name, untrained_twin(model, config.seed)).items():
                 if write_stage(folder, f"{stage}-{name}", measure):
                     say(f"{name}: {stage}")
                 steps.step()
         if compared:
-            untrained = {name: [untrained_like(model, seeds[name])] for name, model in models.items()}
+            untrained = {name: [untrained_twin(model, config.seed)] for name, model in models.items()}
             for stage, measure in pairs_of(untrained).items():
                 if write_stage(folder, stage, measure):
                     say(stage)
@@ -188,10 +187,9 @@ def examine_stages(
     config: ExamineConfig,
     *,
     control: nn.Module,
-    seed: int,
 ) -> dict[str, Measure]:
     """The stages of one model beside its untrained control."""
-    decoder = our_decoder(model)
+    decoder, seed = our_decoder(model), config.seed
     tokens, n_heads = traced.tokens, n_layers_of(model) * n_heads_of(model)
     ablate = config.ablate
     if ablate is None:

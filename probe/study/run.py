@@ -29,10 +29,11 @@ from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
 from probe.files import write_rows, write_text
-from probe.models.anatomy import d_vocab_of, layer_encodings, untrained_like
+from probe.models.anatomy import d_vocab_of, layer_encodings
 from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
+from probe.models.twins import untrained_twin
 from probe.processes import deaf_to_interrupts, end, end_with_parent
 from probe.progress import OnProgress, untold
 from probe.provenance import environment
@@ -228,7 +229,7 @@ def _study_model(
     decoders = [_decoder(config, folder, encoding, r, data, device, on_log) for r in range(config.n_seeds(encoding))]
     said = [f"model {time.perf_counter() - started:.0f} s"]
     on_stage()
-    untrained = _untrained(config, encoding, decoders)
+    untrained = [untrained_twin(decoder, config.seed) for decoder in decoders]
     stages = _stages(config, folder, encoding, decoders, untrained, data, data.traced(config), device)
     for name, measure in stages.items():
         started = time.perf_counter()
@@ -310,10 +311,6 @@ def _loaded(place: str, encoding: str, data: StudyData, device: str) -> nn.Modul
     return model
 
 
-def _untrained(config: StudyConfig, encoding: str, decoders: list[nn.Module]) -> list[nn.Module]:
-    return [untrained_like(decoder, config.training_of(encoding, r).seed) for r, decoder in enumerate(decoders)]
-
-
 def _study_pairs(
     config: StudyConfig, folder: Path, data: StudyData, on_stage: Callable[[], None] = lambda: None
 ) -> None:
@@ -325,7 +322,7 @@ def _study_pairs(
         names = [run_name(encoding, r) for r in range(config.n_seeds(encoding))]
         places = [config.load.get(encoding, folder / "models" / name / "final") for name in names]
         models[encoding] = [locate(place).load("cpu") for place in places]
-    untrained = {encoding: _untrained(config, encoding, of) for encoding, of in models.items()}
+    untrained = {encoding: [untrained_twin(model, config.seed) for model in of] for encoding, of in models.items()}
     for name, measure in pair_stages(models, untrained, data.traced(config).tokens, config.seed).items():
         write_stage(folder, name, measure)
         on_stage()

@@ -9,8 +9,7 @@ from constructions import plant, widen
 from constructions.weights import perturbed
 from probe.errors import ProbeError
 from probe.extrapolation import HeadScale, scaled
-from probe.models import checkpoint
-from probe.models.anatomy import untrained_like
+from probe.models import checkpoint, untrained_like
 from probe.models.lens import to_bridge
 from probe.models.scaled import is_scaled
 from probe.models.variant import variant

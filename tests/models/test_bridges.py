@@ -10,7 +10,8 @@ import probe
 from probe.attention import census, compare_templates, stream
 from probe.errors import ProbeError
 from probe.extrapolation import HeadScale, perplexity
-from probe.models.anatomy import layer_encodings, sites_of, untrained_like
+from probe.models import untrained_like
+from probe.models.anatomy import layer_encodings, sites_of
 from probe.models.encodings import ENCODINGS
 from probe.models.lens import check, load_pretrained, to_bridge, untrained_bridge
 from probe.models.lens.released import BRIDGED, load_bridge

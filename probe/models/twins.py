@@ -1,0 +1,100 @@
+"""Untrained twins: the control that shows what a model's architecture gives without training.
+
+Every measurement and every command takes its twin from ``untrained_twin``, so one model has the same twin, and the same
+numbers of it, wherever it is measured with the same seed.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import torch
+from torch import nn
+
+from probe.models.anatomy import bridge_config, our_decoder
+from probe.models.build import Model, build
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+M = TypeVar("M", bound=Model)
+
+
+def untrained_twin(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A model of the same architecture with fresh weights, on the same device and of the same dtype.
+
+    Its weights are drawn with ``twin_seed``, so they depend on the model and not on the command that asks, nor on the
+    models that are measured beside it. Two models of one shape, or two trainings of one model, have different twins:
+    twins with equal weights would resemble each other head by head, and a comparison of their attention would take that
+    for a finding.
+
+    Args:
+        model: one of our models, or a bridge of ours or of a Hugging Face model.
+        seed: of the measurement, at least 0.
+
+    Raises:
+        ProbeError: for a bridge of anything else, whose twin nobody can draw.
+
+    Example:
+        >>> decoder = probe.Decoder(probe.DecoderConfig(d_vocab=11, n_ctx=16, n_layers=1, d_model=8, n_heads=2))
+        >>> twin = untrained_twin(decoder, seed=1)
+        >>> twin.config == decoder.config
+        True
+    """
+    return untrained_like(model, twin_seed(model, seed))
+
+
+def twin_seed(model: nn.Module, seed: int = 0) -> int:
+    """The seed of the weights of a model's untrained twin, from 0 to 2³¹ − 1.
+
+    It is made of a digest of the model's config and weights, and of the measurement's seed. A decoder and a bridge of
+    it have the same; the device changes nothing.
+
+    Args:
+        model: the model whose twin is wanted.
+        seed: of the measurement, at least 0.
+    """
+    decoder = our_decoder(model)
+    owner = model if isinstance(model, Model) else decoder
+    weights = owner if owner is not None else getattr(model, "original_model", model)
+    digest = hashlib.sha256((owner.config.to_json() if owner is not None else type(weights).__name__).encode())
+    # Names are left out, since a bridge renames parameters; equal parameters under two names count once.
+    digests = {_digest(parameter) for parameter in weights.parameters()}
+    digest.update(b"".join(sorted(digests)))
+    digest.update(f" seed {seed}".encode())
+    return int.from_bytes(digest.digest()[:8]) % 2**31
+
+
+def _digest(parameter: nn.Parameter) -> bytes:
+    digest = hashlib.sha256(f"{tuple(parameter.shape)}".encode())
+    digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def untrained_like(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same architecture, on the same device and of the same dtype, with fresh weights of that seed.
+
+    One of ours gets the weights from which a training with that seed starts. A Hugging Face model under a bridge gets
+    those that Hugging Face draws. Take ``untrained_twin`` for the control of a measurement: it chooses the seed.
+
+    Args:
+        model: one of our models, or a bridge of ours or of a Hugging Face model.
+        seed: of the weights, at least 0.
+
+    Raises:
+        ProbeError: for a bridge of anything else.
+    """
+    if isinstance(model, Model):
+        return _fresh(model, seed)
+    from probe.models.lens import to_bridge, untrained_bridge
+
+    bridge_config(model)  # refuses what is no model that can be looked at
+    decoder = our_decoder(model)
+    if decoder is None:
+        return untrained_bridge(cast("TransformerBridge", model), seed)
+    return to_bridge(_fresh(decoder, seed))
+
+
+def _fresh(model: M, seed: int) -> M:
+    twin = build(model.config, seed=seed).to(model.device, model.dtype).eval()
+    assert isinstance(twin, type(model))  # as MODELS has it
+    return twin
