@@ -7,11 +7,13 @@ The digests of ``rows/probe-none.parquet`` are in ``rows/_digests/probe-none.par
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from probe.errors import ProbeError
 from probe.files import MOST_JSON, open_plain, read_rows, write_file, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER = "_digests"
 
@@ -51,7 +53,7 @@ def check_digests(path: Path, names: Collection[str] = ()) -> bool:
     return True
 
 
-def write_finished_rows(path: Path, rows: pd.DataFrame, made_with: dict[str, str] | None = None) -> None:
+def write_finished_rows(path: Path, rows: "pd.DataFrame", made_with: dict[str, str] | None = None) -> None:
     """Write rows as parquet, and their digest, which is there before them."""
     rows = rows.copy(deep=False)
     rows.attrs = dict(made_with or {})
@@ -63,7 +65,7 @@ def write_finished_rows(path: Path, rows: pd.DataFrame, made_with: dict[str, str
     write_file(path, write)
 
 
-def read_finished_rows(path: Path) -> pd.DataFrame:
+def read_finished_rows(path: Path) -> "pd.DataFrame":
     """The rows that ``write_finished_rows`` wrote.
 
     Raises:

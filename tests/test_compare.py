@@ -53,7 +53,7 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys, told):
     found = rows[(rows["measurement"] == "model_distance") & (rows["control"] == "none")]
     found = found[found["aggregate"] == "minimum"]
     np.testing.assert_array_equal(found["value"], wanted["value"])
-    shares = rows[(rows["measurement"] == "split") & (rows["control"] == "none") & (rows["encoding"] == "t5")]
+    shares = rows[(rows["measurement"] == "split") & (rows["control"] == "none") & (rows["model"] == "t5")]
     np.testing.assert_array_equal(shares["value"], split_scores(c).shares["value"])
 
     assert undefined(rows) == []
@@ -65,7 +65,7 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys, told):
 
 
 def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch, told):
-    monkeypatch.setattr("probe.study.stages.DENSE", 1)
+    monkeypatch.setattr("probe.measure.base.DENSE", 1)
     models = [f"nope={folder / 'a'}", f"t5={folder / 'c'}"]
     out = tmp_path / "out"
     assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out), "--json"]) == 0
@@ -74,13 +74,17 @@ def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch, told
     assert told.to_the_end() == (0, 2 * 5)
     rows = pd.read_parquet(out / "rows.parquet")
     assert_same_rows(printed, rows)
+    skipped = rows[rows["metric"] == "skipped"]
+    assert set(skipped["measurement"]) == {"census", "model_distance", "trained_t5"}
+    assert skipped["reason"].str.contains("whole attention patterns, which are too large at this length").all()
+    rows = rows[rows["metric"] != "skipped"]
     assert set(rows["measurement"]) == {"templates", "split", "entropy"}
     page = (out / "report.html").read_text()
     assert "Scores split" in page and "Models compared" not in page
     # The same as from whole patterns.
     traced = trace(checkpoint.load(folder / "a"), tokens_of(folder), [PATTERN, SCORES])
     keys = ["layer", "head", "template"]
-    found = rows[(rows["measurement"] == "templates") & (rows["encoding"] == "nope") & (rows["control"] == "none")]
+    found = rows[(rows["measurement"] == "templates") & (rows["model"] == "nope") & (rows["control"] == "none")]
     both = found.merge(compare_templates(traced, list(found["template"].unique())), on=keys, validate="1:1")
     np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
 
@@ -101,17 +105,22 @@ def test_fit_prints_r2_beside_its_controls(folder, tmp_path, capsys, told):
     assert printed[-1] == str(out / "report.html")
     assert printed[0].split() == ["r2", "less", "untrained", "less", "embedding", "less", "shuffled", "less", "random"]
     rows = pd.read_parquet(out / "rows.parquet")
-    of_c = rows[(rows["encoding"] == "t5") & (rows["measurement"] == "fit") & (rows["control"] == "none")]
+    of_c = rows[(rows["model"] == "t5") & (rows["measurement"] == "fit") & (rows["control"] == "none")]
     wanted = probe_positions(
         checkpoint.load(folder / "c"), tokens_of(folder), targets=("position", "fourier"), controls=()
     )
     np.testing.assert_allclose(of_c["value"], wanted["value"])
     assert set(rows["measurement"]) == {"fit", "extrapolation"}
     assert told.to_the_end() == (0, 2 * 2)
-    assert main(["fit", f"t5={folder / 'c'}", *arguments, "--targets", "position", "--json"]) == 0
-    assert_same_rows(capsys.readouterr().out, pd.read_parquet(out / "rows.parquet"))
+    one = ["fit", f"t5={folder / 'c'}", *arguments, "--targets", "position", "--json"]
+    assert main(one) == 2
+    assert "holds other work: it was begun with options.fit.targets" in capsys.readouterr().err
+    one[one.index(str(out))] = str(tmp_path / "one")
+    assert main(one) == 0
+    assert_same_rows(capsys.readouterr().out, pd.read_parquet(tmp_path / "one" / "rows.parquet"))
     # A model, its untrained twin, a projection; and these again beyond the fitted length.
     assert [3 * done for done, _ in told] == pytest.approx([0, 0, 1, 2, 3, 3, 4, 5, 6])
+    arguments[arguments.index(str(out))] = str(tmp_path / "two")
     assert main(["fit", *models, *arguments, "--targets", "place"]) == 2
     assert "unknown target 'place'" in capsys.readouterr().err
 
@@ -169,10 +178,10 @@ def test_a_released_model_is_compared_as_ours_are(tmp_path, folder, capsys):
     models = [f"gpt2={tmp_path / 'gpt2'}", f"neox={tmp_path / 'neox'}", "--tokens", str(folder / "tokens.npy")]
     assert main(["compare", *models, "--folder", str(tmp_path / "compared")]) == 0
     rows = pd.read_parquet(tmp_path / "compared" / "rows.parquet")
-    assert set(rows["encoding"].dropna()) == {"gpt2", "neox"} and "model_distance" in set(rows["measurement"])
+    assert set(rows["model"].dropna()) == {"gpt2", "neox"} and "model_distance" in set(rows["measurement"])
     assert main(["fit", *models, "--folder", str(tmp_path / "fitted")]) == 0
     fitted = pd.read_parquet(tmp_path / "fitted" / "rows.parquet")
-    sites = fitted[fitted["encoding"] == "neox"]["site"]
+    sites = fitted[fitted["model"] == "neox"]["site"]
     assert not sites.str.contains("resid_mid").any() and sites.str.contains("resid_post").any()
 
 

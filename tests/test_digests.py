@@ -10,9 +10,22 @@ from probe.digests import check_digests, digest_file, write_finished_rows
 from probe.errors import ProbeError
 from probe.files import write_rows
 from probe.models import checkpoint
-from probe.study.stages import read_stage, stage_file, write_stage
+from probe.runs import RunFolder
 from probe.sweep import read_results
 from probe.sweep.results import COLUMNS, read_run
+
+
+def stage_file(folder, name):
+    return RunFolder(folder, "study").file_of(name)
+
+
+def write_stage(folder, name, measure):
+    return RunFolder(folder, "study").measure(name, measure)
+
+
+def read_stage(folder, name):
+    return RunFolder(folder, "study").rows(name)
+
 
 ROWS = pd.DataFrame({"metric": ["r2", "mse"], "value": [0.5, 0.1]})
 

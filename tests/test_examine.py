@@ -14,11 +14,12 @@ from tokenized import byte_level, gpt2, write_texts
 from probe.attention import by_layer_encoding, census
 from probe.cli import main
 from probe.errors import ProbeError
+from probe.measure import Case, TracedSequences
+from probe.measure.run import Plan
 from probe.models.anatomy import layer_encodings
 from probe.models.pretrained import load_pretrained
 from probe.position import position_table
-from probe.study.config import TracedSequences
-from probe.study.examine import ExamineConfig, _incomparable, examine, looked_at
+from probe.study.examine import ExamineConfig, case_of, examine
 from probe.study.places import find_checkpoints, locate
 
 SMALL = ["--length", "32", "--sequences", "12", "--needles", "4"]
@@ -72,7 +73,7 @@ def test_a_hybrid_without_prompts_and_with_few_sequences_has_a_report_without_th
 def test_a_folder_of_gpt2s_format_becomes_rows_and_a_report(examined, places):
     out, rows = examined
     for name in ("gpt2", "smollm3"):
-        found = set(rows[rows["encoding"] == name]["measurement"])
+        found = set(rows[rows["model"] == name]["measurement"])
         assert {
             "probe",
             "fit",
@@ -85,16 +86,16 @@ def test_a_folder_of_gpt2s_format_becomes_rows_and_a_report(examined, places):
             "split",
         } <= found
         assert {"entropy", "loss_by_position", "shifted", "needle"} <= found
-    assert {"table", "table_basis", "table_map"} <= set(rows[rows["encoding"] == "gpt2"]["measurement"])
-    assert "table" not in set(rows[rows["encoding"] == "smollm3"]["measurement"])
+    assert {"table", "table_basis", "table_map"} <= set(rows[rows["model"] == "gpt2"]["measurement"])
+    assert "table" not in set(rows[rows["model"] == "smollm3"]["measurement"])
 
     # The numbers are those of the functions.
     model = load_pretrained(places[0] / "gpt2")
-    table = rows[(rows["encoding"] == "gpt2") & (rows["measurement"] == "table") & (rows["metric"] == "components_95")]
+    table = rows[(rows["model"] == "gpt2") & (rows["measurement"] == "table") & (rows["metric"] == "components_95")]
     wanted = position_table(model, seed=0).rows
     assert sorted(table["value"]) == sorted(wanted[wanted["metric"] == "components_95"]["value"])
-    tokens = looked_at(model, places[0] / "gpt2", ExamineConfig(text=places[1], length=32, sequences=12)).tokens
-    counted = rows[(rows["encoding"] == "gpt2") & (rows["measurement"] == "census") & (rows["control"] == "none")]
+    tokens = case_of("gpt2", model, places[0] / "gpt2", ExamineConfig(text=places[1], length=32, sequences=12)).tokens
+    counted = rows[(rows["model"] == "gpt2") & (rows["measurement"] == "census") & (rows["control"] == "none")]
     assert counted["value"].tolist() == census(model, tokens)["value"].tolist()
 
     assert undefined(rows) == []
@@ -110,12 +111,12 @@ def test_a_folder_of_gpt2s_format_becomes_rows_and_a_report(examined, places):
 def test_a_hybrid_is_split_by_what_its_layers_see(examined, places):
     rows = examined[1]
     assert layer_encodings(load_pretrained(places[0] / "smollm3")) == ["rotary", "rotary", "rotary", "none"]
-    fit = rows[(rows["encoding"] == "smollm3") & (rows["measurement"] == "fit")]
+    fit = rows[(rows["model"] == "smollm3") & (rows["measurement"] == "fit")]
     seen = fit.drop_duplicates("site").set_index("site")["layer_encoding"]
     assert seen["blocks.3.hook_resid_post"] == "none" and seen["blocks.2.attn.hook_z.1"] == "rotary"
     split = rows[rows["measurement"] == "by_layer_encoding"]
-    assert set(split["encoding"]) == {"smollm3"}
-    needle = rows[(rows["encoding"] == "smollm3") & (rows["measurement"] == "needle") & (rows["control"] == "none")]
+    assert set(split["model"]) == {"smollm3"}
+    needle = rows[(rows["model"] == "smollm3") & (rows["measurement"] == "needle") & (rows["control"] == "none")]
     wanted = by_layer_encoding(needle, ["on_keys"]).set_index("layer_encoding")["value"]
     found = split[(split["of"] == "needle") & (split["metric"] == "on_keys")].set_index("layer_encoding")["value"]
     assert found.to_dict() == pytest.approx(wanted.to_dict())
@@ -168,12 +169,12 @@ def test_bad_input_is_one_clear_line(places, tmp_path, capsys):
             {"text": texts},
             "texts need a folder with the model's tokenizer, a model of bytes, or a file of token ids",
         ),
-        (one, {"tokens": str(tmp_path / "large.npy")}, r"ids in 0…18, those of .*qwen2, were wanted, got 19…19"),
+        (one, {"tokens": str(tmp_path / "large.npy")}, r"ids must be in 0…18, those of .*qwen2, got 19…19"),
         (one, {"tokens": str(tmp_path / "few.npy")}, "at least 8 sequences of 64 tokens are needed, got 3"),
         (
             {"gpt2": folder / "gpt2"},
             {"text": texts, "length": 260},
-            "sequences of at most 256 tokens were wanted, got 260",
+            "sequences must have at most 256 tokens, got 260",
         ),
         ({"a/b": folder / "gpt2"}, {}, "without '/' was wanted, got 'a/b'"),
     ]:
@@ -216,7 +217,7 @@ def test_texts_are_each_models_own_tokens(places):
 
     folder, texts = places
     config = ExamineConfig(text=texts, length=40, sequences=10)
-    tokens = looked_at(load_pretrained(folder / "gpt2"), folder / "gpt2", config).tokens
+    tokens = case_of("gpt2", load_pretrained(folder / "gpt2"), folder / "gpt2", config).tokens
     assert tokens.shape == (10, 40)
     theirs = AutoTokenizer.from_pretrained(folder / "gpt2")
     assert (tokens[:, 0] == theirs.bos_token_id).all()
@@ -227,19 +228,22 @@ def test_texts_are_each_models_own_tokens(places):
 
 def test_settings_are_kept(examined):
     kept = json.loads((examined[0] / "examine.json").read_text())
-    assert kept["length"] == 32 and set(kept["models"]) == {"gpt2", "smollm3"}
+    assert kept["options"]["needle"] == {"n": 4} and set(kept["models"]) == {"gpt2", "smollm3"}
 
 
 def test_what_cannot_be_compared_is_said(make_decoder, random_tokens):
-    def seen(**by_name):
-        return {name: TracedSequences(tokens) for name, tokens in by_name.items()}
+    def planned(*pairs):
+        cases = [Case(str(i), [model], TracedSequences(tokens)) for i, (model, tokens) in enumerate(pairs)]
+        plan = Plan.make(cases, ["model_distance"])
+        return plan.between, [missing.reason for missing in plan.missing]
 
     one, two = make_decoder(), make_decoder(encoding="rotary", seed=1)
     tokens = random_tokens()
-    assert _incomparable({"a": one, "b": two}, seen(a=tokens, b=tokens)) is None
-    assert _incomparable({"a": one, "b": two}, seen(a=tokens, b=tokens + 1)) == "their tokens differ"
-    deeper = {"a": one, "b": make_decoder(n_layers=3)}
-    assert _incomparable(deeper, seen(a=tokens, b=tokens)) == "their layers or heads are not as many"
+    assert planned((one, tokens), (two, tokens)) == (["model_distance"], [])
+    assert planned((one, tokens), (two, tokens + 1)) == ([], ["it needs models with the same tokens"])
+    deeper = make_decoder(n_layers=3)
+    assert planned((one, tokens), (deeper, tokens)) == ([], ["it needs models with equal numbers of layers and heads"])
+    assert planned((one, tokens)) == ([], ["it needs at least 2 models, got 1"])
 
 
 def test_census_of_a_released_model_is_of_its_own_words(places, capsys):
@@ -250,7 +254,7 @@ def test_census_of_a_released_model_is_of_its_own_words(places, capsys):
     rows = pd.DataFrame([json.loads(line) for line in capsys.readouterr().out.splitlines()])
     assert set(rows["data"]) == {f"texts of {texts}"}
     model = load_pretrained(folder / "gpt2", device="cpu")
-    tokens = looked_at(model, folder / "gpt2", ExamineConfig(text=texts, length=16, sequences=8)).tokens
+    tokens = case_of("gpt2", model, folder / "gpt2", ExamineConfig(text=texts, length=16, sequences=8)).tokens
     wanted = census(model, tokens)
     assert rows["value"].to_numpy() == pytest.approx(wanted["value"].to_numpy(), rel=1e-9, nan_ok=True)
     # A released model without its tokenizer: there is nothing that its ids could be made of.

@@ -13,13 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from probe.cli import main
 from probe.errors import ProbeError
 from probe.extrapolation import ScaleTraining, passkey, perplexity, sweep_scale, train_scale
+from probe.measure import MEASUREMENTS
 from probe.models.pretrained import load_pretrained
 from probe.study import StudyConfig, run_study, train_one
 from probe.study.beyond import BEYOND_STAGES, Beyond
-from probe.study.stages import ROW_STAGES
+from probe.study.results import MEASURED
 from probe.tasks import make_task
 from probe.training import TrainingConfig, encode, predict
 
+ROW_STAGES = [name for name in MEASURED if not (MEASUREMENTS[name].drawn or MEASUREMENTS[name].between)]
 FEW = ["--n-texts", "4", "--n-prompts", "1", "--device", "cpu"]
 
 

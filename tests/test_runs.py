@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from probe.cli import main
@@ -18,9 +17,7 @@ from probe.errors import ProbeError
 from probe.files import beside, write_text
 from probe.models.checkpoint import save
 from probe.processes import end
-from probe.report.page import Made
-from probe.runs import COMMANDS, LOCK, NOTES, UNCOMPARED, alone, at_work, check_output, working_in
-from probe.study.command import write_page
+from probe.runs import COMMANDS, LOCK, NOTES, alone, at_work, check_output, working_in
 
 
 def tree(folder):
@@ -153,7 +150,7 @@ def test_files_of_unknown_origin_are_not_overwritten(command, tmp_path):
         assert tree(tmp_path / name) == {name: b"mine"}
 
 
-@pytest.mark.parametrize("command", UNCOMPARED)
+@pytest.mark.parametrize("command", ["sweep", "measure", "compare", "fit", "perplexity", "passkey"])
 def test_a_file_that_only_has_the_name_of_a_record_is_none(command, tmp_path):
     write_text(tmp_path / COMMANDS[command].record, '{"project": "mine"}')
     with pytest.raises(ProbeError, match="got another file of that name"):
@@ -178,7 +175,9 @@ def byte_model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", ["examine", "compare", "fit", "perplexity", "passkey", "scale", "train", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["measure", "examine", "compare", "fit", "perplexity", "passkey", "scale", "train", "sweep"]
+)
 def test_every_command_refuses_the_folder_of_a_study(command, byte_model, tmp_path, capsys):
     write_text(tmp_path / "study.json", "{}")
     write_text(tmp_path / "rows" / "probe-none.parquet", "a study's")
@@ -186,6 +185,7 @@ def test_every_command_refuses_the_folder_of_a_study(command, byte_model, tmp_pa
     before = tree(tmp_path)
     options = {
         "examine": [byte_model, "--tokens", byte_model.parent / "ids.npy", "--length", 8, "--sequences", 8],
+        "measure": [byte_model, "--tokens", byte_model.parent / "ids.npy"],
         "compare": [byte_model, "--tokens", byte_model.parent / "ids.npy"],
         "fit": [byte_model, "--tokens", byte_model.parent / "ids.npy"],
         "train": ["--task", "copy", "--steps", 1, "--n-train", 20],
@@ -200,13 +200,11 @@ def test_every_command_refuses_the_folder_of_a_study(command, byte_model, tmp_pa
 def test_a_command_may_be_run_again_in_its_folder_and_others_may_not(byte_model, tmp_path, capsys):
     arguments = ["--tokens", str(byte_model.parent / "ids.npy"), "--device", "cpu", "--folder", str(tmp_path / "x")]
     assert main(["compare", str(byte_model), *arguments]) == 0
-    assert json.loads((tmp_path / "x" / "compare.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "x" / "compare.json").read_text())["format"] == 2
     before = tree(tmp_path / "x")
     assert main(["fit", str(byte_model), *arguments]) == 2
     assert "holds the work of `probe compare`" in capsys.readouterr().err
     assert tree(tmp_path / "x") == before
-    write_page(tmp_path / "x", "compare", pd.DataFrame({"value": [1.0]}), "page", Made())  # the same command again
-    assert (tmp_path / "x" / "report.html").read_text() == "page"
     with alone(tmp_path / "x"):
         assert main(["compare", str(byte_model), *arguments]) == 2
     assert "another process is at work" in capsys.readouterr().err
@@ -218,20 +216,10 @@ def test_examined_stages_are_of_the_weights_that_are_there(byte_model, make_deco
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 19, (12, 10)))
     arguments = ["examine", str(tmp_path / "model"), "--tokens", str(tmp_path / "ids.npy"), "--length", "10",
                  "--sequences", "8", "--folder", str(tmp_path / "x"), "--device", "cpu"]  # fmt: skip
-    with alone(tmp_path / "x"):  # claimed, and no stage measured
-        from probe.models.checkpoint import digest_of, load
-        from probe.runs import claim_folder
-        from probe.study.examine import ExamineConfig
-
-        weights = digest_of(load(tmp_path / "model").state_dict())
-        place = str(tmp_path / "model")
-        config = ExamineConfig(tokens=str(tmp_path / "ids.npy"), length=10, sequences=8)
-        claim_folder(
-            tmp_path / "x", "examine.json", {"models": {"model": {"place": place, "weights": weights}}} | vars(config)
-        )
+    assert main(arguments) == 0
     save(make_decoder(seed=2, n_layers=1), tmp_path / "model")
     assert main(arguments) == 2
-    assert "holds other work: it was begun with models.model.weights" in capsys.readouterr().err
+    assert "holds other work: it was begun with models.model" in capsys.readouterr().err
 
 
 def test_the_other_processes_of_a_training_write_and_remove_nothing(tmp_path, monkeypatch):

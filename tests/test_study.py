@@ -20,13 +20,16 @@ from defined import undefined
 from probe.cli import build_parser
 from probe.cli.settings import study_config
 from probe.errors import ProbeError
+from probe.measure import MEASUREMENTS
 from probe.models import checkpoint
 from probe.provenance import environment
 from probe.study import PRESETS, StudyConfig, run_study
+from probe.study.results import MEASURED
 from probe.study.run import _result
-from probe.study.stages import PAIR_STAGES, ROW_STAGES
 from probe.training import TrainingConfig
 
+PAIR_STAGES = [name for name in MEASURED if MEASUREMENTS[name].between]
+ROW_STAGES = [name for name in MEASURED if not (MEASUREMENTS[name].drawn or MEASUREMENTS[name].between)]
 SMALL = StudyConfig(
     encodings=("none", "t5", "alibi"),
     task="copy",
@@ -232,7 +235,7 @@ def test_the_report_says_what_was_found(study):
         "40 steps of 32 sequences",
         "on held-out sequences of trained lengths",
         "NoPE is nearest to",
-        "Position is read from hidden states behind the last layer",
+        "Position is read from hidden states after the last layer",
         "checks of hand-built weights",
         "Attention beside its templates",
         "absolute bias on keys",
@@ -316,8 +319,9 @@ def test_decoders_can_be_loaded_instead_of_trained(study, tmp_path):
 def test_the_settings_in_the_folder_make_the_study_anew(study):
     folder, _, _ = study
     assert StudyConfig.from_dict(json.loads((folder / "study.json").read_text())) == SMALL
-    with pytest.raises(ProbeError, match="a study of format 1 was wanted"):
-        StudyConfig.from_dict({"format": 2})
+    assert StudyConfig.from_dict({"format": 1}) == StudyConfig()  # older settings are read, older rows are not
+    with pytest.raises(ProbeError, match="a study must have one of the formats 1, 2, got 3"):
+        StudyConfig.from_dict({"format": 3})
 
 
 def test_configs_go_through_json():

@@ -5,9 +5,11 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probe.config import MOST_SEED, check_size
+from probe.errors import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,21 @@ def seed(text: str) -> int:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="rows as JSON lines, and nothing else on stdout")
+
+
+def tell_folder(options: argparse.Namespace, rows: "pd.DataFrame") -> int:
+    """Print the rows, or where the report is; return the exit status: 1 where a measurement failed."""
+    import pandas as pd
+
+    if options.json:
+        print_json(rows)
+    else:
+        print(Path(options.folder) / "report.html")
+    failed = rows[rows["metric"] == "failed"]
+    for row in failed.to_dict("records"):
+        what = row["measurement"] if pd.isna(row["model"]) else f"{row['measurement']} of {row['model']}"
+        print(f"probe: {one_line(what)} failed: {one_line(row['reason'])}", file=sys.stderr)
+    return 1 if len(failed) else 0
 
 
 def print_json(rows: "pd.DataFrame") -> None:

@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.command import Command, add_device, add_json, print_json, tell_folder
 from probe.cli.progress import progress
 from probe.cli.settings import add_study_options, study_config
 from probe.options import words
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
+    from probe.measure import Case
     from probe.study import StudyConfig, TracedSequences
     from probe.study.places import Place
 
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
 Add = Callable[[argparse.ArgumentParser], None]
 
 
-def _of_models(own: Add) -> Add:
+def _of_models(own: Add, how_many: str = "+") -> Add:
     """A command's own options, and those that all of these have."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "models",
-            nargs="+",
+            nargs=how_many,
             metavar="MODEL",
             help="a study's folder (all of its models), a checkpoint's folder, or NAME=FOLDER,… (seeds of one model)",
         )
@@ -66,6 +68,60 @@ def _load(
     return models, sequences_for(models, checkpoints, config, tokens=options.tokens, text=options.text), config.seed
 
 
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only", type=words, metavar="NAME,…", help="these measurements (default: all but those listed as asked for)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the measurements, what each needs and costs, and end")
+    parser.add_argument("--folder", default="runs/measure", help="where rows and report go (default: %(default)s)")
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from probe.errors import ProbeError, unknown_name
+    from probe.measure import MEASUREMENTS, measure_models, measurements
+
+    if options.list:
+        return _list(options, measurements())
+    for name in options.only or ():
+        if name not in MEASUREMENTS:
+            raise unknown_name("measurement", name, MEASUREMENTS)
+    if not options.models:
+        raise ProbeError("probe measure needs at least one model (probe measure --list lists the measurements)")
+    with progress("measure") as shown:
+        cases = _cases(options)
+        rows = measure_models(
+            cases,
+            options.folder,
+            options.only,
+            typed=options.typed,
+            train_length=next((case.texts.task.train_length for case in cases if case.texts is not None), None),
+            say=shown.say,
+            on_progress=shown.on_progress,
+        )
+    return tell_folder(options, rows)
+
+
+def _cases(options: argparse.Namespace) -> "list[Case]":
+    """The models that were named, with the sequences, examples and texts that they can be measured on."""
+    from probe.device import find_device
+    from probe.study.cases import measured_cases
+    from probe.study.places import load_all
+
+    checkpoints, config = _find(options)
+    models = load_all(checkpoints, str(find_device(options.device)))
+    return measured_cases(models, checkpoints, config, tokens=options.tokens, text=options.text)
+
+
+def _list(options: argparse.Namespace, rows: "pd.DataFrame") -> int:
+    if options.json:
+        print_json(rows)
+        return 0
+    for row in rows.to_dict("records"):
+        asked = " Measured only where it is asked for." if row["asked"] else ""
+        print(f"{row['name']}: {row['what']}.\n    needs {row['needs']}; costs {row['cost']}.{asked}")
+    return 0
+
+
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="runs/compare", help="where rows and report go (default: %(default)s)")
 
@@ -78,11 +134,7 @@ def _compare(options: argparse.Namespace) -> int:
         models, traced, seed = _load(options, *found)
         told = {"command": options.typed, "say": shown.say, "on_progress": shown.on_progress}
         rows = compare_checkpoints(models, traced, folder, seed=seed, **told)
-    if options.json:
-        print_json(rows)
-    else:
-        print(folder / "report.html")
-    return 0
+    return tell_folder(options, rows)
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -116,18 +168,16 @@ def _fit(options: argparse.Namespace) -> int:
             on_progress=shown.on_progress,
             **given,
         )
-    if options.json:
-        print_json(rows)
-        return 0
     fit = rows[rows["measurement"] == "fit"]
+    if options.json or "control" not in fit:
+        return tell_folder(options, rows)
     found = fit[(fit["control"] == "none") & (fit["metric"] == "r2")].assign(what="r2")
     beside = fit[fit["metric"] == "selectivity"].assign(what=lambda each: "less " + each["control"])
     table = pd.concat([found, beside]).pivot_table(
-        index=["encoding", "site", "target"], columns="what", values="value", sort=False
+        index=["model", "site", "target"], columns="what", values="value", sort=False
     )
     print(table.rename_axis(columns=None).to_string(float_format=lambda x: f"{x:.3f}"))
-    print(folder / "report.html")
-    return 0
+    return tell_folder(options, rows)
 
 
 def _add_census(parser: argparse.ArgumentParser) -> None:
@@ -161,9 +211,17 @@ def _census(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {
+    "measure": Command(
+        "any of the measurements, on any models (--list says which there are)",
+        _of_models(_add_measure, "*"),
+        _measure,
+        resumes=True,
+    ),
     "compare": Command(
-        "attention of decoders: templates, split of scores, distances", _of_models(_add_compare), _compare
+        "attention of decoders: templates, split of scores, distances", _of_models(_add_compare), _compare, resumes=True
     ),
     "census": Command("label every head and say what it is used for", _of_models(_add_census), _census),
-    "fit": Command("probes of position at every site of decoders, beside their controls", _of_models(_add_fit), _fit),
+    "fit": Command(
+        "probes of position at every site of decoders, beside their controls", _of_models(_add_fit), _fit, resumes=True
+    ),
 }

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from probe.cli.command import Command, add_device, add_json, print_json, seed
+from probe.cli.command import Command, add_device, add_json, print_json, seed, tell_folder
 from probe.cli.progress import progress
 
 
@@ -48,11 +48,7 @@ def _examine(options: argparse.Namespace) -> int:
             say=shown.say,
             on_progress=shown.on_progress,
         )
-    if options.json:
-        print_json(rows)
-    else:
-        print(folder / "report.html")
-    return 0
+    return tell_folder(options, rows)
 
 
 def _models(options: argparse.Namespace) -> int:

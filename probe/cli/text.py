@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.cli.command import Command, add_device, add_json, print_json, seed
+from probe.cli.command import Command, add_device, add_json, seed, tell_folder
 from probe.cli.progress import progress
 from probe.config import check_size
 from probe.options import integers, numbers, words
@@ -103,21 +103,19 @@ def _text_models(
 
 def _tell(options: argparse.Namespace, rows: "pd.DataFrame", by: str, metric: str, task: "Passkey") -> int:
     """Rows as JSON lines, or a table of one metric, what stands before each prompt, and where the report is."""
-    if options.json:
-        print_json(rows)
-        return 0
     shown = rows[rows["metric"] == metric]
+    if options.json or shown.empty:
+        return tell_folder(options, rows)
     if "depth" in shown:
         shown = shown[shown["depth"].isna()]
-    index = ["encoding", "variant", "extension"]
+    index = ["model", *(column for column in ("variant", "extension") if column in shown)]
     table = shown.pivot_table(index=index, columns=by, values="value", sort=False, dropna=False).dropna(how="all")
     print(table.rename(columns=int).to_string(float_format=lambda x: f"{x:.3f}"))
     if task.tokenizer:
         from probe.tasks import read_tokenizer
 
         print(f"before each prompt: {read_tokenizer(task.tokenizer).before}")
-    print(Path(options.folder) / "report.html")
-    return 0
+    return tell_folder(options, rows)
 
 
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
@@ -204,10 +202,16 @@ def _scale(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "perplexity": Command(
-        "perplexity of text models by context and position", _of_models("perplexity", _add_perplexity), _perplexity
+        "perplexity of text models by context and position",
+        _of_models("perplexity", _add_perplexity),
+        _perplexity,
+        resumes=True,
     ),
     "passkey": Command(
-        "a key hidden in a long text: exact match by length and depth", _of_models("passkey", _add_passkey), _passkey
+        "a key hidden in a long text: exact match by length and depth",
+        _of_models("passkey", _add_passkey),
+        _passkey,
+        resumes=True,
     ),
     "scale": Command(
         "attention temperatures: fit them, fold them, say what they do",

@@ -8,13 +8,13 @@ from probe.report.style import GREY, finish, look, panel, panels
 
 
 def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> go.Figure:
-    """Exact match against length, a line an encoding, Wilson intervals as bands.
+    """Exact match against length, one line per model, Wilson intervals as bands.
 
-    Rows: encoding, length, value, low, high, n (rows without a length are left out).
+    Rows: model, length, value, low, high, n (rows without a length are left out).
     """
     rows = some(rows[rows["length"].notna()], "exact match by length")
     figure = panel(300)
-    for encoding, line in rows.groupby("encoding", sort=False):
+    for encoding, line in rows.groupby("model", sort=False):
         line = line.sort_values("length")
         x, seen = line["length"].astype(int).tolist(), look(encoding)
         add_band(figure, x, line, seen.colour, encoding)
@@ -34,18 +34,18 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
 
 
 def under_shift(rows: pd.DataFrame, beside: str = "exact_match") -> go.Figure:
-    """Loss and another metric against the number of places by which all positions are shifted, a line an encoding.
+    """Loss and another metric against the number of places by which all positions are shifted, one line per model.
 
-    Rows: ``shifted_positions`` with encoding.
+    Rows: ``shifted_positions`` with model.
     """
     rows = some(rows, "shifted positions")
     titles = {"loss": "loss, nats a token", beside: beside.replace("_", " ") + counted(rows)}
     figure, places = panels([["", ""]], height=290, shared_y=False, beside=0.09)
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     for i, encoding in enumerate(encodings):
         seen = look(encoding)
         for place, metric in zip(places, titles, strict=True):
-            line = rows[(rows["encoding"] == encoding) & (rows["metric"] == metric)].sort_values("shift")
+            line = rows[(rows["model"] == encoding) & (rows["metric"] == metric)].sort_values("shift")
             figure.add_scatter(
                 # 0 has no place on a logarithmic axis; encodings that do not move lie on each other.
                 x=[(k or 0.5) * 1.03 ** (i - len(encodings) / 2) for k in line["shift"].astype(int)],

@@ -127,16 +127,16 @@ def _name_axes(figure: go.Figure, places: Sequence[dict[str, int]], rows: pd.Dat
 
 
 def template_distances(rows: pd.DataFrame) -> go.Figure:
-    """How far each head lies from each template: a point a head, a panel an encoding, untrained models in grey.
+    """How far each head lies from each template: a point a head, one panel per model, untrained models in grey.
 
-    Rows: encoding, control, layer, head, template, value, low, high.
+    Rows: model, control, layer, head, template, value, low, high.
     """
     rows = some(rows, "template distances")
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     height = 40 + 21 * rows["template"].nunique()
     figure, places = panels([[plain(e) for e in encodings]], height=height, beside=0.015)
     for place, encoding in zip(places, encodings, strict=True):
-        for control, part in rows[rows["encoding"] == encoding].groupby("control", sort=False):
+        for control, part in rows[rows["model"] == encoding].groupby("control", sort=False):
             trained, label = control == "none", plain(CONTROL_LABELS.get(control, control))
             figure.add_scatter(
                 x=part["value"].tolist(), y=part["template"].map(plain).tolist(), mode="markers", name=label,
@@ -258,19 +258,19 @@ def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
 
 def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
     """Entropy (or any other metric of ``attention_summary`` and of ``stream(…).rows()``) of every head against the
-    query's position, a panel an encoding; for entropy the greatest possible, ln(n_visible), is dotted.
+    query's position, one panel per model; for entropy the greatest possible, ln(n_visible), is dotted.
 
-    Rows: layer, head, query, metric, value, n_visible (for entropy), and perhaps encoding and control (of which "none"
+    Rows: layer, head, query, metric, value, n_visible (for entropy), and perhaps model and control (of which "none"
     is drawn).
     """
-    rows = rows if "encoding" in rows else rows.assign(encoding="")
+    rows = rows if "model" in rows else rows.assign(model="")
     rows = rows[rows["control"] == "none"] if "control" in rows else rows
     rows = some(rows[rows["metric"] == metric], f"{metric} by query")
-    encodings, layers = list(dict.fromkeys(rows["encoding"])), sorted(set(rows["layer"]))
+    encodings, layers = list(dict.fromkeys(rows["model"])), sorted(set(rows["layer"]))
     shades = _shades(len(layers))
     figure, places = panels([[plain(e) for e in encodings]], height=230, beside=0.015)
     for place, encoding in zip(places, encodings, strict=True):
-        of, first, shown = rows[rows["encoding"] == encoding], place == places[0], set()
+        of, first, shown = rows[rows["model"] == encoding], place == places[0], set()
         for (layer, head), line in of.groupby(["layer", "head"]):
             line = _spaced(line.sort_values("query"))
             figure.add_scatter(
@@ -297,19 +297,19 @@ def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
 
 
 def census_grid(rows: pd.DataFrame) -> go.Figure:
-    """The label of every head, layer × head, a panel an encoding; the shade is how much of the pattern's variance its
+    """The label of every head, layer × head, one panel per model; the shade is how much of the pattern's variance its
     best template explains; hovering shows every score.
 
-    Rows: those of ``census`` with encoding.
+    Rows: those of ``census`` with model.
     """
     rows = some(rows, "a census")
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     # A cell has to hold its label.
     most = max(1, 14 // rows["head"].nunique())
     height = max(110, 10 + 42 * rows["layer"].nunique())
     figure, places = panels([[plain(e) for e in encodings]], height=height, most=most, beside=0.03, shared_y=False)
     for place, encoding in zip(places, encodings, strict=True):
-        of = rows[rows["encoding"] == encoding]
+        of = rows[rows["model"] == encoding]
         heads = of.drop_duplicates(["layer", "head"])
         scores = of.groupby(["layer", "head"]).apply(_scores_in_words, include_groups=False)
         shade = of[of["metric"] == "explained_variance"].pivot(index="layer", columns="head", values="value")
@@ -329,15 +329,15 @@ def census_grid(rows: pd.DataFrame) -> go.Figure:
 
 
 def census_losses(rows: pd.DataFrame) -> go.Figure:
-    """What the model loses when the pattern of a head is replaced, a panel an encoding, with intervals.
+    """What the model loses when the pattern of a head is replaced, one panel per model, with intervals.
 
-    Rows: those of ``census`` with encoding, of the metrics loss_….
+    Rows: those of ``census`` with model, of the metrics loss_….
     """
     rows = some(rows[rows["metric"].isin(list(LOSSES))], "ablated heads")
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     figure, places = panels([[plain(e)] for e in encodings], height=150, gap=58)
     for place, encoding in zip(places, encodings, strict=True):
-        of = rows[rows["encoding"] == encoding]
+        of = rows[rows["model"] == encoding]
         for metric, (label, stroke, symbol) in LOSSES.items():
             line = of[of["metric"] == metric]
             figure.add_scatter(

@@ -67,7 +67,16 @@ def plain(text: object) -> str:
 
 
 def some(rows: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The rows, of which there has to be one."""
+    """The rows, with a column "model" (``with_model``).
+
+    Raises:
+        ProbeError: where there is none.
+    """
     if rows.empty:
-        raise ProbeError(f"a figure of {what} wants at least one row, got none")
-    return rows
+        raise ProbeError(f"a figure of {what} needs at least one row, got none")
+    return with_model(rows)
+
+
+def with_model(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that say in "model" which model they are of. Rows of format 1 said it in "encoding"."""
+    return rows if "model" in rows or "encoding" not in rows else rows.assign(model=rows["encoding"])

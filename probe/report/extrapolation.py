@@ -30,10 +30,10 @@ from probe.report.variants import (
 
 
 def perplexity_by_context(rows: pd.DataFrame, train_length: int) -> go.Figure:
-    """Perplexity against the context, a panel an encoding, a line a variant, each made for the shortest extension that
+    """Perplexity against the context, one panel per model, a line a variant, each made for the shortest extension that
     reaches the context; thin lines are those made for other extensions. Bars are intervals over texts.
 
-    Rows: measurement "perplexity", metric "perplexity", encoding, variant, extension, context, value, low, high, n,
+    Rows: measurement "perplexity", metric "perplexity", model, variant, extension, context, value, low, high, n,
     tokens.
     """
     rows = some(of(rows, "perplexity", metric="perplexity"), "perplexity by context")
@@ -45,10 +45,10 @@ def perplexity_by_context(rows: pd.DataFrame, train_length: int) -> go.Figure:
 
 
 def loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
-    """The loss of a token against its position, a panel an encoding, lines as in ``perplexity_by_context``; bands are
+    """The loss of a token against its position, one panel per model, lines as in ``perplexity_by_context``; bands are
     intervals over texts.
 
-    Rows: measurement "loss_by_position", encoding, variant, extension, position (above 0), value, low, high.
+    Rows: measurement "loss_by_position", model, variant, extension, position (above 0), value, low, high.
     """
     rows = some(of(rows, "loss_by_position"), "loss by position")
     rows = some(rows[rows["position"] > 0], "loss by position")
@@ -59,10 +59,10 @@ def loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
 
 
 def passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
-    """The share of keys that are said right against the length, all depths together, a panel an encoding, lines as in
+    """The share of keys that are said right against the length, all depths together, one panel per model, lines as in
     ``perplexity_by_context``. Bars are Wilson intervals over prompts.
 
-    Rows: measurement "passkey", metric "exact_match", depth missing, encoding, variant, extension, length, value, low,
+    Rows: measurement "passkey", metric "exact_match", depth missing, model, variant, extension, length, value, low,
     high, n.
     """
     rows = some(over_depths(rows), "passkeys by length")
@@ -74,10 +74,10 @@ def passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
 
 
 def passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
-    """The share of keys that are said right, length × depth, a row of panels an encoding, a panel a variant, each made
+    """The share of keys that are said right, length × depth, a row of panels per model, a panel a variant, each made
     for the shortest extension that reaches the length. Right of the upright line lies what is beyond the trained one.
 
-    Rows: measurement "passkey", metric "exact_match", encoding, variant, extension, length, depth, value, low, high, n.
+    Rows: measurement "passkey", metric "exact_match", model, variant, extension, length, depth, value, low, high, n.
     """
     rows = of(rows, "passkey", metric="exact_match")
     rows = some(rows[rows["depth"].notna()] if "depth" in rows else rows[:0], "passkeys by length and depth")
@@ -87,14 +87,14 @@ def passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
     ]
     groups = [
         [(encoding, variant) for variant in ordered(part["variant"])]
-        for encoding, part in rows.groupby("encoding", sort=False)
+        for encoding, part in rows.groupby("model", sort=False)
     ]
     titles = [[f"{plain(encoding)}<br>{label(variant)}" for encoding, variant in group] for group in groups]
     lengths, depths = sorted(set(rows["length"])), sorted(set(rows["depth"]))
     figure, places = panels(titles, most=5, height=60 + 24 * len(depths), gap=105)
     beyond = sum(n <= train_length for n in lengths) - 0.5
     for place, (encoding, variant) in zip(places, [pair for group in groups for pair in group], strict=True):
-        part = rows[(rows["encoding"] == encoding) & (rows["variant"] == variant)]
+        part = rows[(rows["model"] == encoding) & (rows["variant"] == variant)]
         grid = {
             name: part.pivot(index="depth", columns="length", values=name).reindex(index=depths, columns=lengths)
             for name in ("value", "said")
@@ -147,12 +147,12 @@ def _depth(depth: float) -> str:
 def _by_length(rows: pd.DataFrame, train_length: int, at: str, title: str, *, bands: bool = False) -> go.Figure:
     """Lines of value against ``at``, with what is ``said`` of each point on hovering."""
     rows = rows.reset_index(drop=True)
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     figure, places = panels([[plain(e) for e in encodings]], most=3, height=330, gap=95)
     shown: set[str] = set()
     fitting = matched(rows, train_length, at).index
     for place, encoding in zip(places, encodings, strict=True):
-        panel = rows[rows["encoding"] == encoding]
+        panel = rows[rows["model"] == encoding]
         there = ordered(panel["variant"])
         for i, variant in enumerate(there):
             part = panel[panel["variant"] == variant].sort_values(at)

@@ -7,7 +7,7 @@ headings of tables are there as well. The functions that measure say the same in
 
 # Where the values of a column have their definitions, if not under its own name.
 VALUES_OF = {
-    **dict.fromkeys(("layer_encoding", "layer sees", "table", "model_a", "model_b", "reference"), "encoding"),
+    **dict.fromkeys(("model", "layer_encoding", "layer sees", "table", "model_a", "model_b", "reference"), "encoding"),
     **dict.fromkeys(("nearer", "than", "a", "b"), "encoding"),
     "most often": "template",
     "sequences": "split",
@@ -682,9 +682,13 @@ _ENCODINGS = {
 _COLUMNS = {
     "measurement": "What was measured; the rows of one measurement have the same columns.",
     "task": "The task that the model was trained on.",
+    "model": "The name of the model; in a study that of its position encoding.",
     "data": "What the models were looked at on: a task, texts, or a file of token ids.",
     "seed": "The seed of the training.",
     "metric": "The name of the number.",
+    "reason": "Why a measurement was not made.",
+    "failed": "The measurement failed; the column reason says why, and the others stand.",
+    "skipped": "The model or the sequences cannot give what the measurement needs; the column reason says what.",
     "value": "The number itself, unrounded.",
     "n": (
         "How many cases the number is of: sequences, unless the measurement says otherwise (tokens, texts, prompts, "

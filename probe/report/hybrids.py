@@ -17,14 +17,14 @@ LABELS = {
 def attention_by_kind(rows: pd.DataFrame, metric: str) -> go.Figure:
     """One number of every head by its layer, coloured by the encoding that the layer sees; untrained heads in grey.
 
-    Rows: ``attention_on`` with encoding (the model's name) and control.
+    Rows: ``attention_on`` with model (the model's name) and control.
     """
     rows = some(rows[rows["metric"] == metric], f"attention by head ({metric})")
-    names = list(dict.fromkeys(rows["encoding"]))
+    names = list(dict.fromkeys(rows["model"]))
     figure, places = panels([[plain(n) for n in names]], height=270, most=4, beside=0.02)
     shown = set()
     for place, name in zip(places, names, strict=True):
-        for (control, kind), part in rows[rows["encoding"] == name].groupby(["control", "layer_encoding"], sort=False):
+        for (control, kind), part in rows[rows["model"] == name].groupby(["control", "layer_encoding"], sort=False):
             fresh = control != "none"
             sees = "layers without positions" if kind == "none" else f"layers with {kind} positions"
             label = plain(CONTROL_LABELS.get(control, control) if fresh else sees)

@@ -24,13 +24,13 @@ SCORES = {"r2": "R² of the position", "accuracy": "accuracy of the position"}
 
 
 def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
-    """A probe's score by site, one panel an encoding, the model beside its controls, bootstrap intervals.
+    """A probe's score by site, one panel per model, the model beside its controls, bootstrap intervals.
 
-    Rows: encoding, site, control, metric, value, low, high, and perhaps n_test, the sequences that it is scored on.
+    Rows: model, site, control, metric, value, low, high, and perhaps n_test, the sequences that it is scored on.
     """
     rows = some(rows[rows["metric"] == metric], f"probe scores {metric!r}")
     figure, places = _encodings(rows, 270)
-    for place, (encoding, part) in zip(places, rows.groupby("encoding", sort=False), strict=True):
+    for place, (encoding, part) in zip(places, rows.groupby("model", sort=False), strict=True):
         for control, line in part.groupby("control", sort=False):
             own = control == "none"
             figure.add_scatter(
@@ -46,14 +46,14 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
 
 
 def erasure_losses(rows: pd.DataFrame, metric: str = "loss") -> go.Figure:
-    """The change of the loss (or of another metric) when position is erased at a site, a panel an encoding, beside
+    """The change of the loss (or of another metric) when position is erased at a site, one panel per model, beside
     random subspaces of the same rank in grey, with intervals.
 
-    Rows: those of ``erase_position`` with encoding.
+    Rows: those of ``erase_position`` with model.
     """
     rows = some(rows[(rows["metric"] == metric) & rows["length"].isna()], f"erased positions, metric {metric!r}")
     figure, places = _encodings(rows, 270)
-    for place, (encoding, part) in zip(places, rows.groupby("encoding", sort=False), strict=True):
+    for place, (encoding, part) in zip(places, rows.groupby("model", sort=False), strict=True):
         for (concept, control), line in part.groupby(["concept", "control"], sort=False):
             erased = control == "none"
             what = f"{concept} erased" if erased else f"random, rank of {concept}"
@@ -72,10 +72,10 @@ def erasure_losses(rows: pd.DataFrame, metric: str = "loss") -> go.Figure:
 
 
 def probe_heatmap(rows: pd.DataFrame, target: str = "position", against: str = "untrained") -> go.Figure:
-    """The R² of ridge probes, layers × sites, a panel an encoding. The number is the R²; the colour its selectivity,
+    """The R² of ridge probes, layers × sites, one panel per model. The number is the R²; the colour its selectivity,
     the R² less that of the control ``against``: what is white could be read there without it, too.
 
-    Rows: those of ``probe_positions`` with encoding.
+    Rows: those of ``probe_positions`` with model.
     """
     rows = rows[(rows["target"] == target) & (rows["scope"] == "all") & rows["site"].str.startswith("blocks.")]
     rows = some(rows, f"probes of {target!r} by layer and site")
@@ -83,11 +83,11 @@ def probe_heatmap(rows: pd.DataFrame, target: str = "position", against: str = "
         layer=rows["site"].str.split(".").str[1].astype(int),
         place=rows["site"].map(lambda site: short_site(site).split(".", 1)[1]),
     )
-    encodings, sites = list(dict.fromkeys(rows["encoding"])), list(dict.fromkeys(rows["place"]))
+    encodings, sites = list(dict.fromkeys(rows["model"])), list(dict.fromkeys(rows["place"]))
     height = max(160 // len(encodings), 8 + 32 * rows["layer"].nunique())
     figure, places = panels([[plain(e)] for e in encodings], height=height, gap=34)
     for place, encoding in zip(places, encodings, strict=True):
-        of = rows[rows["encoding"] == encoding]
+        of = rows[rows["model"] == encoding]
 
         def grid(values: pd.DataFrame) -> pd.DataFrame:
             return values.pivot(index="layer", columns="place", values="value").reindex(columns=sites)
@@ -108,16 +108,16 @@ def probe_heatmap(rows: pd.DataFrame, target: str = "position", against: str = "
 
 
 def extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error") -> go.Figure:
-    """The error of a probe by position, fitted up to a length and scored beyond it, a panel an encoding, at the last
+    """The error of a probe by position, fitted up to a length and scored beyond it, one panel per model, at the last
     site that there is, beside its controls; the diagonal is that of a probe that says the last fitted position.
 
-    Rows: those of ``probe_positions`` with ``fitted_length`` and encoding.
+    Rows: those of ``probe_positions`` with ``fitted_length`` and model.
     """
     bins = rows[(rows["scope"] == "bin") & (rows["metric"] == metric)]
     bins = some(bins[bins["site"] == bins["site"].iloc[-1]] if len(bins) else bins, "probe errors by position")
     fitted = int(rows[rows["scope"] == "fitted"]["position_end"].iloc[0])
     figure, places = _encodings(bins, 270)
-    for place, (encoding, part) in zip(places, bins.groupby("encoding", sort=False), strict=True):
+    for place, (encoding, part) in zip(places, bins.groupby("model", sort=False), strict=True):
         first = place == places[0]
         for control, line in part.groupby("control", sort=False):
             label, own = plain(CONTROL_LABELS.get(control, control)), control == "none"
@@ -144,11 +144,11 @@ def extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error")
 def loss_along_texts(rows: pd.DataFrame) -> go.Figure:
     """The loss of a token by its position in a text, a line a model, intervals as bands.
 
-    Rows: ``loss_by_position`` with encoding.
+    Rows: ``loss_by_position`` with model.
     """
     rows = some(rows, "loss by position")
     figure = panel(290)
-    for name, line in rows.groupby("encoding", sort=False):
+    for name, line in rows.groupby("model", sort=False):
         x = line["position"].tolist()
         add_band(figure, x, line, colour(name), name)
         figure.add_scatter(
@@ -162,4 +162,4 @@ def loss_along_texts(rows: pd.DataFrame) -> go.Figure:
 
 def _encodings(rows: pd.DataFrame, height: int) -> tuple[go.Figure, list[dict[str, int]]]:
     """A panel an encoding, in the order of the rows."""
-    return panels([[plain(e) for e in dict.fromkeys(rows["encoding"])]], height=height, gap=115, beside=0.015)
+    return panels([[plain(e) for e in dict.fromkeys(rows["model"])]], height=height, gap=115, beside=0.015)

@@ -27,20 +27,20 @@ from probe.report.variants import (
 SPLITS = {"trained": "trained lengths", "longer": "longer sequences"}
 TEMPERATURES = {"loss": "loss, nats a token", "exact_match": "exact match"}
 PUBLISHED_SLOPE = 0.3973  # Wang et al. 2024
-KEYS = ["encoding", "layer", "head", "extension"]
+KEYS = ["model", "layer", "head", "extension"]
 
 
 def scale_map(rows: pd.DataFrame) -> go.Figure:
-    """λ of every head, layer × head, a panel an encoding and extension.
+    """λ of every head, layer × head, one panel per model and extension.
 
-    Rows: measurement "head_scale", metric "scale", variant "head", encoding, layer, head, extension, value.
+    Rows: measurement "head_scale", metric "scale", variant "head", model, layer, head, extension, value.
     """
     rows = some(of(rows, "head_scale", metric="scale", variant="head"), "the scales of heads")
-    parts = list(rows.groupby(["encoding", "extension"], sort=False))
+    parts = list(rows.groupby(["model", "extension"], sort=False))
     n_heads, n_layers = rows["head"].nunique(), rows["layer"].nunique()
     groups = [
         [f"{plain(e)}, made for {extension:g}×" for (e, extension), _ in parts if e == encoding]
-        for encoding in dict.fromkeys(rows["encoding"])
+        for encoding in dict.fromkeys(rows["model"])
     ]
     # A cell has to hold its number.
     most = min(4, max(1, 26 // n_heads))
@@ -69,16 +69,16 @@ def scale_map(rows: pd.DataFrame) -> go.Figure:
 
 
 def scale_law(rows: pd.DataFrame) -> go.Figure:
-    """The scales found against the extension s they were made for, a panel an encoding, under the fitted law
+    """The scales found against the extension s they were made for, one panel per model, under the fitted law
     1 + a ln s. Thin bars span the heads, least to most; bands are intervals of a. Dashed: the published law.
 
-    Rows: measurement "head_scale", metric "scale", encoding, variant, extension, value (a row a head); and measurement
+    Rows: measurement "head_scale", metric "scale", model, variant, extension, value (a row a head); and measurement
     "scale_law", encoding, variant, metric ("slope", with value, low, high; "r2").
     """
     points = some(of(rows, "head_scale", metric="scale"), "scales by extension")
     points = some(points[points["extension"].notna()], "scales by extension")
     laws = of(rows, "scale_law")
-    encodings = list(dict.fromkeys(points["encoding"]))
+    encodings = list(dict.fromkeys(points["model"]))
     extensions = sorted(set(points["extension"].astype(float)))
     s = np.geomspace(1, max(*extensions, 2), 60)
     variants = ordered(points["variant"])
@@ -90,11 +90,11 @@ def scale_law(rows: pd.DataFrame) -> go.Figure:
             legendgroup="published", showlegend=first, line={"color": GREY, "dash": "dash"}, hoverinfo="skip", **place,
         )  # fmt: skip
         for i, variant in enumerate(variants):
-            part = points[(points["encoding"] == encoding) & (points["variant"] == variant)]
+            part = points[(points["model"] == encoding) & (points["variant"] == variant)]
             if part.empty:
                 continue
             stroke, group = stroke_of(variant), f"{encoding} {variant}"
-            law = laws[(laws["encoding"] == encoding) & (laws["variant"] == variant)].set_index("metric")
+            law = laws[(laws["model"] == encoding) & (laws["variant"] == variant)].set_index("metric")
             name = label(variant) if len(encodings) == 1 else f"{plain(encoding)}, {label(variant)}"
             if "slope" in law.index:
                 slope = law.loc["slope"]
@@ -135,17 +135,17 @@ def scale_law(rows: pd.DataFrame) -> go.Figure:
 
 
 def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
-    """The entropy of attention against the number of keys, rows of panels an encoding, a panel a layer: the mean over
+    """The entropy of attention against the number of keys, one row of panels per model, a panel a layer: the mean over
     heads, a line a variant, made for its longest extension; thin lines are the heads of the unchanged model. Dotted:
     the entropy of uniform attention, ln(query + 1).
 
-    Rows: measurement "scaled_entropy", metric "entropy", encoding, variant, extension, layer, head, query, value.
+    Rows: measurement "scaled_entropy", metric "entropy", model, variant, extension, layer, head, query, value.
     """
     rows = some(of(rows, "scaled_entropy", metric="entropy"), "entropy by position")
-    longest = rows.groupby(["encoding", "variant"])["extension"].transform("max")
+    longest = rows.groupby(["model", "variant"])["extension"].transform("max")
     rows = rows[rows["extension"].isna() | (rows["extension"] == longest)]
     rows = rows.assign(keys=rows["query"].astype(float) + 1)
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     layers = sorted(set(rows["layer"].astype(int)))
     variants = ordered(rows["variant"])
     figure, places = panels(
@@ -154,7 +154,7 @@ def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     shown: set[str] = set()
     heads, bound = "its single heads", "uniform attention, ln(query + 1)"
     for place, (encoding, layer) in zip(places, [(e, n) for e in encodings for n in layers], strict=True):
-        panel = rows[(rows["encoding"] == encoding) & (rows["layer"] == layer)]
+        panel = rows[(rows["model"] == encoding) & (rows["layer"] == layer)]
         if panel.empty:
             continue
         for _, line in panel[panel["variant"] == "none"].groupby("head"):
@@ -190,17 +190,17 @@ def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
 
 
 def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
-    """λ of every head against the rise of its entropy beyond the trained length, a panel an encoding and extension, a
+    """λ of every head against the rise of its entropy beyond the trained length, one panel per model and extension, a
     mark a layer; the title says how they correlate over heads.
 
     Rows: measurement "head_scale", metric "scale", variant "head"; measurement "entropy_rise", value in nats; both with
-    encoding, layer, head, extension; and measurement "scale_entropy" with encoding, variant "head", extension, metric
+    encoding, layer, head, extension; and measurement "scale_entropy" with model, variant "head", extension, metric
     ("spearman"), value, low, high.
     """
     joined = some(beside_entropy(rows), "scales of heads beside the rise of their entropy")
     found = of(rows, "scale_entropy", metric="spearman", variant="head")
-    found = {(r.encoding, r.extension): f"Spearman {_signed(r)}" for r in found.itertuples()}
-    parts = list(joined.groupby(["encoding", "extension"], sort=False))
+    found = {(r.model, r.extension): f"Spearman {_signed(r)}" for r in found.itertuples()}
+    parts = list(joined.groupby(["model", "extension"], sort=False))
     titles = [
         f"{plain(e)}, {extension:g}×, n = {len(part)} heads<br>{found.get((e, extension), '')}"
         for (e, extension), part in parts
@@ -225,23 +225,23 @@ def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
 
 
 def loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
-    """Loss and exact match against a uniform λ, on trained lengths and on longer ones, a line an encoding, bars over
+    """Loss and exact match against a uniform λ, on trained lengths and on longer ones, one line per model, bars over
     sequences. λ = 1 is the model as it is.
 
-    Rows: measurement "temperature", encoding, split, scale, metric ("loss", "exact_match"), value, low, high.
+    Rows: measurement "temperature", model, split, scale, metric ("loss", "exact_match"), value, low, high.
     """
     rows = some(of(rows, "temperature"), "temperatures")
     rows = some(rows[rows["metric"].isin(list(TEMPERATURES))], "temperatures")
     splits = [s for s in SPLITS if (rows["split"] == s).any()]
     splits += [s for s in dict.fromkeys(rows["split"]) if s not in SPLITS]
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    encodings = list(dict.fromkeys(rows["model"]))
     titles = [[f"{plain(SPLITS.get(split, split))}: {what}" for what in TEMPERATURES.values()] for split in splits]
     figure, places = panels(titles, most=2, height=250, gap=65, shared_y=False, beside=0.09)
     shown: set[str] = set()
     step = float(np.diff(sorted(set(rows["scale"]))).min()) if rows["scale"].nunique() > 1 else 0.0
     for place, (split, metric) in zip(places, [(s, m) for s in splits for m in TEMPERATURES], strict=True):
         for i, encoding in enumerate(encodings):
-            line = rows[(rows["split"] == split) & (rows["metric"] == metric) & (rows["encoding"] == encoding)]
+            line = rows[(rows["split"] == split) & (rows["metric"] == metric) & (rows["model"] == encoding)]
             if line.empty:
                 continue
             line = line.sort_values("scale")

@@ -6,12 +6,14 @@ from typing import Any
 import pandas as pd
 
 from probe.report.cells import Told
-from probe.report.drawing import interval
+from probe.report.drawing import interval, with_model
+
+MISSING = ("failed", "skipped")  # metrics of rows that say why a measurement was not made
 
 
 def of(rows: pd.DataFrame, measurement: str, **where: Any) -> pd.DataFrame:
-    """The rows of a measurement, with those values in those columns."""
-    kept = rows[rows["measurement"] == measurement]
+    """The rows of a measurement that have these values in these columns; not those that say why it was not made."""
+    kept = with_model(rows[(rows["measurement"] == measurement) & ~rows["metric"].isin(MISSING)])
     for column, value in where.items():
         kept = kept[kept[column] == value] if column in kept else kept[:0]
     return kept
@@ -37,9 +39,9 @@ def known(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def beside_untrained(rows: pd.DataFrame, index: str, form: str = "{:.3f}") -> pd.DataFrame:
-    """The mean of values, a row an ``index``, a column an encoding; the untrained model's in parentheses."""
-    mean = rows.pivot_table(index=index, columns=["encoding", "control"], values="value", sort=False)
-    encodings = list(dict.fromkeys(rows["encoding"]))
+    """The mean of values, a row an ``index``, one column per model; the untrained model's mean in parentheses."""
+    mean = rows.pivot_table(index=index, columns=["model", "control"], values="value", sort=False)
+    encodings = list(dict.fromkeys(rows["model"]))
 
     def cell(row: pd.Series, encoding: str) -> Told | str:
         trained, untrained = (row.get((encoding, control), float("nan")) for control in ("none", "untrained"))
@@ -48,9 +50,9 @@ def beside_untrained(rows: pd.DataFrame, index: str, form: str = "{:.3f}") -> pd
         return beside(0 if pd.isna(trained) else trained, untrained, "untrained", form)
 
     found = [{index: name} | {e: cell(row, e) for e in encodings} for name, row in mean.iterrows()]
-    return by_encoding(found, [index, *encodings])
+    return by_model(found, [index, *encodings])
 
 
-def by_encoding(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """A table whose columns, but the first ones, are encodings."""
-    return pd.DataFrame(rows, columns=list(columns)).rename_axis(columns="encoding")
+def by_model(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table whose columns, except the first ones, are models."""
+    return pd.DataFrame(rows, columns=list(columns)).rename_axis(columns="model")

@@ -55,7 +55,7 @@ def matched(rows: pd.DataFrame, train_length: int, at: str, *other: str) -> pd.D
     length = rows[at].astype(float) + (at == "position")  # the token at position p sees p + 1
     extension = rows["extension"].astype(float)
     fits = rows[extension.isna() | (extension * (1 + 1e-9) >= length / train_length)]
-    by = ["encoding", "variant", at, *other]
+    by = ["model", "variant", at, *other]
     return fits.sort_values("extension", kind="stable").drop_duplicates(by).sort_index()
 
 

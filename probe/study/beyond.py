@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.attention import stream
@@ -33,12 +33,12 @@ from probe.extrapolation import (
     sweep_scale,
     train_scale,
 )
+from probe.measure.data import Texts
 from probe.models.anatomy import n_heads_of, n_layers_of
 from probe.models.decoder import Decoder
 from probe.models.variant import variant
 from probe.progress import OnProgress, Steps, untold
-from probe.tasks.passkey import Passkey
-from probe.training import EncodedExamples, TrainingConfig, encode, train
+from probe.training import EncodedExamples, TrainingConfig, train
 
 STRETCHES = ("linear", "ntk", "yarn")  # of rotary positions
 UNIFORM = tuple(round(1 + i / 20, 2) for i in range(21))  # 1 … 2
@@ -47,47 +47,19 @@ DROPPED_SHARE = 10  # and then trained on for one step in so many of those that 
 
 
 @dataclass(frozen=True)
-class Beyond:
-    """Text and keys beyond the length that a model was trained with, and how much of them is looked at."""
+class Beyond(Texts):
+    """Texts beyond the trained length, and how the scales of attention are fitted there."""
 
-    task: Passkey
-    extensions: tuple[int, ...] = (2, 4, 8)
-    n_texts: int = 32
-    n_prompts: int = 10  # of each length and depth
-    n_fitted: int = 24  # texts on which a uniform scale is chosen
-    fits: tuple[str, ...] = ("head",)  # of FITS
-    scale: ScaleTraining = field(default_factory=ScaleTraining)
-    seed: int = 0
+    n_fitted: int = 24  #: texts on which a uniform scale is chosen
+    fits: tuple[str, ...] = ("head",)  #: of ``FITS``
+    scale: ScaleTraining = field(default_factory=ScaleTraining)  #: how the scales of heads are trained
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.fits:
             if name not in FITS:
                 raise unknown_name("way to fit the scales of heads", name, FITS)
-        for name in ("n_texts", "n_prompts", "n_fitted"):
-            check_size(name, getattr(self, name))
-        for extension in self.extensions:
-            check_size("extensions", extension)
-
-    @property
-    def contexts(self) -> list[int]:
-        return [self.task.train_length * s for s in (1, *self.extensions)]
-
-    def within(self, *models: nn.Module) -> "Beyond":
-        """As far as all of these models know positions."""
-        lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
-        known = min((last + 1 for last in lasts if last is not None), default=math.inf)
-        kept = [s for s in self.extensions if s * self.task.train_length <= known]
-        return replace(self, extensions=tuple(kept))
-
-    def texts(self, split: str, length: int, n: int) -> EncodedExamples:
-        """Up to n pieces of plain text of so many tokens."""
-        rng = np.random.default_rng([self.seed, length, *split.encode()])
-        return encode(self.task.plain(split, length, n, rng), self.task.vocabulary)
-
-    @functools.cached_property
-    def held_out(self) -> Int[Tensor, "text token"]:
-        """Test texts as long as the longest context, without the prefix."""
-        return self.texts("test", self.contexts[-1], self.n_texts).tokens[:, len(self.task.plain_prefix) :]
+        check_size("n_fitted", self.n_fitted)
 
 
 class Variant(NamedTuple):

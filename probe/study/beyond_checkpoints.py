@@ -1,6 +1,5 @@
 """Checkpoints of text models beyond their length: perplexity, passkeys and temperatures, without a study's training."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,19 +9,21 @@ import pandas as pd
 from torch import nn
 
 from probe.errors import ProbeError
-from probe.extrapolation import check_can_scale, passkey, perplexity, scaled
-from probe.extrapolation.perplexity import loss_by_position
+from probe.extrapolation import check_can_scale, scaled
+from probe.measure.base import Case
+from probe.measure.data import Texts, TracedSequences, check_contexts
+from probe.measure.run import made_on, measure_models
 from probe.models import checkpoint
 from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder
+from probe.models.identity import weights_digest
 from probe.progress import OnProgress, Steps, untold
-from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
-from probe.report.page import Line, Made, render_page
-from probe.runs import COMMANDS, at_work, claim_folder
+from probe.report.measured import measured_page
+from probe.report.page import Line
+from probe.report.sections import Results
+from probe.runs import RunFolder
 from probe.study.beyond import Beyond, beyond_stages, scale_of
-from probe.study.command import made_with, write_page
 from probe.study.places import check_file_names
-from probe.study.stages import read_stage, write_stage
 from probe.tasks.passkey import DEPTHS, Passkey
 from probe.tasks.tokenizers import read_tokenizer
 
@@ -45,44 +46,36 @@ def check_text_models(models: Mapping[str, Sequence[nn.Module]], task: Passkey) 
 
 def perplexity_checkpoints(
     models: Mapping[str, nn.Module],
-    beyond: Beyond,
+    texts: Texts,
     folder: str | Path,
     *,
     contexts: Sequence[int] | None = None,
     command: str | None = None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
-    """Perplexity by context, and loss by position, of held-out texts as long as the longest context; rows and a report
-    go into the folder. The second half of each text counts. ``on_progress`` is called with how many measurements of a
-    model are done, and how many there are; ``command``, what was typed, is told on the page.
+    """Measure perplexity by context, and loss by position, of held-out texts as long as the longest context; write rows
+    and a report into a folder. The second half of each text counts.
+
+    Args:
+        models: by name.
+        texts: in the models' tokens.
+        folder: where rows and report go.
+        contexts: in tokens; the trained length and its extensions by default.
+        command: what was typed; the page tells it.
+        on_progress: called with how many measurements are done, and how many there are.
 
     Raises:
-        ProbeError: where the folder is another command's, or another process is at work there.
+        ProbeError: where the folder is another command's or holds other work, or another process works there.
     """
-    contexts = tuple(contexts or beyond.within(*models.values()).contexts)
-    prefix = beyond.task.plain_prefix
-    longest = max(contexts)
-    if longest < len(prefix) + 4:
-        raise ProbeError(f"contexts must be of at least {len(prefix) + 4} tokens, got {longest}")
-    texts = beyond.texts("test", longest, beyond.n_texts).tokens[:, len(prefix) :]
-    half, parts, steps = texts.shape[1] // 2, [], Steps(2 * len(models), on_progress)
-    with at_work(Path(folder), "perplexity"):
-        for name, model in models.items():
-            found = perplexity(
-                model, texts, contexts, prefix=prefix, score_from=half, seed=beyond.seed, on_progress=steps.within
-            )
-            parts.append(found.assign(measurement="perplexity", encoding=name))
-            steps.step()
-            found = loss_by_position(model, texts, prefix=prefix, seed=beyond.seed)
-            parts.append(found.assign(measurement="loss_by_position", encoding=name))
-            steps.step()
-        made = made_with(next(iter(models.values())), command)
-        return _finish(parts, beyond, folder, "perplexity", "Perplexity by length", made)
+    chosen = list(contexts or texts.within(*models.values()).contexts)
+    check_contexts(texts, chosen)
+    options = {name: {"contexts": chosen} for name in ("perplexity", "loss_by_position")}
+    return _measure(models, texts, folder, "perplexity", options, "Perplexity by length", command, on_progress)
 
 
 def passkey_checkpoints(
     models: Mapping[str, nn.Module],
-    beyond: Beyond,
+    texts: Texts,
     folder: str | Path,
     *,
     lengths: Sequence[int] | None = None,
@@ -90,23 +83,47 @@ def passkey_checkpoints(
     command: str | None = None,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
-    """Passkeys over lengths and depths; rows and a report go into the folder. ``on_progress`` is called with how many
-    models are done, and how many there are; ``command``, what was typed, is told on the page.
+    """Measure passkeys over lengths and depths; write rows and a report into a folder.
+
+    Args:
+        models: by name.
+        texts: in the models' tokens.
+        folder: where rows and report go.
+        lengths: of prompts, in tokens; the trained length and its extensions by default.
+        depths: where the key stands, shares of the text before it, each in [0, 1].
+        command: what was typed; the page tells it.
+        on_progress: called with how many measurements are done, and how many there are.
 
     Raises:
-        ProbeError: where the folder is another command's, or another process is at work there.
+        ProbeError: where the folder is another command's or holds other work, or another process works there.
     """
-    lengths, parts = tuple(lengths or beyond.within(*models.values()).contexts), []
-    steps = Steps(len(models), on_progress)
-    with at_work(Path(folder), "passkey"):
-        for name, model in models.items():
-            found = passkey(
-                model, beyond.task, lengths, depths, n=beyond.n_prompts, seed=beyond.seed, on_progress=steps.within
-            )
-            steps.step()
-            parts.append(found.assign(measurement="passkey", encoding=name))
-        made = made_with(next(iter(models.values())), command)
-        return _finish(parts, beyond, folder, "passkey", "Passkey retrieval", made)
+    chosen = list(lengths or texts.within(*models.values()).contexts)
+    options = {"passkey": {"lengths": chosen, "depths": list(depths)}}
+    return _measure(models, texts, folder, "passkey", options, "Passkey retrieval", command, on_progress)
+
+
+def _measure(
+    models: Mapping[str, nn.Module],
+    texts: Texts,
+    folder: str | Path,
+    command: str,
+    options: Mapping[str, Mapping[str, Any]],
+    title: str,
+    typed: str | None,
+    on_progress: OnProgress,
+) -> pd.DataFrame:
+    check_file_names(models)
+    traced = TracedSequences(texts.held_out_of(texts.task.train_length), None, f"texts of {texts.task.text}")
+    cases = [Case(name, [model], traced, texts.seed, texts=texts) for name, model in models.items()]
+    return measure_models(
+        cases, folder, list(options), options=options, command=command, title=title, typed=typed,
+        lead=[_looked_at(texts.task)], train_length=texts.task.train_length, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _looked_at(task: Passkey) -> Line:
+    before = read_tokenizer(task.tokenizer).before if task.tokenizer else "<bos>"
+    return Line("Looked at", f"Texts of {task.text}; before each of them stands: {before}.")
 
 
 def scale_checkpoints(
@@ -132,12 +149,15 @@ def scale_checkpoints(
     folder, parts = Path(folder), []
     check_file_names(models)
 
-    def kept(name: str, stage: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        write_stage(folder, f"{stage}-{name}", measure)
-        return read_stage(folder, f"{stage}-{name}")
+    def stages_of(
+        name: str, run: RunFolder | None = None, on_progress: OnProgress = untold
+    ) -> dict[str, Callable[[], pd.DataFrame]]:
+        def kept(stage: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+            assert run is not None  # nothing is measured before there is a folder
+            run.measure(f"{stage}-{name}", measure)
+            return run.rows(f"{stage}-{name}")
 
-    def stages_of(name: str, on_progress: OnProgress = untold) -> dict[str, Callable[[], pd.DataFrame]]:
-        return beyond_stages(models[name], beyond, functools.partial(kept, name), on_progress=on_progress)
+        return beyond_stages(models[name], beyond, kept, on_progress=on_progress)
 
     total = 0
     for name, model in models.items():
@@ -146,46 +166,37 @@ def scale_checkpoints(
         except ProbeError as error:
             raise ProbeError(f"{name}: {error}") from None
         if not (stages := stages_of(name)):
-            raise ProbeError(f"{name}: a model that knows positions beyond {beyond.task.train_length} was wanted")
+            raise ProbeError(f"{name}: the model must know positions beyond {beyond.task.train_length}")
         total += len(stages)
     steps = Steps(total, on_progress)
-    with at_work(folder, "scale"):
-        claim_folder(folder, COMMANDS["scale"].record, _scale_identity(models, beyond))
+    with RunFolder.open(folder, "scale", _scale_identity(models, beyond)) as run:
         for name, model in models.items():
-            for stage, measure in stages_of(name, steps.within).items():
-                parts.append(kept(name, stage, measure).assign(measurement=stage, encoding=name))
+            encoding = Case(name, [model], TracedSequences(beyond.held_out)).encoding
+            for stage, measure in stages_of(name, run, steps.within).items():
+                run.measure(f"{stage}-{name}", measure)
+                rows = run.rows(f"{stage}-{name}")
+                parts.append(rows.assign(measurement=stage, model=name, encoding=encoding))
                 say(f"{name}: {stage}")
                 steps.step()
             if not isinstance(model, Decoder):
                 continue  # a bridge has no checkpoints of ours; its scales are in the rows
-            scales = read_stage(folder, f"head_scale-{name}")
+            scales = run.rows(f"head_scale-{name}")
             for (kind, extension), rows in scales.groupby(["variant", "extension"], sort=False):
                 checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
-        made = made_with(next(iter(models.values())), command)
-        return _finish(parts, beyond, folder, "scale", "Attention temperature", made)
+        rows = pd.concat(parts, ignore_index=True).assign(data=f"texts of {beyond.task.text}")
+        rows["variant"], rows["extension"] = rows["variant"].fillna("none"), rows["extension"].astype(float)
+        results = Results(rows, train_length=beyond.task.train_length)
+        made = made_on(next(iter(models.values())), command)
+        page = measured_page("Attention temperature", results, made, lead=[_looked_at(beyond.task)])
+        run.finish(rows, page, made.environment)
+        return rows
 
 
 def _scale_identity(models: Mapping[str, nn.Module], beyond: Beyond) -> dict[str, Any]:
     """What the stages in a folder depend on: the weights of the models, the settings, and the texts."""
     texts = beyond.texts("test", beyond.task.train_length, beyond.n_texts)
     return {
-        "models": {name: checkpoint.digest_of(model.state_dict()) for name, model in models.items()},
+        "models": {name: weights_digest(model) for name, model in models.items()},
         "texts": checkpoint.digest_of({"tokens": texts.tokens}),
         **asdict(beyond),
     }
-
-
-def _finish(
-    parts: list[pd.DataFrame], beyond: Beyond, folder: str | Path, command: str, title: str, made: Made
-) -> pd.DataFrame:
-    task, length = beyond.task, beyond.task.train_length
-    rows = pd.concat(parts, ignore_index=True).assign(data=f"texts of {task.text}")
-    for column, missing in (("variant", "none"), ("extension", float("nan"))):
-        rows[column] = rows[column].fillna(missing) if column in rows else missing
-    drawn = extrapolation_figures(rows, length)
-    before = read_tokenizer(task.tokenizer).before if task.tokenizer else "<bos>"
-    on = Line("Looked at", f"Texts of {task.text}; before each of them stands: {before}.")
-    summary, sections = [on, *extrapolation_summary(rows, length)], extrapolation_sections(rows, drawn)
-    page = render_page(title, summary, sections, rows=rows, made=made)
-    write_page(Path(folder), command, rows, page, made)
-    return rows

@@ -7,16 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from torch import nn
-
-from probe.files import write_rows, write_text
 from probe.models.decoder import DecoderConfig
 from probe.options import as_flags
-from probe.provenance import environment
-from probe.report.page import Made
-from probe.runs import COMMANDS, claim_folder
-from probe.study.config import FORMAT, PRESETS, StudyConfig
+from probe.runs import FORMAT
+from probe.study.config import PRESETS, StudyConfig
 from probe.training import TrainingConfig
 
 GROUPS = {"": StudyConfig, "model": DecoderConfig, "training": TrainingConfig}
@@ -55,16 +49,3 @@ def examine_command(places: Mapping[str, str | Path], settings: Any, device: str
             [f"--{'' if value else 'no-'}{field.name}"] if isinstance(value, bool) else [f"--{field.name}", str(value)]
         )
     return shlex.join([*words, "--device", device])
-
-
-def write_page(folder: Path, command: str, rows: pd.DataFrame, page: str, made: Made) -> None:
-    """Write the rows and the page of a command into its folder; before them a record, if the command left none."""
-    if not (folder / COMMANDS[command].record).exists():
-        claim_folder(folder, COMMANDS[command].record, {"format": FORMAT})
-    write_rows(folder / "rows.parquet", rows, made.environment)
-    write_text(folder / "report.html", page)
-
-
-def made_with(model: nn.Module, command: str | None) -> Made:
-    """How a page on a model that there was is made, by what was typed."""
-    return Made(command, environment=environment(next(model.parameters()).device))

@@ -3,21 +3,18 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from typing import Any
 
 from probe.config import MOST_SEED, check_size, from_mapping
 from probe.errors import ProbeError, unknown_name
+from probe.measure.data import Examples, TracedSequences
 from probe.models.decoder import DecoderConfig
 from probe.models.encodings import ENCODINGS
-from probe.tasks import Splits, Task, make_task
-from probe.training import EncodedExamples, TrainingConfig, encode
-from probe.training.evaluation import context_length
+from probe.runs import FORMAT
+from probe.tasks import Task, make_task
+from probe.training import TrainingConfig
 
-FORMAT = 1  # of study.json
+FORMATS = (1, FORMAT)  # of study.json whose settings can be read
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,9 @@ class StudyConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "StudyConfig":
         """A study from its JSON object: a config file, or the ``study.json`` that a study left in its folder."""
         values = dict(values)
-        if values.pop("format", FORMAT) != FORMAT:
-            raise ProbeError(f"a study of format {FORMAT} was wanted, got one of another version of this package")
+        found = values.pop("format", FORMAT)
+        if found not in FORMATS:
+            raise ProbeError(f"a study must have one of the formats {', '.join(map(str, FORMATS))}, got {found!r}")
         if isinstance(values.get("training"), Mapping):
             values["training"] = from_mapping(TrainingConfig, values["training"], "a study's training")
         return from_mapping(cls, values, "a study")
@@ -140,71 +138,21 @@ def run_name(encoding: str, replica: int) -> str:
     return encoding if replica == 0 else f"{encoding}-{replica}"
 
 
-@dataclass(frozen=True)
-class StudyData:
+class StudyData(Examples):
     """The examples of a study."""
-
-    task: Task  #: with its options
-    splits: Splits  #: as examples
-    train: EncodedExamples  #: the training split as ids
-    held_out: EncodedExamples  #: validation and test, one after the other
 
     @classmethod
     def of(cls, config: StudyConfig) -> "StudyData":
         """Those that the settings stand for: the same every time."""
-        task = make_task(config.task, config.task_options)
-        splits = task.splits(
-            n_train=config.n_train, n_validation=config.n_validation, n_test=config.n_test, seed=config.seed
+        return cls.draw(
+            config.task,
+            config.task_options,
+            n_train=config.n_train,
+            n_validation=config.n_validation,
+            n_test=config.n_test,
+            seed=config.seed,
         )
-        held_out = encode([*splits.validation, *splits.test], task.vocabulary)
-        return cls(task, splits, encode(splits.train, task.vocabulary), held_out)
 
-    @property
-    def n_ctx(self) -> int:
-        """The longest sequence, what evaluation may decode included."""
-        return context_length(self.train, (*self.splits.validation, *self.splits.test), self.task)
-
-    def traced(self, config: StudyConfig) -> "TracedSequences":
+    def traced(self, config: StudyConfig) -> TracedSequences:
         """Held-out sequences, mixed and cut to one length: real text of the task, without padding."""
-        length = config.trace_length
-        made = self.task.looked_at(length, config.trace_sequences, config.seed)
-        held_out = encode(made, self.task.vocabulary) if made else self.held_out
-        tokens = held_out.to_length(length)
-        if len(tokens) < 4:
-            raise ProbeError(
-                f"trace_length ({length}) must be short enough for at least 4 held-out sequences, got {len(tokens)}"
-            )
-        prompts = held_out.prompt_lengths[held_out.lengths >= length]
-        scored = torch.arange(length) >= prompts[:, None]
-        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
-        kept = order[: config.trace_sequences]
-        return TracedSequences(tokens[kept], scored[kept], f"task {config.task}")
-
-    def held_out_sequences(self, seed: int, most: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole held-out sequences, mixed, right-padded, and their lengths."""
-        order = torch.randperm(len(self.held_out), generator=torch.Generator().manual_seed(seed))[:most]
-        return self.held_out.tokens[order], self.held_out.lengths[order]
-
-
-class _Traced(NamedTuple):
-    tokens: Int[Tensor, "sequence pos"]  #: ids, none of them padding
-    scored: Bool[Tensor, "sequence pos"] | None  #: True for those that a model learns to predict
-
-
-class TracedSequences(_Traced):
-    """Sequences on which models are looked at, and which of their tokens a model learns to predict (None: all).
-
-    ``tokens, scored = traced`` takes them apart; ``data`` says in words which data they are: a task, texts, or a file.
-    """
-
-    data: str  #: what rows and pages say of it
-
-    def __new__(
-        cls,
-        tokens: Int[Tensor, "sequence pos"],
-        scored: Bool[Tensor, "sequence pos"] | None = None,
-        data: str = "token ids",
-    ) -> "TracedSequences":
-        made = super().__new__(cls, tokens, scored)
-        made.data = data
-        return made
+        return self.sequences(config.trace_length, config.trace_sequences, config.seed, f"task {config.task}")

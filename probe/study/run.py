@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -28,38 +28,25 @@ from torch import nn
 from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
-from probe.files import write_rows, write_text
+from probe.files import write_rows
+from probe.measure.run import Missing, measure_between, measure_case
 from probe.models.anatomy import d_vocab_of, layer_encodings
-from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
-from probe.models.twins import untrained_twin
+from probe.models.identity import weights_digest
 from probe.processes import deaf_to_interrupts, end, end_with_parent
 from probe.progress import OnProgress, untold
 from probe.provenance import environment
-from probe.report.export import standalone
-from probe.report.page import Made
-from probe.report.study import study_figures, study_page
-from probe.runs import at_work, claim_folder, working_in
-from probe.study.beyond import BEYOND_STAGES, DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
-from probe.study.command import study_command
-from probe.study.config import FORMAT, StudyConfig, StudyData, TracedSequences, run_name
+from probe.runs import RunFolder, at_work, claim_folder, working_in
+from probe.study.beyond import DROPPED_SHARE, Beyond, beyond_stages, drop_encoding, drops
+from probe.study.config import StudyConfig, StudyData, run_name
 from probe.study.places import locate
-from probe.study.stages import (
-    PAIR_STAGES,
-    ROW_STAGES,
-    Measure,
-    model_stages,
-    pair_stages,
-    read_stage,
-    stage_file,
-    write_stage,
-)
-from probe.tasks import make_task
+from probe.study.results import case_of, models_of, plan_of, results_of, write_report
 from probe.tasks.passkey import Passkey
 from probe.training import train
 from probe.training.train import is_first_process, newest_log_entry
 
+OPTIONS = {"use": {"patterns": True}}  # of the measurements
 OnLog = Callable[[str, dict[str, Any]], None]  # of a model's name, and an object of its training's log
 
 
@@ -92,17 +79,15 @@ def run_study(
     torch_device = find_device(device)
     jobs, threads = share_cores(torch_device, jobs, len(config.encodings))
     data = StudyData.of(config)
-    traced = data.traced(config)  # refuses what cannot work before the folder is touched
-    with at_work(folder, "study"):
-        claim_folder(folder, "study.json", {"format": FORMAT, **dataclasses.asdict(config)})
-        return _run(config, folder, data, traced, torch_device, jobs, threads, say, on_log, on_progress)
+    data.traced(config)  # refuses what cannot work before the folder is touched
+    with RunFolder.open(folder, "study", dataclasses.asdict(config)) as run:
+        return _run(config, run, data, torch_device, jobs, threads, say, on_log, on_progress)
 
 
 def _run(
     config: StudyConfig,
-    folder: Path,
+    run: RunFolder,
     data: StudyData,
-    traced: TracedSequences,
     device: torch.device,
     jobs: int,
     threads: int,
@@ -111,9 +96,10 @@ def _run(
     on_progress: OnProgress,
 ) -> pd.DataFrame:
     """What is left of a study in a folder that is its own."""
-    planned = _planned(config, folder, data, traced)
+    planned = _planned(config, run, data)
     total = sum(map(len, planned.values())) + 1  # the report
     finished: set[str] = set()
+    missing: list[Missing] = []
 
     def tell(piece: str | None = None) -> None:
         if piece is not None:
@@ -125,24 +111,30 @@ def _run(
     tell()
     if jobs == 1:
         for encoding in config.encodings:
-            say(f"{encoding}: {_study_model(config, folder, encoding, str(device), on_log, tell)}")
+            told, failed = _study_model(config, run, encoding, str(device), on_log, tell)
+            missing += failed
+            say(f"{encoding}: {told}")
             tell(encoding)
-        say(f"constructions: {_study_constructions(config, folder)}")
+        say(f"constructions: {_study_constructions(config, run)[0]}")
         tell("constructions")
     else:
-        _study_models_side_by_side(config, folder, str(device), jobs, threads, say, on_log, tell)
+        missing += _study_models_side_by_side(config, run, str(device), jobs, threads, say, on_log, tell)
     started = time.perf_counter()
-    _study_pairs(config, folder, data, tell)
-    rows = collect_rows(config, folder)
+    models = models_of(config, run.path)
+    cases = [case_of(config, data, encoding, of) for encoding, of in models.items()]
+    for name in plan_of(cases).between:
+        missing += measure_between(run, cases, [name], {})
+        tell()
+    rows, results = results_of(config, run, cases, missing)
     made_with = environment(device)
-    write_rows(folder / "rows.parquet", rows, made_with)
-    _write_report(config, folder, rows, device, made_with)
+    write_rows(run.path / "rows.parquet", rows, made_with)
+    write_report(config, run.path, rows, results, device, made_with)
     on_progress(total, total)
     say(f"model distances, figures and report: {time.perf_counter() - started:.0f} s")
     return rows
 
 
-def _planned(config: StudyConfig, folder: Path, data: StudyData, traced: TracedSequences) -> dict[str, list[Path]]:
+def _planned(config: StudyConfig, run: RunFolder, data: StudyData) -> dict[str, list[Path]]:
     """The files that each piece of a study will leave, before any of its models is there.
 
     Which stages there are is asked of decoders of the same shape, which are never run, so they have no weights (but
@@ -150,46 +142,51 @@ def _planned(config: StudyConfig, folder: Path, data: StudyData, traced: TracedS
     """
     weights = (0, "cpu") if isinstance(data.task, Passkey) else (None, "meta")
     alike = {e: [Decoder(config.decoder(data.task, e, data.n_ctx), *weights)] for e in config.encodings}
-    planned = {"constructions": [stage_file(folder, "constructions")]}
-    for encoding, shapes in alike.items():
+    cases = [case_of(config, data, encoding, of) for encoding, of in alike.items()]
+    plan = plan_of(cases)
+    planned = {"constructions": [run.file_of("constructions")]}
+    for case in cases:
+        encoding = case.name
         names = [run_name(encoding, r) for r in range(config.n_seeds(encoding))] if encoding not in config.load else []
-        stages = _stages(config, folder, encoding, shapes, shapes, data, traced, "cpu")
-        planned[encoding] = [folder / "models" / name / "final" for name in names]
-        planned[encoding] += [stage_file(folder, f"{stage}-{encoding}") for stage in stages]
-    if len(alike) > 1:
-        planned["pairs"] = [stage_file(folder, s) for s in pair_stages(alike, {}, traced.tokens, config.seed)]
+        stages = [*plan.of[encoding], *_beyond(config, run, encoding, case.model, data, "cpu")]
+        planned[encoding] = [run.path / "models" / name / "final" for name in names]
+        planned[encoding] += [run.file_of(f"{stage}-{encoding}") for stage in stages]
+    planned["pairs"] = [run.file_of(stage) for stage in plan.between]
     return planned
 
 
 def _study_models_side_by_side(
     config: StudyConfig,
-    folder: Path,
+    run: RunFolder,
     device: str,
     jobs: int,
     threads: int,
     say: Callable[[str], None],
     on_log: OnLog,
     on_stage: Callable[..., None],
-) -> None:
-    """The models and the constructions in processes of their own, one core or a few each."""
+) -> list[Missing]:
+    """The models and the constructions in processes of their own, one core or a few each. Returns what failed."""
+    missing: list[Missing] = []
     with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads, folder)
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads, run.path)
     ) as pool:
         others = set(multiprocessing.active_children())
         with deaf_to_interrupts():
-            names = {pool.submit(_study_model, config, folder, e, device): e for e in config.encodings}
-            names[pool.submit(_study_constructions, config, folder)] = "constructions"
+            names = {pool.submit(_study_model, config, run, e, device): e for e in config.encodings}
+            names[pool.submit(_study_constructions, config, run)] = "constructions"
         workers = set(multiprocessing.active_children()) - others
         waiting = set(names)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=list(names).index):
-                    say(f"{names[future]}: {_result(future)}")
+                    told, failed = _result(future)
+                    missing += failed
+                    say(f"{names[future]}: {told}")
                     on_stage(names[future])
                 on_stage()
                 for name in (run_name(e, r) for e in config.encodings for r in range(config.n_seeds(e))):
-                    entry = newest_log_entry(folder / "models" / name)
+                    entry = newest_log_entry(run.path / "models" / name)
                     if entry is not None:
                         on_log(name, entry)
         except BaseException as error:
@@ -197,9 +194,10 @@ def _study_models_side_by_side(
             if isinstance(error, KeyboardInterrupt):
                 end(workers)
             raise  # an error of one model lets the others that are worked on come to their end
+    return missing
 
 
-def _result(future: Future[str]) -> str:
+def _result(future: Future[tuple[str, list[Missing]]]) -> tuple[str, list[Missing]]:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -217,59 +215,53 @@ def _begin(threads: int, folder: Path) -> None:
 
 def _study_model(
     config: StudyConfig,
-    folder: Path,
+    run: RunFolder,
     encoding: str,
     device: str,
     on_log: OnLog | None = None,
     on_stage: Callable[[], None] = lambda: None,
-) -> str:
-    """Train or load the models of one encoding and measure them; says how long each stage took."""
+) -> tuple[str, list[Missing]]:
+    """Train or load the models of one encoding and measure them. Returns how long it took, and what failed."""
     data = StudyData.of(config)
     started = time.perf_counter()
-    decoders = [_decoder(config, folder, encoding, r, data, device, on_log) for r in range(config.n_seeds(encoding))]
+    decoders = [_decoder(config, run.path, encoding, r, data, device, on_log) for r in range(config.n_seeds(encoding))]
     said = [f"model {time.perf_counter() - started:.0f} s"]
     on_stage()
-    untrained = [untrained_twin(decoder, config.seed) for decoder in decoders]
-    stages = _stages(config, folder, encoding, decoders, untrained, data, data.traced(config), device)
-    for name, measure in stages.items():
+    case = case_of(config, data, encoding, decoders)
+    plan, failed = plan_of([case]), []
+    for name in plan.of[encoding]:
         started = time.perf_counter()
-        if write_stage(folder, f"{name}-{encoding}", measure):
+        failed += measure_case(run, case, [name], OPTIONS, say=functools.partial(_tell_time, said, started))
+        on_stage()
+    for name, measure in _beyond(config, run, encoding, decoders[0], data, device).items():
+        started = time.perf_counter()
+        if run.measure(f"{name}-{encoding}", measure):
             said.append(f"{name} {time.perf_counter() - started:.0f} s")
         on_stage()
-    return ", ".join(said)
+    return ", ".join(said), failed
 
 
-def _stages(
-    config: StudyConfig,
-    folder: Path,
-    encoding: str,
-    decoders: Sequence[nn.Module],
-    untrained: Sequence[nn.Module],
-    data: StudyData,
-    traced: TracedSequences,
-    device: str,
-) -> dict[str, Measure]:
-    """The stages of one encoding, those of text included."""
-    stages = model_stages(decoders, untrained, data, traced, config.seed)
-    if isinstance(data.task, Passkey):
-        stages |= _beyond(config, folder, encoding, decoders[0], data.task, data, device)
-    return stages
+def _tell_time(told: list[str], started: float, line: str) -> None:
+    told.append(f"{line.partition(': ')[2]} {time.perf_counter() - started:.0f} s")
 
 
 def _beyond(
-    config: StudyConfig, folder: Path, encoding: str, decoder: nn.Module, task: Passkey, data: StudyData, device: str
+    config: StudyConfig, run: RunFolder, encoding: str, decoder: nn.Module, data: StudyData, device: str
 ) -> dict[str, Callable[[], pd.DataFrame]]:
-    """The stages of text beyond the trained length. No encoding is dropped from a model that is loaded: how long it was
-    trained, of which the training that then follows is a share, nobody knows here."""
+    """The stages of text beyond the trained length, none for other tasks. No encoding is dropped from a model that is
+    loaded: how long it was trained, of which the training that then follows is a share, nobody knows here."""
+    task = data.task
+    if not isinstance(task, Passkey):
+        return {}
 
     def kept(name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        write_stage(folder, f"{name}-{encoding}", measure)
-        return read_stage(folder, f"{name}-{encoding}")
+        run.measure(f"{name}-{encoding}", measure)
+        return run.rows(f"{name}-{encoding}")
 
     def drop() -> Decoder:
         training = config.training_of(encoding)
         training = dataclasses.replace(training, steps=max(1, training.steps // DROPPED_SHARE))
-        return drop_encoding(decoder, data.train, training, folder / "models" / f"{encoding}-dropped", device=device)
+        return drop_encoding(decoder, data.train, training, run.path / "models" / f"{encoding}-dropped", device=device)
 
     scale = ScaleTraining(steps=config.scale_steps, warmup=min(20, config.scale_steps // 10))
     beyond = Beyond(task, extensions=config.extensions, scale=scale, seed=config.seed)
@@ -287,7 +279,7 @@ def _decoder(
 ) -> nn.Module:
     if encoding in config.load:
         loaded = _loaded(config.load[encoding], encoding, data, device)
-        claim_folder(folder / "loaded", f"{encoding}.json", {"weights": digest_of(loaded.state_dict())})
+        claim_folder(folder / "loaded", f"{encoding}.json", {"weights": weights_digest(loaded)})
         return loaded
     model = config.decoder(data.task, encoding, data.n_ctx)
     name = run_name(encoding, replica)
@@ -311,68 +303,12 @@ def _loaded(place: str, encoding: str, data: StudyData, device: str) -> nn.Modul
     return model
 
 
-def _study_pairs(
-    config: StudyConfig, folder: Path, data: StudyData, on_stage: Callable[[], None] = lambda: None
-) -> None:
-    """What needs all models at once."""
-    if len(config.encodings) < 2:
-        return
-    models = {}
-    for encoding in config.encodings:
-        names = [run_name(encoding, r) for r in range(config.n_seeds(encoding))]
-        places = [config.load.get(encoding, folder / "models" / name / "final") for name in names]
-        models[encoding] = [locate(place).load("cpu") for place in places]
-    untrained = {encoding: [untrained_twin(model, config.seed) for model in of] for encoding, of in models.items()}
-    for name, measure in pair_stages(models, untrained, data.traced(config).tokens, config.seed).items():
-        write_stage(folder, name, measure)
-        on_stage()
-
-
-def _study_constructions(config: StudyConfig, folder: Path) -> str:
+def _study_constructions(config: StudyConfig, run: RunFolder) -> tuple[str, list[Missing]]:
     import constructions
 
     started = time.perf_counter()
-    write_stage(folder, "constructions", lambda: constructions.verify(lengths=config.verify_lengths))
-    return f"verified in {time.perf_counter() - started:.0f} s"
-
-
-def collect_rows(config: StudyConfig, folder: Path) -> pd.DataFrame:
-    """Every number of a study, one row each, with every key it has: measurement, task, encoding, seed, …"""
-    parts = [
-        read_stage(folder, f"{stage}-{encoding}").assign(measurement=stage, encoding=encoding)
-        for stage in (*ROW_STAGES, *BEYOND_STAGES)
-        for encoding in config.encodings
-        if (folder / "rows" / f"{stage}-{encoding}.parquet").exists()  # no census of long sequences, say
-    ]
-    for stage in PAIR_STAGES:
-        if (folder / "rows" / f"{stage}.parquet").exists():
-            parts.append(read_stage(folder, stage).assign(measurement=stage))
-    rows = pd.concat(parts, ignore_index=True).assign(task=config.task)
-    rows["seed"] = rows["seed"].fillna(config.seed).astype(int)
-    claims = read_stage(folder, "constructions").rename(columns={"largest_error": "value"})
-    claims = claims.assign(measurement="construction", metric="largest_error", task=config.task, seed=config.seed)
-    rows = pd.concat([rows, claims.astype({"holds": "boolean"})], ignore_index=True)
-    rows = rows.astype({"layer": "Int64", "head": "Int64"})  # missing where a row is of a model or a construction
-    keys = ["measurement", "task", "encoding", "seed"]
-    return rows[[*keys, *(c for c in rows.columns if c not in keys)]]
-
-
-def _write_report(
-    config: StudyConfig, folder: Path, rows: pd.DataFrame, device: torch.device, made_with: dict[str, str]
-) -> None:
-    maps, curves = (
-        {encoding: read_stage(folder, f"{stage}-{encoding}") for encoding in config.encodings}
-        for stage in ("maps", "curves")
-    )
-    task = make_task(config.task, config.task_options)
-    # Further seeds are in the rows, and in the distances between models.
-    first = rows[rows["seed"] == config.seed]
-    drawn = study_figures(first, maps, curves, task.train_length)
-    for name, text in standalone(drawn).items():
-        write_text(folder / "figures" / name, text)
-    command, files = study_command(config, device.type)
-    made = Made(command, files, dataclasses.asdict(config), made_with)
-    write_text(folder / "report.html", study_page(first, drawn, made, task.train_length, all_rows=rows))
+    run.measure("constructions", lambda: constructions.verify(lengths=config.verify_lengths))
+    return f"verified in {time.perf_counter() - started:.0f} s", []
 
 
 def train_one(

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from probe.errors import ProbeError
+from probe.measure.data import TracedSequences
 from probe.models.anatomy import d_vocab_of
-from probe.study.config import StudyConfig, StudyData, TracedSequences
+from probe.study.config import StudyConfig, StudyData
 from probe.study.places import Place, read_tokens
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey

@@ -6,11 +6,11 @@ from page_numbers import ROOT, WORDS, Page
 import constructions
 from probe.attention import TEMPLATES
 from probe.attention.census import LABELS
+from probe.measure.base import DENSE_LENGTH
 from probe.models.encodings import ENCODINGS
 from probe.models.families import FAMILIES
 from probe.models.lens.released import BRIDGED
 from probe.study.config import PRESETS
-from probe.study.stages import DENSE_LENGTH
 from probe.tasks.scan import commands
 
 NOT_MEASURED = {

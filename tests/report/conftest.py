@@ -31,7 +31,7 @@ def traces(decoders, tokens):
 
 @pytest.fixture(scope="session")
 def census_rows(decoders, tokens):
-    parts = [census(decoder, tokens, n_bootstrap=10).assign(encoding=name) for name, decoder in decoders.items()]
+    parts = [census(decoder, tokens, n_bootstrap=10).assign(model=name) for name, decoder in decoders.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -42,7 +42,7 @@ def split(traces):
 
 @pytest.fixture(scope="session")
 def entropy_rows(traces):
-    parts = [attention_summary(t, n_bootstrap=10).assign(encoding=e, control="none") for e, t in traces.items()]
+    parts = [attention_summary(t, n_bootstrap=10).assign(model=e, control="none") for e, t in traces.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -52,7 +52,7 @@ def accuracy_rows():
     value = np.linspace(1, 0, 16)
     return pd.DataFrame(
         {
-            "encoding": ["none"] * 8 + [NASTY] * 8,
+            "model": ["none"] * 8 + [NASTY] * 8,
             "length": lengths,
             "value": value,
             "low": value - 0.1,
@@ -65,7 +65,7 @@ def accuracy_rows():
 @pytest.fixture(scope="session")
 def probe_rows():
     rows = [
-        {"encoding": e, "site": s, "control": c, "metric": "r2", "value": v, "low": v - 0.1, "high": v + 0.05}
+        {"model": e, "site": s, "control": c, "metric": "r2", "value": v, "low": v - 0.1, "high": v + 0.05}
         for e in ("none", NASTY)
         for s in ("hook_embed", "blocks.0.hook_resid_post")
         for c, v in (("none", 0.9), ("untrained", 0.5), ("embedding", 0.3), ("shuffled", 0.0))
@@ -76,7 +76,7 @@ def probe_rows():
 @pytest.fixture(scope="session")
 def template_rows(traces):
     parts = [
-        compare_templates(t, n_bootstrap=10).assign(encoding=e, control=c)
+        compare_templates(t, n_bootstrap=10).assign(model=e, control=c)
         for e, t in traces.items()
         for c in ("none", "untrained")
     ]

@@ -9,7 +9,7 @@ from probe.report import attention
 
 
 def test_a_grid_has_a_cell_a_head(census_rows):
-    none = census_rows[(census_rows["encoding"] == "none") & (census_rows["metric"] == "sink")]
+    none = census_rows[(census_rows["model"] == "none") & (census_rows["metric"] == "sink")]
     figure = attention.head_grid(none, "sink")
     np.testing.assert_array_equal(figure.data[0].z, none["value"].to_numpy().reshape(2, 2))
     with pytest.raises(ProbeError, match="one row a head"):
@@ -19,7 +19,7 @@ def test_a_grid_has_a_cell_a_head(census_rows):
 def test_the_census_shows_labels_and_tells_every_score(census_rows):
     figure = attention.census_grid(census_rows)
     assert len(figure.data) == 3
-    of = census_rows[census_rows["encoding"] == "none"]
+    of = census_rows[census_rows["model"] == "none"]
     shade = of[of["metric"] == "explained_variance"]["value"].to_numpy().reshape(2, 2)
     np.testing.assert_array_equal(figure.data[0].z, shade)
     labels = of.drop_duplicates(["layer", "head"])["label"].map(lambda x: attention.SHORT_LABELS.get(x, x))
@@ -33,7 +33,7 @@ def test_losses_have_a_point_a_head_and_ablation(census_rows):
     figure = attention.census_losses(census_rows)
     points = [t for t in figure.data if t.mode == "markers"]
     assert len(points) == 3 * 3 and list(points[0].x) == ["0.0", "0.1", "1.0", "1.1"]
-    wanted = census_rows[(census_rows["encoding"] == "none") & (census_rows["metric"] == "loss_uniform")]
+    wanted = census_rows[(census_rows["model"] == "none") & (census_rows["metric"] == "loss_uniform")]
     uniform = next(t for t in points if "uniform attention" in t.name)
     assert list(uniform.y) == wanted["value"].tolist()
     assert list(uniform.error_y.array) == (wanted["high"] - wanted["value"]).tolist()
@@ -79,5 +79,5 @@ def test_no_rows_are_one_clear_line(census_rows, entropy_rows, split):
         lambda: attention.f_rel_curves(split.curves[:0], split.shares),
         lambda: attention.head_grid(census_rows[:0]),
     ):
-        with pytest.raises(ProbeError, match="wants at least one row, got none"):
+        with pytest.raises(ProbeError, match="needs at least one row, got none"):
             draw()

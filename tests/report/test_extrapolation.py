@@ -5,14 +5,11 @@ import pytest
 from probe.errors import ProbeError
 from probe.report import extrapolation, render_page
 from probe.report import scales as drawing
-from probe.report.extrapolation_sections import (
-    extrapolation_figures,
-    extrapolation_sections,
-    extrapolation_summary,
-    passkey_table,
-    perplexity_table,
-    temperature_table,
-)
+from probe.report.sections import Results, beyond, passkey, temperature
+from probe.report.sections.base import parts_of
+from probe.report.sections.beyond import perplexity_table
+from probe.report.sections.passkey import passkey_table
+from probe.report.sections.temperature import temperature_table
 from probe.report.variants import matched
 
 NASTY = "<b>x"
@@ -33,6 +30,25 @@ DRAW = {
 OF_LENGTHS = ("perplexity", "loss_by_position", "passkey", "passkey_lengths", "entropy_by_position")
 
 
+def parts(rows):
+    return parts_of(Results(rows), {part.__name__: part.PART for part in (beyond, temperature, passkey)})
+
+
+def extrapolation_figures(rows, train_length=None):
+    return {
+        name: f for part in parts(rows) for name, f in part.figures(Results(rows, train_length=train_length)).items()
+    }
+
+
+def extrapolation_sections(rows, drawn, train_length=L):
+    sections = [part.section(Results(rows, train_length=train_length), drawn) for part in parts(rows)]
+    return [section for section in sections if section.figures or section.tables]
+
+
+def extrapolation_summary(rows, train_length=None):
+    return [line for part in parts(rows) for line in part.lines(Results(rows, train_length=train_length))]
+
+
 def drawn(name, rows):
     return DRAW[name](rows, L) if name in OF_LENGTHS else DRAW[name](rows)
 
@@ -40,7 +56,7 @@ def drawn(name, rows):
 def every(measurement, metric, variants=SCALED, encodings=("none", NASTY), **columns):
     """A row for every encoding, variant and combination of the columns, numbered in ``value``."""
     grid = pd.MultiIndex.from_product(columns.values(), names=list(columns)).to_frame(index=False)
-    parts = [grid.assign(encoding=e, variant=v, extension=s) for e in encodings for v, s in variants]
+    parts = [grid.assign(model=e, variant=v, extension=s) for e in encodings for v, s in variants]
     rows = pd.concat(parts, ignore_index=True).assign(measurement=measurement, metric=metric)
     value = np.arange(1, len(rows) + 1) / len(rows)
     return rows.assign(value=value, low=value - 0.001, high=value + 0.002, n=40, tokens=100)
@@ -70,8 +86,8 @@ def scales():
     # As a study has them: each head's entropy itself in a row before.
     rise = pd.concat([rise.assign(metric="entropy", value=rise["value"] + 3), rise], ignore_index=True)
     told = pd.DataFrame([{"value": -0.41, "low": -0.8, "high": 0.1, "p": 0.2, "n": 4, "extension": 4.0}])
-    told = told.assign(measurement="scale_entropy", metric="spearman", encoding="none", variant="head")
-    law = law.assign(measurement="scale_law", encoding="none", variant="uniform", n=2)
+    told = told.assign(measurement="scale_entropy", metric="spearman", model="none", variant="head")
+    law = law.assign(measurement="scale_law", model="none", variant="uniform", n=2)
     return pd.concat([found, law, rise, told], ignore_index=True)
 
 
@@ -139,7 +155,7 @@ def test_extensions_are_matched_at_the_edge():
 def test_the_loss_has_bands(rows):
     figure = extrapolation.loss_by_position(rows, L)
     line = named(figure, "uniform scale")[0]
-    of = rows.query("measurement == 'loss_by_position' and encoding == 'none' and variant == 'uniform'")
+    of = rows.query("measurement == 'loss_by_position' and model == 'none' and variant == 'uniform'")
     want = [of.query("extension == @e and position == @p")["value"].item() for e, p in
             ((2, 1.0), (2, 255.0), (2, 511.0), (4, 800.0))]  # fmt: skip
     assert list(line.x) == [1.0, 255.0, 511.0, 800.0] and list(line.y) == want
@@ -157,7 +173,7 @@ def test_passkeys_are_a_map_of_length_and_depth(rows):
     head = figure.data[2]
     assert list(head.x) == ["256<br>(1×)", "512<br>(2×)", "1024<br>(4×)"]
     assert list(head.y) == ["0 = start", "0.5", "1 = end"] and figure.layout.yaxis3.autorange == "reversed"
-    of = rows.query("measurement == 'passkey' and metric == 'exact_match' and encoding == 'none' and variant == 'head'")
+    of = rows.query("measurement == 'passkey' and metric == 'exact_match' and model == 'none' and variant == 'head'")
     for column, made in enumerate(({"length": 256, "extension": 2.0}, {"length": 512, "extension": 2.0},
                                    {"length": 1024, "extension": 4.0})):  # fmt: skip
         want = of[of["depth"].notna() & (of[list(made)] == pd.Series(made)).all(axis=1)].sort_values("depth")["value"]
@@ -169,7 +185,7 @@ def test_passkeys_are_a_map_of_length_and_depth(rows):
 
 def test_passkeys_by_length_are_those_of_all_depths(rows):
     figure = extrapolation.passkey_by_length(rows, L)
-    of = rows.query("measurement == 'passkey' and metric == 'exact_match' and encoding == 'none' and variant == 'none'")
+    of = rows.query("measurement == 'passkey' and metric == 'exact_match' and model == 'none' and variant == 'none'")
     line = named(figure, "no change")[0]
     assert list(line.y) == of[of["depth"].isna()]["value"].tolist() and len(line.y) == 3
     assert figure.layout.yaxis.range == (-0.03, 1.05)
@@ -204,7 +220,7 @@ def test_the_law_goes_beside_the_published_one(rows):
 
 def test_entropy_is_the_mean_over_heads_of_the_longest_extension(rows):
     figure = drawing.entropy_by_position(rows, L)
-    of = rows.query("measurement == 'scaled_entropy' and encoding == 'none' and layer == 0")
+    of = rows.query("measurement == 'scaled_entropy' and model == 'none' and layer == 0")
     line = named(figure, "head scale, made for 4×")[0]
     want = of.query("variant == 'head' and extension == 4").groupby("query")["value"].mean()
     assert list(line.x) == [1, 2, 256, 512] and list(line.y) == want.tolist()
@@ -239,14 +255,14 @@ def test_temperatures_are_of_trained_and_longer(rows):
         "longer sequences: loss, nats a token", "longer sequences: exact match",
     ]  # fmt: skip
     lines = named(figure, "none")
-    of = rows.query("measurement == 'temperature' and encoding == 'none' and metric == 'loss' and split == 'longer'")
+    of = rows.query("measurement == 'temperature' and model == 'none' and metric == 'loss' and split == 'longer'")
     assert len(lines) == 4 and list(lines[2].y) == of["value"].tolist()
     assert list(lines[2].x) == pytest.approx([1.0, 1.2, 1.4], abs=0.02)
 
 
 @pytest.mark.parametrize("name", DRAW)
 def test_names_from_outside_are_text_not_markup(rows, name):
-    rows = rows.assign(encoding=NASTY, variant=rows["variant"].replace("uniform", NASTY))
+    rows = rows.assign(model=NASTY, variant=rows["variant"].replace("uniform", NASTY))
     if name == "temperature":
         rows = rows.assign(split=NASTY)
     rows = rows.drop_duplicates([c for c in rows if c not in ("value", "low", "high")])
@@ -270,7 +286,7 @@ def _strings(tree, key, inside=False):
 
 @pytest.mark.parametrize("name", ["perplexity", "loss_by_position", "passkey", "passkey_lengths"])
 def test_variants_may_be_missing_or_unknown(rows, name):
-    rows = rows[(rows["encoding"] == "none") | (rows["variant"] == "none")]  # the other encoding has one variant
+    rows = rows[(rows["model"] == "none") | (rows["variant"] == "none")]  # the other encoding has one variant
     figure = drawn(name, rows.assign(variant=rows["variant"].replace("head", "my own")))
     told = figure.to_json()
     assert "my own" in told and "head scale" not in told
@@ -282,11 +298,11 @@ def test_no_rows_are_one_clear_line(rows, name):
     with pytest.raises(ProbeError, match="at least one row, got none"):
         drawn(name, rows[:0])
     with pytest.raises(ProbeError, match="at least one row, got none"):
-        drawn(name, pd.DataFrame(columns=["measurement", "encoding", "metric"]))
+        drawn(name, pd.DataFrame(columns=["measurement", "model", "metric"]))
 
 
 def test_what_was_not_measured_is_not_there(rows):
-    empty = pd.DataFrame([{"measurement": "accuracy", "encoding": "none", "metric": "exact_match", "value": 1.0}])
+    empty = pd.DataFrame([{"measurement": "accuracy", "model": "none", "metric": "exact_match", "value": 1.0}])
     for nothing in (empty, rows[:0]):
         assert extrapolation_figures(nothing, L) == {}
         assert extrapolation_sections(nothing, {}) == [] and extrapolation_summary(nothing) == []
@@ -298,7 +314,7 @@ def test_what_was_not_measured_is_not_there(rows):
 
 def test_tables_have_a_row_a_setting(rows):
     table = perplexity_table(rows)
-    assert list(table.columns[:4]) == ["encoding", "variant", "made for", "128 tokens"] and len(table) == 2 * 5
+    assert list(table.columns[:4]) == ["model", "variant", "made for", "128 tokens"] and len(table) == 2 * 5
     assert table.iloc[1].tolist()[:3] == ["none", "uniform scale", "2×"]
     assert table["2048 tokens"].map(str).tolist()[:2] == ["1000 [999.2, 1002]", "1002 [1001, 1004]"]
     keys = passkey_table(rows)
@@ -311,7 +327,7 @@ def test_tables_have_a_row_a_setting(rows):
 
 
 def test_the_summary_has_the_model_as_it_is_and_the_best_that_reaches_so_far():
-    rows = perplexities().query("context <= 1024 and encoding == 'none'")
+    rows = perplexities().query("context <= 1024 and model == 'none'")
     rows.loc[(rows["variant"] == "head") & (rows["extension"] == 2), "value"] = 1.0  # best, but not made for 1024
     rows.loc[(rows["variant"] == "uniform") & (rows["extension"] == 4), "value"] = 900.0
     (line,) = extrapolation_summary(rows, L)
@@ -330,7 +346,7 @@ def test_the_summary_has_the_model_as_it_is_and_the_best_that_reaches_so_far():
 
 def test_the_page_holds_the_numbers(rows):
     figures = extrapolation_figures(rows, L)
-    assert list(figures) == list(DRAW)
+    assert set(figures) == set(DRAW)
     sections = extrapolation_sections(rows, figures)
     assert [s.title for s in sections] == ["Beyond the trained length", "Attention temperature", "Passkeys"]
     assert sum(len(s.figures) for s in sections) == len(DRAW)

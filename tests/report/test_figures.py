@@ -97,7 +97,7 @@ def test_no_rows_are_one_clear_line(accuracy_rows):
         attention.template_distances,
         attention.attention_maps,
     ):
-        with pytest.raises(ProbeError, match="wants at least one row, got none"):
+        with pytest.raises(ProbeError, match="needs at least one row, got none"):
             draw(accuracy_rows[:0])
 
 

@@ -6,11 +6,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from probe.errors import ProbeError
+from probe.measure import Case, TracedSequences
+from probe.measure.shifted import shifted
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.pretrained import load_pretrained
 from probe.study import StudyData
-from probe.study.stages import shifted
 from probe.training import encode, exact_match, predict, train
 from probe.training.shifted import SHIFTS, shifted_positions, shifted_texts
 
@@ -78,7 +79,9 @@ def test_a_study_shifts_a_clockwork_rnn_too(task, splits):
     """It knows any position: every shift is looked at."""
     model = ClockworkRNN(ClockworkConfig(d_vocab=len(task.vocabulary), d_model=33, n_modules=3), seed=0).eval()
     data = StudyData(task, splits, *(encode(part, task.vocabulary) for part in (splits.train, splits.validation)))
-    assert [*shifted(model, data, most=4)["shift"].unique()] == [*SHIFTS]
+    assert [
+        *shifted(Case("a", [model], TracedSequences(data.held_out.tokens), examples=data), most=4)["shift"].unique()
+    ] == [*SHIFTS]
 
 
 def test_bad_input_is_one_clear_line(task, splits):
