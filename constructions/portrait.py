@@ -16,7 +16,7 @@ from probe.tracing import PATTERN, block_site, trace
 
 @dataclass(frozen=True)
 class Portrait(Shown):
-    """Rows for ``probe.report.construction_portrait`` and ``construction_matrices``.
+    """Rows for ``probe.report.plot_construction_portrait`` and ``plot_construction_matrices``.
 
     ``matrices``: layer, matrix ("head 0, W_V", "MLP, W_in"), n_rows, n_columns, row, column, weight, those that are not
     0. ``attention``: layer, head, query, key, weight, of heads that have any weight. ``stream``: t (1 at ``<bos>``),

@@ -20,23 +20,23 @@ def attention_figures(
     found: dict[str, go.Figure] = {}
     templates = of(rows, "templates", metric=DISTANCE)
     if len(templates):
-        found["template_distances"] = attention.template_distances(templates)
+        found["template_distances"] = attention.plot_template_distances(templates)
     for encoding, heads in maps.items():
-        found[f"attention_{encoding}"] = attention.attention_maps(_closest_head_of_each_layer(heads))
+        found[f"attention_{encoding}"] = attention.plot_attention_maps(_closest_head_of_each_layer(heads))
     for encoding, heads in curves.items():
-        found[f"f_rel_{encoding}"] = attention.f_rel_curves(heads, of(rows, "split", encoding=encoding), encoding)
+        found[f"f_rel_{encoding}"] = attention.plot_f_rel_curves(heads, of(rows, "split", encoding=encoding), encoding)
     census = of(rows, "census", control="none")
     if len(census):
-        found["census"] = attention.census_grid(census)
+        found["census"] = attention.plot_census_grid(census)
     if census["metric"].isin(list(attention.LOSSES)).any():
-        found["census_losses"] = attention.census_losses(census)
+        found["census_losses"] = attention.plot_census_losses(census)
     entropy = of(rows, "entropy")
     if len(entropy):
-        found["entropy"] = attention.entropy_by_query(entropy)
+        found["entropy"] = attention.plot_entropy_by_query(entropy)
     pairs = of(rows, "model_distance", metric=DISTANCE, scope="mean", aggregate="minimum")
     for control, name in (("none", "model_distances"), ("untrained", "model_distances_untrained")):
         if (pairs["control"] == control).any():
-            found[name] = attention.distance_matrix(pairs[pairs["control"] == control])
+            found[name] = attention.plot_distance_matrix(pairs[pairs["control"] == control])
     return named(found)
 
 

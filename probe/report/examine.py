@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from probe.report.accuracy import under_shift
+from probe.report.accuracy import plot_under_shift
 from probe.report.attention_sections import attention_explained, attention_figures, attention_sections
-from probe.report.hybrids import attention_by_kind
+from probe.report.hybrids import plot_attention_by_kind
 from probe.report.page import Line, Made, Section, render_page
-from probe.report.position import loss_along_texts
+from probe.report.position import plot_loss_along_texts
 from probe.report.position_sections import position_figures, position_read, position_sections
-from probe.report.position_table import table_curves, table_map
+from probe.report.position_table import plot_table_curves, plot_table_map
 from probe.report.tables import beside_untrained, interval_of, of
 
 
@@ -87,8 +87,11 @@ def _tables(rows: pd.DataFrame) -> list[Section]:
     for name in dict.fromkeys(numbers["encoding"]):
         similarity, basis = of(rows, "table_map", encoding=name), of(rows, "table_basis", encoding=name)
         drawn += [
-            (f"{name}: how alike positions are, and the first principal components.", table_map(similarity, basis)),
-            (f"{name}: norms, and similarity by distance.", table_curves(of(rows, "table", encoding=name))),
+            (
+                f"{name}: how alike positions are, and the first principal components.",
+                plot_table_map(similarity, basis),
+            ),
+            (f"{name}: norms, and similarity by distance.", plot_table_curves(of(rows, "table", encoding=name))),
         ]
     single = numbers[numbers["position"].isna() & numbers["lag"].isna()]
     wide = single.pivot_table(index=["encoding", "metric"], columns="control", values="value", sort=False)
@@ -123,7 +126,7 @@ def _shifted(rows: pd.DataFrame) -> list[Section]:
                 "alone, or no position but by its own means, does not notice; what has learned absolute positions "
                 "may. Loss of the next token, and the share of tokens that are the likeliest; 95 % bootstrap."
             ],
-            figures=[("Loss and accuracy against the shift.", under_shift(shifted, "token_accuracy"))],
+            figures=[("Loss and accuracy against the shift.", plot_under_shift(shifted, "token_accuracy"))],
             tables=[("Change of the loss, nats a token, paired.", table)],
         )
     ]
@@ -153,7 +156,7 @@ def _needle(rows: pd.DataFrame) -> list[Section]:
                 "there), the first token, the last 16, the rest; reach is the mean attended distance beside that of "
                 "uniform attention. That a head attends to the key does not say that the model says it."
             ],
-            figures=[("Every head's attention on the key, by layer.", attention_by_kind(needle, "on_keys"))],
+            figures=[("Every head's attention on the key, by layer.", plot_attention_by_kind(needle, "on_keys"))],
             tables=[
                 ("Means over all heads, in parentheses the untrained model's.", mean),
                 ("The heads that attend most to the key (layer.head).", heads),
@@ -178,7 +181,7 @@ def _kinds(rows: pd.DataFrame) -> list[Section]:
     needle = needle[needle["encoding"].isin(found["encoding"])]
     reach = []
     if len(needle):
-        reach = [("Reach of every head, from the question for the key.", attention_by_kind(needle, "reach"))]
+        reach = [("Reach of every head, from the question for the key.", plot_attention_by_kind(needle, "reach"))]
     return [
         Section(
             "Layers that see position, and layers that do not",
@@ -205,6 +208,6 @@ def _by_position(rows: pd.DataFrame) -> list[Section]:
         Section(
             "Loss by position",
             ["The loss of a token by its place in the text: what a longer context is worth. 95 % bootstrap."],
-            figures=[("Loss, nats a token, by position.", loss_along_texts(loss))],
+            figures=[("Loss, nats a token, by position.", plot_loss_along_texts(loss))],
         )
     ]

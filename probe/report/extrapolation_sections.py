@@ -14,11 +14,11 @@ from probe.report.scales import (
     SPLITS,
     TEMPERATURES,
     beside_entropy,
-    entropy_by_position,
-    loss_by_temperature,
-    scale_against_entropy,
-    scale_law,
-    scale_map,
+    plot_entropy_by_position,
+    plot_loss_by_temperature,
+    plot_scale_against_entropy,
+    plot_scale_law,
+    plot_scale_map,
 )
 from probe.report.style import named
 from probe.report.tables import interval_of, of
@@ -43,25 +43,25 @@ def extrapolation_figures(rows: pd.DataFrame, train_length: int) -> dict[str, go
     passkeys = of(rows, "passkey", metric="exact_match")
     found: dict[str, go.Figure] = {}
     if len(of(rows, "perplexity", metric="perplexity")):
-        found["perplexity"] = extrapolation.perplexity_by_context(rows, train_length)
+        found["perplexity"] = extrapolation.plot_perplexity_by_context(rows, train_length)
     if len(of(rows, "loss_by_position")):
-        found["loss_by_position"] = extrapolation.loss_by_position(rows, train_length)
+        found["loss_by_position"] = extrapolation.plot_loss_by_position(rows, train_length)
     if len(passkeys) > len(over_depths(rows)):
-        found["passkey"] = extrapolation.passkey_map(rows, train_length)
+        found["passkey"] = extrapolation.plot_passkey_map(rows, train_length)
     if len(over_depths(rows)):
-        found["passkey_lengths"] = extrapolation.passkey_by_length(rows, train_length)
+        found["passkey_lengths"] = extrapolation.plot_passkey_by_length(rows, train_length)
     scales = of(rows, "head_scale", metric="scale")
     if len(scales) and (scales["variant"] == "head").any():
-        found["scale_map"] = scale_map(rows)
+        found["scale_map"] = plot_scale_map(rows)
     if len(scales) and scales["extension"].notna().any():
-        found["scale_law"] = scale_law(rows)
+        found["scale_law"] = plot_scale_law(rows)
     if len(of(rows, "scaled_entropy", metric="entropy")):
-        found["entropy_by_position"] = entropy_by_position(rows, train_length)
+        found["entropy_by_position"] = plot_entropy_by_position(rows, train_length)
     if len(beside_entropy(rows)):
-        found["scale_entropy"] = scale_against_entropy(rows)
+        found["scale_entropy"] = plot_scale_against_entropy(rows)
     temperatures = of(rows, "temperature")
     if len(temperatures) and temperatures["metric"].isin(list(TEMPERATURES)).any():
-        found["temperature"] = loss_by_temperature(rows)
+        found["temperature"] = plot_loss_by_temperature(rows)
     return named(found)
 
 

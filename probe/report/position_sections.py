@@ -8,9 +8,9 @@ import plotly.graph_objects as go
 
 from probe.report.cells import Told
 from probe.report.drawing import short_site
-from probe.report.geometry import mechanism_readouts, variance_against_position, variance_shares
+from probe.report.geometry import plot_mechanism_readouts, plot_variance_against_position, plot_variance_shares
 from probe.report.page import Line, Section
-from probe.report.position import erasure_losses, extrapolation_curve, probe_by_site, probe_heatmap
+from probe.report.position import plot_erasure_losses, plot_extrapolation_curve, plot_probe_by_site, plot_probe_heatmap
 from probe.report.style import named
 from probe.report.tables import beside, beside_untrained, by_encoding, interval_of, known, of
 
@@ -22,19 +22,19 @@ VARIANCES = ("variance", "exponent", "exponent_r2")
 def position_figures(rows: pd.DataFrame) -> dict[str, go.Figure]:
     """Figures by name. Geometry and mechanism are drawn of one model, NoPE's where there is one; tables have all."""
     found = {
-        "probe_r2": probe_by_site(of(rows, "probe", probe="ridge"), "r2"),
-        "probe_accuracy": probe_by_site(of(rows, "probe", probe="logistic"), "accuracy"),
-        "probe_heatmap": probe_heatmap(of(rows, "fit")),
-        "extrapolation": extrapolation_curve(of(rows, "extrapolation")),
-        "use": erasure_losses(of(rows, "use")),
+        "probe_r2": plot_probe_by_site(of(rows, "probe", probe="ridge"), "r2"),
+        "probe_accuracy": plot_probe_by_site(of(rows, "probe", probe="logistic"), "accuracy"),
+        "probe_heatmap": plot_probe_heatmap(of(rows, "fit")),
+        "extrapolation": plot_extrapolation_curve(of(rows, "extrapolation")),
+        "use": plot_erasure_losses(of(rows, "use")),
     }
     drawn = portrayed(rows)
     geometry = of(rows, "geometry", encoding=drawn)
-    found["variance_shares"] = variance_shares(geometry[geometry["metric"].isin(SHARES)])
-    found["variance_by_position"] = variance_against_position(geometry[geometry["metric"].isin(VARIANCES)])
+    found["variance_shares"] = plot_variance_shares(geometry[geometry["metric"].isin(SHARES)])
+    found["variance_by_position"] = plot_variance_against_position(geometry[geometry["metric"].isin(VARIANCES)])
     mechanism = of(rows, "mechanism", encoding=drawn, control="none")
     if len(mechanism):
-        found["mechanism"] = mechanism_readouts(mechanism)
+        found["mechanism"] = plot_mechanism_readouts(mechanism)
     return named(found)
 
 

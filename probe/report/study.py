@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.accuracy import accuracy_by_length, under_shift
+from probe.report.accuracy import plot_accuracy_by_length, plot_under_shift
 from probe.report.attention_sections import DISTANCE, attention_explained, attention_figures, attention_sections
-from probe.report.constructions import construction_errors
+from probe.report.constructions import plot_construction_errors
 from probe.report.extrapolation_sections import extrapolation_figures, extrapolation_sections, extrapolation_summary
 from probe.report.page import Line, Made, Section, render_page
 from probe.report.position_sections import position_figures, position_read, position_sections
@@ -33,12 +33,12 @@ def study_figures(
     accuracy = of(rows, "accuracy").sort_values("split").drop_duplicates(["encoding", "length"])
     shifted = of(rows, "shifted")  # of models under a bridge there are none
     found = {
-        "accuracy": accuracy_by_length(accuracy, train_length),
-        **({"shifted": under_shift(shifted)} if len(shifted) else {}),
+        "accuracy": plot_accuracy_by_length(accuracy, train_length),
+        **({"shifted": plot_under_shift(shifted)} if len(shifted) else {}),
         **position_figures(rows),
         **attention_figures(rows, maps, curves),
         **extrapolation_figures(rows, train_length),
-        "constructions": construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
+        "constructions": plot_construction_errors(of(rows, "construction").rename(columns={"value": "largest_error"})),
     }
     return named(found)
 

@@ -14,9 +14,9 @@ from probe.models.twins import untrained_twin
 from probe.position import probe_over_training
 from probe.progress import OnProgress, Steps, untold
 from probe.report.attention_sections import attention_figures, attention_sections, attention_summary
-from probe.report.geometry import position_against_loss
+from probe.report.geometry import plot_position_against_loss
 from probe.report.page import Line, Section, render_page
-from probe.report.position import extrapolation_curve, probe_heatmap
+from probe.report.position import plot_extrapolation_curve, plot_probe_heatmap
 from probe.report.position_sections import fit_summary, fit_tables
 from probe.runs import at_work
 from probe.study.command import made_with, write_page
@@ -152,13 +152,15 @@ def fit_checkpoints(
         collected = pd.concat(rows, ignore_index=True).assign(data=traced.data)
         fit = collected[collected["measurement"] == "fit"]
         in_layers = fit[fit["site"].str.startswith("blocks.")]
-        figures = [(f"R² by layer and site: {t}.", probe_heatmap(in_layers, t)) for t in _drawn_targets(in_layers)]
+        figures = [(f"R² by layer and site: {t}.", plot_probe_heatmap(in_layers, t)) for t in _drawn_targets(in_layers)]
         if fitted_length is not None:
             beyond = collected[collected["measurement"] == "extrapolation"]
-            figures.append(("Error by position, fitted left of the line only.", extrapolation_curve(beyond)))
+            figures.append(("Error by position, fitted left of the line only.", plot_extrapolation_curve(beyond)))
         for name in over_training:
             run = collected[(collected["measurement"] == "over_training") & (collected["encoding"] == name)]
-            figures.append((f"R² of the position and loss over the training of {name}.", position_against_loss(run)))
+            figures.append(
+                (f"R² of the position and loss over the training of {name}.", plot_position_against_loss(run))
+            )
         text = [
             "Ridge regressions on held-out sequences, beside an untrained model, the token embedding, shuffled "
             "positions and a random projection of the token; the colour is the R² less the untrained model's."

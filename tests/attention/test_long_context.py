@@ -9,8 +9,7 @@ from probe.attention import attention_maps, compare_long_context, compare_templa
 from probe.attention.pooling import bin_starts
 from probe.errors import ProbeError
 from probe.models.lens import to_bridge
-from probe.report import attention_maps as draw
-from probe.report import render_page
+from probe.report import plot_attention_maps, render_page
 from probe.report.page import Section
 from probe.tracing import PATTERN, trace
 
@@ -68,9 +67,10 @@ def test_long_maps_are_pooled_before_they_are_drawn(make_decoder, random_tokens)
     maps = attention_maps(traced, ["alibi"], bins=128)
     assert len(maps) == 4 * 128 * 129 // 2
     assert maps["query"].max() == maps["key"].max() == bin_starts(300, 128)[-1]
-    assert draw(maps).layout.xaxis10.title.text == "key (sums of 3 a cell)"
+    figure = plot_attention_maps(maps)
+    assert figure.layout.xaxis10.title.text == "key (sums of 3 a cell)"
     # Eight long heads, three maps each.
-    page = render_page("t", [], [Section("s", figures=[("c", draw(maps)), ("d", draw(maps))])])
+    page = render_page("t", [], [Section("s", figures=[("c", figure), ("d", figure)])])
     assert len(page) < 5_000_000
 
 

@@ -6,7 +6,7 @@ from constructions import CONSTRUCTIONS
 from constructions.observing import observe
 from constructions.portrait import portrait
 from constructions.weights import head_weights
-from probe.report import construction_matrices, construction_portrait
+from probe.report import plot_construction_matrices, plot_construction_portrait
 
 HEAD = ("W_Q", "W_K", "W_V", "W_O")
 
@@ -85,10 +85,10 @@ def test_what_is_shown_if_nothing_is_said():
 def test_it_can_be_drawn():
     for name in ("absolute_position", "exact_position", "relative_position"):
         seen = portrait(CONSTRUCTIONS[name], 24)
-        figure = construction_portrait(seen.attention, seen.stream, seen.errors)
+        figure = plot_construction_portrait(seen.attention, seen.stream, seen.errors)
         heads = seen.attention.groupby(["layer", "head"]).ngroups
         assert sum(trace.type == "heatmap" for trace in figure.data) == min(5, heads)
-        matrices = construction_matrices(seen.matrices)
+        matrices = plot_construction_matrices(seen.matrices)
         assert len(matrices.data) == seen.matrices.groupby(["layer", "matrix"]).ngroups
         drawn = sum(int(np.isfinite(np.asarray(trace.z, dtype=float)).sum()) for trace in matrices.data)
         assert drawn == len(seen.matrices)

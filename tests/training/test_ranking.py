@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from probe.errors import ProbeError
-from probe.report import league_by_length, league_differences, league_page, league_ranks
+from probe.report import league_page, plot_league_by_length, plot_league_differences, plot_league_ranks
 from probe.training.ranking import (
     accuracy_by_length,
     holm,
@@ -183,10 +183,10 @@ def test_the_published_order_comes_out():
 def test_figures_and_page():
     rows = results(THREE)
     ranks, differences, by_length = league(rows), paired_differences(rows), accuracy_by_length(rows)
-    figure = league_ranks({"ours": ranks, "published": ranks})
+    figure = plot_league_ranks({"ours": ranks, "published": ranks})
     assert [trace.name for trace in figure.data] == ["ours", "ours", "published", "published"]
     np.testing.assert_allclose(figure.data[0].x, ranks["value"][:3])
-    assert league_differences(differences).data[0].z.shape == (3, 3)
-    assert {trace.name for trace in league_by_length(by_length).data if trace.name} == {"a", "b", "c"}
+    assert plot_league_differences(differences).data[0].z.shape == (3, 3)
+    assert {trace.name for trace in plot_league_by_length(by_length).data if trace.name} == {"a", "b", "c"}
     page = league_page({"ours": ranks}, {"ours": differences}, {"ours": by_length}, said=["One run failed."])
     assert "One run failed." in page and "Which differences are real?" in page

@@ -1,0 +1,82 @@
+"""Every old public name still works, warns with the new name, and stands in the table of CHANGELOG.md."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import constructions
+import probe
+from probe.deprecation import old_names
+
+PACKAGES = [
+    importlib.import_module(name)
+    for root in (probe, constructions)
+    for name in (root.__name__, *(m.name for m in pkgutil.walk_packages(root.__path__, f"{root.__name__}.") if m.ispkg))
+]
+
+
+def public():
+    """Every public function and class by its path, each once."""
+    found = {}
+    for package in PACKAGES:
+        for name in getattr(package, "__all__", ()):
+            value = getattr(package, name)
+            if inspect.isroutine(value) or inspect.isclass(value):
+                found[id(value)] = (f"{package.__name__}.{name}", value)  # the deepest package that has it
+    return dict(found.values())
+
+
+def renamed(value):
+    return getattr(value, "renamed", {}).items()
+
+
+PUBLIC = public()
+NAMES = [(p, old, new) for p in PACKAGES for old, new in renamed(vars(p).get("__getattr__"))]
+ARGUMENTS = [(path, old, new) for path, value in PUBLIC.items() for old, new in renamed(value)]
+FIELDS = [
+    (path, old, new)
+    for path, value in PUBLIC.items()
+    if inspect.isclass(value)
+    for member in vars(value).values()
+    if isinstance(member, property)
+    for old, new in renamed(member.fget)
+]
+
+
+@pytest.mark.parametrize(("package", "old", "new"), NAMES, ids=lambda value: getattr(value, "__name__", value))
+def test_an_old_name_is_the_new_object(package, old, new):
+    with pytest.warns(DeprecationWarning, match=rf"\.{old} is now .*\.{new};"):
+        assert getattr(package, old) is getattr(package, new)
+    assert old not in package.__all__ and new in package.__all__
+
+
+def test_the_changelog_lists_every_old_name():
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", text, flags=re.MULTILINE)
+    names = [(f"{package.__name__}.{old}", new) for package, old, new in NAMES]
+    arguments = [(f"{path}({old}=)", f"{new}=") for path, old, new in ARGUMENTS]
+    fields = [(f"{path}.{old}", new) for path, old, new in FIELDS]
+    assert sorted(listed) == sorted([*names, *arguments, *fields])
+
+
+def test_an_unknown_name_is_no_old_name():
+    with pytest.raises(AttributeError, match="module 'probe.report' has no attribute 'plot_nothing'"):
+        probe.report.plot_nothing  # noqa: B018
+    getattr_of = old_names("probe", {"lade": "load"})
+    with pytest.warns(DeprecationWarning, match="probe.lade is now probe.load"):
+        assert getattr_of("lade") is probe.load
+
+
+def test_figures_and_nothing_else_begin_with_plot():
+    import plotly.graph_objects as go
+
+    import probe.report
+
+    for name in probe.report.__all__:
+        value = getattr(probe.report, name)
+        figure = inspect.isroutine(value) and inspect.signature(value).return_annotation is go.Figure
+        assert figure == name.startswith("plot_"), name
