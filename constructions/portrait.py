@@ -9,6 +9,7 @@ from torch import Tensor
 from constructions.construction import Construction
 from constructions.layout import POSITION
 from constructions.weights import head_weights
+from probe.deprecation import old_field
 from probe.models.decoder import Decoder
 from probe.shown import Shown
 from probe.tracing import PATTERN, block_site, trace
@@ -20,13 +21,14 @@ class Portrait(Shown):
 
     ``matrices``: layer, matrix ("head 0, W_V", "MLP, W_in"), n_rows, n_columns, row, column, weight, those that are not
     0. ``attention``: layer, head, query, key, weight, of heads that have any weight. ``stream``: t (1 at ``<bos>``),
-    site, value of the stream's position row. ``errors``: t, quantity, error.
+    site, value of the stream's position row. ``rows``: t, quantity, error.
     """
 
     matrices: pd.DataFrame
     attention: pd.DataFrame
     stream: pd.DataFrame
-    errors: pd.DataFrame
+    rows: pd.DataFrame
+    errors = old_field("errors", "rows")
 
 
 def portrait(construction: Construction, length: int = 64, dtype: torch.dtype = torch.float64) -> Portrait:

@@ -1,11 +1,13 @@
 """Every old public name still works, warns with the new name, and stands in the table of CHANGELOG.md."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import constructions
@@ -52,6 +54,24 @@ def test_an_old_name_is_the_new_object(package, old, new):
     with pytest.warns(DeprecationWarning, match=rf"\.{old} is now .*\.{new};"):
         assert getattr(package, old) is getattr(package, new)
     assert old not in package.__all__ and new in package.__all__
+
+
+@pytest.mark.parametrize(("path", "old", "new"), FIELDS)
+def test_an_old_field_reads_the_new_one(path, old, new):
+    result = object.__new__(PUBLIC[path])
+    object.__setattr__(result, new, value := object())
+    with pytest.warns(DeprecationWarning, match=rf"\.{old} is now .*\.{new};"):
+        assert getattr(result, old) is value
+
+
+def test_results_with_tables_keep_the_main_one_in_rows():
+    tables = {
+        path: [field.name for field in dataclasses.fields(value) if field.type is pd.DataFrame]
+        for path, value in PUBLIC.items()
+        if dataclasses.is_dataclass(value)
+    }
+    assert sum(map(bool, tables.values())) >= 5
+    assert [path for path, names in tables.items() if names and "rows" not in names] == []
 
 
 def test_the_changelog_lists_every_old_name():

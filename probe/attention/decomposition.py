@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
 from probe.attention.split_parts import Curves, Left, Stacks, or_nan, settled, share_rows, subsets, with_interval
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
+from probe.deprecation import old_field
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown
@@ -35,7 +36,7 @@ SEEN_PARTS = ("key", "distance", "content")  # within rows, where pairs of token
 class ScoreSplit(Shown):
     """The split of every head.
 
-    ``shares``: columns layer, head, scope, part, metric, value, low, high, n (sequences), content. For the metric
+    ``rows``: columns layer, head, scope, part, metric, value, low, high, n (sequences), content. For the metric
     "share" the values of a scope sum to 1; they are Lindeman, Merenda & Gold's (1980): the variance that a part
     explains beyond others, averaged over all orders in which the parts can be added, since parts of an unbalanced
     design overlap.
@@ -59,8 +60,9 @@ class ScoreSplit(Shown):
     and slopes to first order in the weights of the sequences; NaN where there is one sequence only.
     """
 
-    shares: pd.DataFrame
+    rows: pd.DataFrame
     curves: pd.DataFrame
+    shares = old_field("shares", "rows")
 
 
 def split_scores(

@@ -19,6 +19,7 @@ from probe.attention.streaming import stream_attention
 from probe.attention.streaming_models import AttentionInputs, attention_inputs
 from probe.attention.streaming_template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
+from probe.deprecation import old_field
 from probe.errors import ProbeError
 from probe.sequences import Sequences, TokenIds
 from probe.shown import Shown
@@ -30,12 +31,13 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class LongContext(Shown):
-    """``templates``: columns layer, head, template, distance ("jensen_shannon", nats), value, low, high, n,
+    """``rows``: columns layer, head, template, distance ("jensen_shannon", nats), value, low, high, n,
     n_parameters, explained, as ``compare_templates`` has them. ``maps``: one row a cell of a pooled map of each head
     beside its nearest template, columns as ``attention_maps`` has them; query and key are the first of their bins."""
 
-    templates: pd.DataFrame
+    rows: pd.DataFrame
     maps: pd.DataFrame
+    templates = old_field("templates", "rows")
 
 
 def compare_long_context(

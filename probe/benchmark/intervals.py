@@ -193,7 +193,7 @@ def _split(rng: np.random.Generator, n: int, n_bootstrap: int) -> pd.DataFrame:
     scores = _scores(rng, n)
     tokens = torch.arange(n * LENGTH).view(n, LENGTH)
     trace = Trace(tokens, torch.full((n,), LENGTH), {block_site(0, SCORES): scores}, 1)
-    rows = split_scores(trace, n_bootstrap=n_bootstrap, seed=_seed(rng)).shares
+    rows = split_scores(trace, n_bootstrap=n_bootstrap, seed=_seed(rng)).rows
     return rows[rows["scope"] == "seen"].set_index(["part", "metric"])
 
 
@@ -227,7 +227,7 @@ def _states(rng: np.random.Generator, n: int) -> Trace:
 
 
 def _share_position(rng: np.random.Generator, size: Size) -> Found:
-    rows = decompose_hidden(_states(rng, size["n_sequences"]), skip=0).shares
+    rows = decompose_hidden(_states(rng, size["n_sequences"]), skip=0).rows
     row = rows[(rows["metric"] == "share_position") & (rows["control"] == "none")].iloc[0]
     # Of the variance in four dimensions: position's 4 POSITION², the sequence's 4, the token's 4.
     return {"share_position": (row["low"], row["high"], 4 * POSITION**2 / (4 * POSITION**2 + 8))}

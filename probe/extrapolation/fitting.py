@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probe.config import check_number, check_size
+from probe.deprecation import old_field
 from probe.device import fast_products, gradients
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
@@ -69,7 +70,8 @@ class FittedScale(Shown):
     """The scales that were found, and how."""
 
     scale: Float[Tensor, "layer head"]  #: λ of every head
-    log: pd.DataFrame  #: of a training: step, loss, learning_rate, least, mean, most; of a search: evaluation, loss
+    rows: pd.DataFrame  #: of a training: step, loss, learning_rate, least, mean, most; of a search: evaluation, loss
+    log = old_field("log", "rows")
 
 
 def train_scale(

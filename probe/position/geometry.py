@@ -24,6 +24,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.linalg import vecdot
 
+from probe.deprecation import old_field
 from probe.errors import ProbeError
 from probe.position.moments import precision
 from probe.position.scores import Draws
@@ -41,10 +42,11 @@ LIMITS = {"variance": (0, np.inf), "exponent": (-np.inf, np.inf), "exponent_r2":
 
 @dataclass(frozen=True)
 class HiddenDecomposition(Shown):
-    """``shares``, one row a number, and ``basis``, where pos_t stands along its principal components, for figures."""
+    """``rows``, one row a number, and ``basis``, where pos_t stands along its principal components, for figures."""
 
-    shares: pd.DataFrame
+    rows: pd.DataFrame
     basis: pd.DataFrame
+    shares = old_field("shares", "rows")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def decompose_hidden(
         seed: of the shuffled control.
 
     Returns:
-        ``shares`` with the columns site, control, metric, value, low, high, n (sequences), and ``basis`` with site,
+        ``rows`` with the columns site, control, metric, value, low, high, n (sequences), and ``basis`` with site,
         control, component, share (of the variance of pos_t), position, value (the coordinate of pos_t along that
         component).
 

@@ -29,7 +29,7 @@ def plot_variance_shares(rows: pd.DataFrame) -> go.Figure:
     """What share of the variance of hidden states position, context and token have: a bar a site, a panel a control;
     the dimension of pos_t (participation ratio) stands above.
 
-    Rows: ``decompose_hidden(…).shares``: site, control, metric, value, low, high.
+    Rows: ``decompose_hidden(…).rows``: site, control, metric, value, low, high.
     """
     rows = some(rows, "shares of variance")
     controls = list(dict.fromkeys(rows["control"]))

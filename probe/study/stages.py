@@ -181,7 +181,7 @@ def attention_stages(
     return {
         "templates": lambda: of_both(templates),
         "census": lambda: of_both(heads),
-        "split": lambda: of_both(lambda control, _: split(control).shares),
+        "split": lambda: of_both(lambda control, _: split(control).rows),
         "curves": lambda: of_both(lambda control, _: split(control).curves),
         "entropy": lambda: of_both(lambda _, of: attention_summary(trace(of[0], tokens, [PATTERN]), seed=seed)),
         "maps": lambda: attention_maps(trace(decoders[0], tokens, [PATTERN]), **own_t5(decoders[0]), bins=BINS),
@@ -210,8 +210,8 @@ def _long_stages(decoder: nn.Module, untrained: nn.Module, tokens: torch.Tensor,
         return split_long_context(models[control], tokens, seed=seed)
 
     return {
-        "templates": lambda: of_both(lambda c: templates(c).templates).rename(columns={"distance": "metric"}),
-        "split": lambda: of_both(lambda c: split(c).shares),
+        "templates": lambda: of_both(lambda c: templates(c).rows).rename(columns={"distance": "metric"}),
+        "split": lambda: of_both(lambda c: split(c).rows),
         "entropy": lambda: of_both(lambda c: stream(models[c], tokens).rows()),
         "curves": lambda: of_both(lambda c: split(c).curves),
         "maps": lambda: templates("none").maps,
@@ -269,7 +269,7 @@ def geometry(decoder: nn.Module, untrained: nn.Module, tokens: torch.Tensor, *, 
     """The parts of hidden states behind every layer, and how the variance of attention outputs falls with position."""
     traces = [trace(model, tokens, [EMBED, RESID_POST, ATTN_OUT]) for model in (decoder, untrained)]
     streams = [site for site in traces[0].values if not site.endswith(ATTN_OUT)]
-    parts = decompose_hidden(traces[0], streams, untrained=traces[1], seed=seed).shares
+    parts = decompose_hidden(traces[0], streams, untrained=traces[1], seed=seed).rows
     return pd.concat([parts, variance_by_position(traces[0], untrained=traces[1], seed=seed)], ignore_index=True)
 
 

@@ -58,7 +58,7 @@ def curve(split, name, head=0, layer=0):
 
 def share(split, scope, part, metric="share", head=0, layer=0):
     wanted = "scope == @scope and part == @part and metric == @metric and head == @head and layer == @layer"
-    row = split.shares.query(wanted)
+    row = split.rows.query(wanted)
     assert len(row) == 1
     return row.iloc[0]
 
@@ -169,7 +169,7 @@ def test_the_linear_trend_belongs_to_f_rel(n, seed, slope):
     moved = share(tilted, "seen", "distance", "slope").value - share(plain, "seen", "distance", "slope").value
     assert moved == pytest.approx(slope, abs=1e-8)
     for scope in ("all", "seen"):
-        found = tilted.shares[(tilted.shares["scope"] == scope) & (tilted.shares["metric"] == "share")]["value"]
+        found = tilted.rows[(tilted.rows["scope"] == scope) & (tilted.rows["metric"] == "share")]["value"]
         assert found.sum() == pytest.approx(1) and (found > -1e-9).all()
 
 
@@ -186,8 +186,8 @@ def test_a_sink_does_not_tilt_f_rel():
 def test_a_head_with_equal_scores_has_no_shares_and_the_others_have_theirs():
     scores = normal(5, 3, 6, 6)
     scores[:, 1] = 2.5
-    together = split_scores(scores_trace(scores), n_bootstrap=10).shares
-    alone = split_scores(scores_trace(scores[:, [0, 2]]), n_bootstrap=10).shares
+    together = split_scores(scores_trace(scores), n_bootstrap=10).rows
+    alone = split_scores(scores_trace(scores[:, [0, 2]]), n_bootstrap=10).rows
     assert together[together["head"] == 1][["value", "low", "high"]].isna().all(axis=None)
     for head, of in ((0, 0), (2, 1)):
         np.testing.assert_allclose(
@@ -237,12 +237,12 @@ def test_what_softmax_does_not_see_changes_nothing_that_is_seen(content, window)
         for s in (scores, scores + 5 * normal(9, 2, 8, 1, seed=8))
     )
     for a, b in (
-        (plain.shares[plain.shares["scope"] == "seen"], moved.shares[moved.shares["scope"] == "seen"]),
+        (plain.rows[plain.rows["scope"] == "seen"], moved.rows[moved.rows["scope"] == "seen"]),
         (plain.curves[plain.curves["curve"] != "g"], moved.curves[moved.curves["curve"] != "g"]),
     ):
         pd.testing.assert_frame_equal(a, b, check_exact=False, rtol=1e-8, atol=1e-8)
     assert not np.allclose(
-        plain.shares[plain.shares["scope"] == "all"]["value"], moved.shares[moved.shares["scope"] == "all"]["value"]
+        plain.rows[plain.rows["scope"] == "all"]["value"], moved.rows[moved.rows["scope"] == "all"]["value"]
     )
     exact = by_distance(torch.linspace(1, -1, 8, dtype=torch.float64)).expand(9, 1, 8, 8) + normal(9, 1, 8, 1, seed=9)
     split = split_scores(scores_trace(exact, tokens=tokens), content, n_bootstrap=2)
@@ -265,7 +265,7 @@ def test_padding_is_not_read():
     for b, length in enumerate([4, 6, 3, 5]):
         scores[b, :, length:] = math.nan
     again = split_scores(scores_trace(scores, lengths=[4, 6, 3, 5]), n_bootstrap=20)
-    pd.testing.assert_frame_equal(plain.shares, again.shares)
+    pd.testing.assert_frame_equal(plain.rows, again.rows)
     pd.testing.assert_frame_equal(plain.curves, again.curves)
 
 
@@ -308,7 +308,7 @@ def of_queries_and_keys(*inputs, draws=None):
 
 
 def assert_same(dense, streamed, atol=1e-9):
-    for a, b in ((dense.shares, streamed.shares), (dense.curves, streamed.curves)):
+    for a, b in ((dense.rows, streamed.rows), (dense.curves, streamed.curves)):
         keys = [c for c in a.columns if c not in ("value", "low", "high")]
         both = b.merge(a, on=keys, how="left", validate="1:1")
         for column in ("value", "low", "high"):
@@ -345,7 +345,7 @@ g = torch.Generator().manual_seed(0)
 q, k = torch.randn(8, 32768, 64, generator=g), torch.randn(8, 32768, 64, generator=g)
 slopes = 2.0 ** -torch.arange(1, 9)
 split = split_sums({0: ScoreSums.of_queries_and_keys(q, k, 0.0, -slopes[:, None] * torch.arange(32768))})
-found = split.shares[split.shares["metric"] == "slope"]["value"].to_numpy()
+found = split.rows[split.rows["metric"] == "slope"]["value"].to_numpy()
 assert abs(found / slopes.numpy() - 1).max() < 1e-6, found
 """
     assert peak_bytes(script) < 1.5e9

@@ -22,8 +22,8 @@ def test_it_is_what_whole_patterns_give(encoding, make_decoder, random_tokens):
     decoder, tokens = make_decoder(encoding=encoding, n_ctx=64), random_tokens(6, 48)
     found = compare_long_context(decoder, tokens, bins=48)
     traced = trace(decoder, tokens, [PATTERN])
-    both = found.templates.merge(compare_templates(traced, FAMILIES), on=SAME, validate="1:1")
-    assert len(both) == len(found.templates) == 2 * 4 * 4
+    both = found.rows.merge(compare_templates(traced, FAMILIES), on=SAME, validate="1:1")
+    assert len(both) == len(found.rows) == 2 * 4 * 4
     for column in ("value", "low", "high", "n_parameters", "n"):
         np.testing.assert_allclose(both[f"{column}_x"], both[f"{column}_y"], atol=1e-6)
     np.testing.assert_allclose(both["explained_x"], both["explained_y"], atol=1e-4)
@@ -35,7 +35,7 @@ def test_it_is_what_whole_patterns_give(encoding, make_decoder, random_tokens):
 
 def test_a_bridge_gives_what_its_decoder_gives(make_decoder, random_tokens):
     decoder, tokens = make_decoder(encoding="alibi"), random_tokens(2, 20)
-    ours, theirs = (compare_long_context(m, tokens, layers=[1]).templates for m in (decoder, to_bridge(decoder)))
+    ours, theirs = (compare_long_context(m, tokens, layers=[1]).rows for m in (decoder, to_bridge(decoder)))
     np.testing.assert_allclose(ours["value"], theirs["value"], atol=1e-6)
     assert set(ours["layer"]) == {1}
 
@@ -84,7 +84,7 @@ torch.set_num_threads(1)
 config = DecoderConfig(d_vocab=13, n_ctx=8, n_layers=1, d_model=32, n_heads=8, d_head=16, encoding="alibi")
 decoder = Decoder(config, seed=0).eval()
 torch.nn.init.zeros_(decoder.layers[0].attention.q_proj.weight)
-rows = compare_long_context(decoder, torch.tensor([[0], [1]]).repeat(1, 4096)).templates
+rows = compare_long_context(decoder, torch.tensor([[0], [1]]).repeat(1, 4096)).rows
 assert rows[rows["template"] == "alibi_fitted"]["value"].max() < 1e-5
 """
     # Two dense patterns in float64 would be 2 GiB.

@@ -20,7 +20,7 @@ def test_a_portrait_shows_what_the_construction_does():
     by_site = seen.stream.pivot(index="t", columns="site", values="value")
     np.testing.assert_allclose(by_site["blocks.0.hook_resid_mid"], 1 / t)
     np.testing.assert_allclose(by_site["blocks.0.hook_resid_post"], t)
-    assert seen.errors.groupby("quantity")["error"].max().max() < 1e-8
+    assert seen.rows.groupby("quantity")["error"].max().max() < 1e-8
 
 
 def test_matrices_are_the_decoders():
@@ -72,8 +72,8 @@ def test_every_number_is_the_decoders(name):
         assert rows["t"].tolist() == list(range(1, n + 1))
         assert rows["value"].tolist() == pytest.approx(values[site][0, :, 2].tolist(), abs=1e-12)
     t, errors = construction.errors(decoder, tokens, "explicit")
-    assert seen.errors["quantity"].unique().tolist() == list(errors)
-    for quantity, rows in seen.errors.groupby("quantity"):
+    assert seen.rows["quantity"].unique().tolist() == list(errors)
+    for quantity, rows in seen.rows.groupby("quantity"):
         assert rows["t"].tolist() == t.tolist() and rows["error"].tolist() == pytest.approx(errors[quantity].tolist())
 
 
@@ -85,7 +85,7 @@ def test_what_is_shown_if_nothing_is_said():
 def test_it_can_be_drawn():
     for name in ("absolute_position", "exact_position", "relative_position"):
         seen = portrait(CONSTRUCTIONS[name], 24)
-        figure = plot_construction_portrait(seen.attention, seen.stream, seen.errors)
+        figure = plot_construction_portrait(seen.attention, seen.stream, seen.rows)
         heads = seen.attention.groupby(["layer", "head"]).ngroups
         assert sum(trace.type == "heatmap" for trace in figure.data) == min(5, heads)
         matrices = plot_construction_matrices(seen.matrices)

@@ -336,7 +336,7 @@ def test_position_is_probed_erased_and_decomposed_as_in_a_decoder(random_tokens)
     assert len(left) == 2 and left.max() < 0.05  # of sequences that it was not fitted to
     loss = erased[(erased["metric"] == "loss") & (erased["control"] == "none")]["value"]
     assert (loss != 0).all()
-    shares = decompose_hidden(trace(model, tokens, SITES), untrained=trace(make_rnn(seed=1), tokens, SITES)).shares
+    shares = decompose_hidden(trace(model, tokens, SITES), untrained=trace(make_rnn(seed=1), tokens, SITES)).rows
     assert {"none", "untrained"} <= set(shares["control"]) and shares["value"].notna().any()
 
 

@@ -50,7 +50,7 @@ def planted():
 def test_shares_are_those_of_song_and_zhong(planted):
     """Written out in numpy as in their section 2; the token's part is an analysis of variance of their residual."""
     traced, _ = planted
-    shares = decompose_hidden(traced, skip=0).shares
+    shares = decompose_hidden(traced, skip=0).rows
     h = traced[SITE].numpy()
     mu = h.mean((0, 1))
     pos, ctx = h.mean(0) - mu, h.mean(1) - mu
@@ -84,7 +84,7 @@ def test_without_position_its_share_is_0_on_average_whatever_the_number_of_seque
     found = []
     for seed in range(30):
         x = normal(n, 8, 4, seed=seed) + 2 * normal(n, 1, 4, seed=seed + 100)
-        rows = decompose_hidden(made(x, torch.full((n,), 8)), skip=0).shares
+        rows = decompose_hidden(made(x, torch.full((n,), 8)), skip=0).rows
         found.append(value(rows, "share_position"))
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(30) + 1e-9 and np.std(found) < 0.2 / n
 
@@ -106,7 +106,7 @@ def test_shares_add_up_with_lengths_that_differ_and_padding_is_not_read(planted)
     lengths = torch.arange(B) % (T - 4) + 5
     x = traced[SITE].clone()
     x[torch.arange(T) >= lengths[:, None]] = 1e6
-    found = [decompose_hidden(made(each, lengths, traced.tokens)).shares for each in (x, traced[SITE])]
+    found = [decompose_hidden(made(each, lengths, traced.tokens)).rows for each in (x, traced[SITE])]
     pd.testing.assert_frame_equal(*found)
     parts = found[0][found[0]["metric"].str.startswith("share_")]
     np.testing.assert_allclose(parts.groupby("control")["value"].sum(), 1)
@@ -114,7 +114,7 @@ def test_shares_add_up_with_lengths_that_differ_and_padding_is_not_read(planted)
 
 def test_untrained_is_a_control_and_nothing_varies_in_constants(planted):
     traced, _ = planted
-    rows = decompose_hidden(traced, untrained=made(torch.ones(B, T, D))).shares
+    rows = decompose_hidden(traced, untrained=made(torch.ones(B, T, D))).rows
     assert set(rows["control"]) == {"none", "untrained", "shuffled"}
     assert np.isnan(value(rows, "share_position", "untrained"))
 

@@ -32,7 +32,7 @@ def named(figure, name):
 
 
 def test_shares_are_stacked_to_one(pair):
-    rows = decompose_hidden(pair[0], STREAM, untrained=pair[1]).shares
+    rows = decompose_hidden(pair[0], STREAM, untrained=pair[1]).rows
     figure = geometry.plot_variance_shares(rows)
     heights = np.array([bar.y for bar in figure.data]).reshape(3, 4, 3)  # control, part, site
     np.testing.assert_allclose(heights.sum(1), 1)

@@ -91,7 +91,7 @@ def rendered(
                 figures=[
                     ("census", plot_census_grid(census_rows)),
                     ("losses", plot_census_losses(census_rows)),
-                    ("curves", plot_f_rel_curves(split.curves, split.shares)),
+                    ("curves", plot_f_rel_curves(split.curves, split.rows)),
                     ("entropy", plot_entropy_by_query(entropy_rows)),
                 ],
             ),

@@ -490,12 +490,12 @@ def sweep_scale(given):
 
 def train_scale(given):
     found = extrapolation.train_scale(_task_model(given), _longer(), extrapolation.ScaleTraining(steps=5, warmup=1))
-    return found.scale, found.log
+    return found.scale, found.rows
 
 
 def search_scale(given):
     model = given.model(n_layers=1, n_heads=1, d_head=32, d_vocab=len(COPY.vocabulary))
-    return extrapolation.search_scale(model, _longer(), evaluations=12).log["loss"].min()
+    return extrapolation.search_scale(model, _longer(), evaluations=12).rows["loss"].min()
 
 
 def planted(given):
