@@ -9,10 +9,9 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -33,7 +32,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     return __getattr__
 
 
-def old_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def old_arguments(**names: str) -> Callable[[F], F]:
     """A decorator: the function also takes keyword arguments by their old names.
 
     The old name of one argument may be the new name of another, as in ``train(model, data, config)``, which became
@@ -44,11 +43,11 @@ def old_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         names: the new name by the old one.
     """
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: F) -> F:
         parameters = [*inspect.signature(function).parameters]
 
         @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call(*args: Any, **kwargs: Any) -> Any:
             if names.keys().isdisjoint(kwargs):
                 return function(*args, **kwargs)
             given = {*parameters[: len(args)], *(new for old, new in names.items() if old in kwargs)}
@@ -61,10 +60,10 @@ def old_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if not is_new:
                     _warn(f"the argument {name!r} of {function.__name__}", repr(new))
                 renamed[new] = value
-            return function(*args, **renamed)  # the same arguments, by their new names
+            return function(*args, **renamed)
 
         call.renamed = names  # type: ignore[attr-defined]
-        return call
+        return cast(F, call)
 
     return decorate
 

@@ -12,7 +12,7 @@ import pytest
 
 import constructions
 import probe
-from probe.deprecation import old_names
+from probe.deprecation import old_arguments, old_names
 
 PACKAGES = [
     importlib.import_module(name)
@@ -62,6 +62,53 @@ def test_an_old_field_reads_the_new_one(path, old, new):
     object.__setattr__(result, new, value := object())
     with pytest.warns(DeprecationWarning, match=rf"\.{old} is now .*\.{new};"):
         assert getattr(result, old) is value
+
+
+@pytest.mark.parametrize("path", sorted({path for path, *_ in ARGUMENTS}))
+def test_an_old_argument_is_the_new_one(path):
+    """Called with nothing else, the function refuses the value, or lacks another argument than the given ones."""
+    function = PUBLIC[path]
+    with pytest.warns(DeprecationWarning) as warned, pytest.raises(TypeError, match="missing|violates") as raised:
+        function(**dict.fromkeys(function.renamed))
+    for old, new in function.renamed.items():
+        assert any(f"argument {old!r} of {function.__name__} is now {new!r};" in str(w.message) for w in warned)
+        assert repr(new) not in str(raised.value)
+
+
+@old_arguments(model="config", config="training")
+def give(config, data, training, *, device=None):
+    """The arguments, as the function got them."""
+    return config, data, training, device
+
+
+@pytest.mark.parametrize(
+    ("positional", "named"),
+    [
+        ((), {"model": 1, "data": 2, "config": 3}),
+        ((), {"config": 3, "data": 2, "model": 1}),
+        ((), {"model": 1, "data": 2, "training": 3}),
+        ((1, 2), {"config": 3}),
+        ((1,), {"config": 3, "data": 2}),
+    ],
+)
+def test_old_keywords_reach_their_arguments(positional, named):
+    with pytest.warns(DeprecationWarning, match="the argument '(model|config)' of give is now '(config|training)'"):
+        assert give(*positional, **named, device=4) == (1, 2, 3, 4)
+
+
+def test_new_keywords_do_not_warn():
+    assert give(1, 2, 3) == give(1, 2, training=3) == give(training=3, config=1, data=2) == (1, 2, 3, None)
+    assert [*inspect.signature(give).parameters] == ["config", "data", "training", "device"]
+
+
+@pytest.mark.filterwarnings("ignore:the argument")
+@pytest.mark.parametrize(
+    ("positional", "named"),
+    [((), {"model": 1, "config": 1, "training": 3, "data": 2}), ((1, 2, 3), {"model": 1}), ((1, 2, 3), {"config": 3})],
+)
+def test_two_values_of_one_argument_are_refused(positional, named):
+    with pytest.raises(TypeError, match=r"give\(\) got (two|multiple) values for"):
+        give(*positional, **named)
 
 
 def test_results_with_tables_keep_the_main_one_in_rows():
