@@ -22,8 +22,9 @@ from probe.config import check_size
 from probe.errors import unknown_name
 from probe.extrapolation import fit_log_law, scale_against
 from probe.extrapolation.perplexity import ContextLosses, perplexity_rows
-from probe.position.geometry import decompose_hidden, variance_by_position
-from probe.position.scores import Draws, r2
+from probe.position.geometry.decomposition import decompose_hidden
+from probe.position.geometry.variance import variance_by_position
+from probe.position.probes.scores import Draws, r2
 from probe.progress import OnProgress, Steps, untold
 from probe.statistics import BOTH, Bootstrap, wilson
 from probe.tracing import PATTERN, RESID_POST, SCORES, Trace, block_site
@@ -269,8 +270,8 @@ ERROR = 1.0  # the mean squared error of a probe
 
 
 def _sums(rng: np.random.Generator, of_model: np.ndarray, sequences: int) -> Tensor:
-    """What ``probe.position.scores.token_sums`` makes of probes whose errors are so many times ``ERROR``, and differ
-    from sequence to sequence."""
+    """What ``probe.position.probes.scores.token_sums`` makes of probes whose errors are so many times ``ERROR``, and
+    differ from sequence to sequence."""
     y, models = np.arange(LENGTH) - (LENGTH - 1) / 2, len(of_model)
     squares = ERROR * of_model * rng.gamma(8, 1 / 8, (1, sequences)) * rng.chisquare(LENGTH, (models, sequences))
     sums = np.zeros((models, sequences, 1, 6))

@@ -42,7 +42,7 @@ from probe.position import (
     probe_positions,
     variance_by_position,
 )
-from probe.position.causal import FitDistance
+from probe.position.edits.erasing import FitDistance
 from probe.progress import OnProgress, untold
 from probe.sequences import first_of_each
 from probe.study.config import StudyData, TracedSequences

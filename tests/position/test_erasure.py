@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from probe.errors import ProbeError
-from probe.position.erasure import (
+from probe.position.edits.subspaces import (
     CONCEPTS,
     Whitening,
     concept,

@@ -5,7 +5,10 @@ import torch
 from scipy.stats import spearmanr
 
 from probe.errors import ProbeError
-from probe.position.geometry import decompose_hidden, neighbour_similarity, position_channels, variance_by_position
+from probe.position.geometry.channels import position_channels
+from probe.position.geometry.decomposition import decompose_hidden
+from probe.position.geometry.similarity import neighbour_similarity
+from probe.position.geometry.variance import variance_by_position
 from probe.tracing import Trace, trace
 
 SITE = "blocks.0.hook_attn_out"

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from probe.errors import ProbeError
 from probe.models.lens import to_bridge
 from probe.position import fit_position_probe
-from probe.position.splits import Split
+from probe.position.probes.splits import Split
 from probe.tracing import Trace, trace
 
 QUICK = {"n_bootstrap": 20}

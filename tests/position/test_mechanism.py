@@ -14,10 +14,10 @@ import constructions
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge
-from probe.position.emergence import probe_over_training
-from probe.position.findings import beside_content, elsewhere
-from probe.position.interventions import INTERVENTIONS, Input
-from probe.position.mechanism import mechanism_table, name_mechanism
+from probe.position.mechanism.findings import beside_content, elsewhere
+from probe.position.mechanism.interventions import INTERVENTIONS, Input
+from probe.position.mechanism.naming import mechanism_table, name_mechanism
+from probe.position.probes.emergence import probe_over_training
 from probe.tracing import PATTERN, block_site, logits_with_edits, nearest_keys, trace
 
 L, BOS, END = 24, 0, 31

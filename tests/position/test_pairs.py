@@ -3,7 +3,7 @@ import torch
 
 from probe.errors import ProbeError
 from probe.position import random_tokens
-from probe.position.pairs import bilinear, pair_probe, structural
+from probe.position.probes.pairs import bilinear, pair_probe, structural
 
 
 def pairs(n=4000, d=12, length=32, seed=0):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.position import patch_position, patched_position_used
-from probe.position.erasure import TokenMeans
+from probe.position.edits.subspaces import TokenMeans
 
 V, T = 5, 12
 SITE = "blocks.0.hook_resid_pre"

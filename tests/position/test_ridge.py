@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from probe.errors import ProbeError
 from probe.position import Moments, RidgeProbe, ridge_path
-from probe.position.moments import eigen
+from probe.position.probes.moments import eigen
 
 ALPHAS = (0.1, 3.0, 100.0)
 

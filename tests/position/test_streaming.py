@@ -19,9 +19,9 @@ from probe.position import (
     random_tokens,
     target_values,
 )
-from probe.position.reading import Reader
-from probe.position.splits import Sequences, Split
-from probe.position.streaming import probe_source
+from probe.position.probes.reading import Reader
+from probe.position.probes.splits import Sequences, Split
+from probe.position.probes.streaming import probe_source
 from probe.tracing import trace, visit
 
 QUICK = {"n_bootstrap": 10}

@@ -6,7 +6,7 @@ import torch
 
 from probe.errors import ProbeError
 from probe.position import TARGETS, TargetContext, position_classes, target_values
-from probe.position.targets import target_names
+from probe.position.probes.targets import target_names
 
 TOKENS = torch.tensor([[5, 1, 7, 7, 2, 7], [1, 7, 1, 3, 0, 0], [2, 2, 2, 2, 2, 2]])
 LENGTHS = torch.tensor([6, 4, 6])

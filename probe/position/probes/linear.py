@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from probe.config import check_number
 from probe.errors import ProbeError, unknown_name
-from probe.position.classification import SoftmaxProbe
-from probe.position.controls import Probed, beside_controls
-from probe.position.moments import precision
-from probe.position.reading import RandomProjection, Reader, Rows
-from probe.position.ridge import ALPHAS
-from probe.position.scores import METRICS, Draws, Metric, accuracy, mean_absolute_error, token_sums
-from probe.position.splits import Split
-from probe.position.streaming import probe_source
-from probe.position.targets import TargetContext
+from probe.position.probes.classification import SoftmaxProbe
+from probe.position.probes.controls import Probed, beside_controls
+from probe.position.probes.moments import precision
+from probe.position.probes.reading import RandomProjection, Reader, Rows
+from probe.position.probes.ridge import ALPHAS
+from probe.position.probes.scores import METRICS, Draws, Metric, accuracy, mean_absolute_error, token_sums
+from probe.position.probes.splits import Split
+from probe.position.probes.streaming import probe_source
+from probe.position.probes.targets import TargetContext
 from probe.sequences import Integers, Sequences, TokenIds
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED, RESID_POST

@@ -11,26 +11,27 @@ from torch import Tensor
 
 from probe.models.decoder import Decoder
 from probe.models.variant import standing_still
-from probe.position.erasure import Subspace, Whitening
-from probe.position.evidence import (
+from probe.position.edits.readable import READABLE
+from probe.position.edits.subspaces import Subspace, Whitening
+from probe.position.geometry.similarity import neighbour_similarity
+from probe.position.geometry.variance import ATTENTION_OUT, variance_by_position
+from probe.position.mechanism.evidence import (
     ACTS,
     ALIKE,
     COUNTS,
     DECAYS,
     FLAT,
     LOST,
-    READABLE,
     SHIFTED,
     SINK,
     Disturbance,
     Evidence,
 )
-from probe.position.geometry import ATTENTION_OUT, neighbour_similarity, variance_by_position
-from probe.position.interventions import NORMAL, first_twice, mix_sequences
-from probe.position.moments import precision
-from probe.position.scores import r2
-from probe.position.subject import Subject, decoded_shift, readout_sums
-from probe.position.use import Use
+from probe.position.mechanism.interventions import NORMAL, first_twice, mix_sequences
+from probe.position.mechanism.subject import Subject, decoded_shift, readout_sums
+from probe.position.mechanism.use import Use
+from probe.position.probes.moments import precision
+from probe.position.probes.scores import r2
 from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, trace
 
 # Whether a mechanism is there, and how to ask whether it is used, if it can be asked.

@@ -12,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.position.interventions import INTERVENTIONS, NORMAL, Edits, Input
-from probe.position.scores import Draws, mean_absolute_error, r2
+from probe.position.mechanism.interventions import INTERVENTIONS, NORMAL, Edits, Input
+from probe.position.probes.scores import Draws, mean_absolute_error, r2
 from probe.tracing import EMBED, PATTERN, RESID_POST, logits_with_edits, trace, visit
 
 CHOSEN_ON = 4096  # tokens, about, on which the site is chosen
@@ -169,7 +169,7 @@ def token_rows(x: Float[Tensor, "batch pos d_model"]) -> tuple[np.ndarray, np.nd
 
 
 def readout_sums(decoded: np.ndarray, y: np.ndarray, group: np.ndarray) -> Float64[Tensor, "sequence sum"]:
-    """Over the tokens of each sequence: 1, y, y², e², |e|, as ``probe.position.scores`` has them, and e, y e."""
+    """Over the tokens of each sequence: 1, y, y², e², |e|, as ``probe.position.probes.scores`` has them, and e, y e."""
     e = decoded - y
     each = np.stack((np.ones_like(e), y, y**2, e**2, np.abs(e), e, y * e), axis=1)
     return torch.zeros(group.max() + 1, 7, dtype=torch.float64).index_add_(

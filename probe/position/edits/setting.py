@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of
-from probe.position.erasure import Subspace
+from probe.position.edits.subspaces import Subspace
 from probe.sequences import Integers, TokenIds, first_of_each, marked, valid_rows
 from probe.sequences import Sequences as TokenSequences
 from probe.statistics import Bootstrap, p_value
@@ -28,6 +28,8 @@ from probe.tracing import (
     sequence_losses,
     trace,
 )
+
+MOST_BY_CHANCE = 0.05 + 1e-12  # the largest p of what is no chance; 1 of 20, as 19 controls give it, is within it
 
 Edit = Callable[[Tensor], Tensor]
 # Something about a layer's pattern, a number a sequence: (layer, pattern, lengths) -> numbers.

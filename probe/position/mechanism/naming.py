@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
-from probe.position.evidence import VERDICTS, Evidence, Rows
-from probe.position.findings import MECHANISMS
-from probe.position.interventions import NORMAL
-from probe.position.scores import Draws
-from probe.position.subject import Subject
-from probe.position.use import Use
+from probe.position.mechanism.evidence import VERDICTS, Evidence, Rows
+from probe.position.mechanism.findings import MECHANISMS
+from probe.position.mechanism.interventions import NORMAL
+from probe.position.mechanism.subject import Subject
+from probe.position.mechanism.use import Use
+from probe.position.probes.scores import Draws
 from probe.sequences import Sequences, TokenIds, first_of_each, marked
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED

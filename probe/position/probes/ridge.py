@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.moments import Moments, as_columns, eigen
+from probe.position.probes.moments import Moments, as_columns, eigen
 
 #: Strengths that are tried where none is given, for features of unit variance and the sum of squared errors. They go
 #: far up, for a site that tells nothing, and far down, for one that holds position exactly.

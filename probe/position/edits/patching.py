@@ -1,7 +1,8 @@
 """Position exchanged between sequences: does what the model does change with whose position a token has?
 
-As in ``probe.position.causal``, everything is fitted on the first half of the sequences and measured on the other half,
-beside random subspaces of the same rank that are orthogonal to position's. Position 0 is neither fitted to nor edited.
+As in ``probe.position.edits.erasing``, everything is fitted on the first half of the sequences and measured on the
+other half, beside random subspaces of the same rank that are orthogonal to position's. Position 0 is neither fitted to
+nor edited.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,9 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Change, Edit, Outcome, Setting, first_layer_behind, keys_of, one_site
-from probe.position.erasure import Subspace, Whitening, with_controls
-from probe.position.evidence import READABLE
-from probe.position.readable import apart_from, readable, token_parts
+from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
+from probe.position.edits.setting import Change, Edit, Outcome, Setting, first_layer_behind, keys_of, one_site
+from probe.position.edits.subspaces import Subspace, Whitening, with_controls
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import RESID_POST, block_site

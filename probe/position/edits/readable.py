@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from probe.position.edits import Setting, States
-from probe.position.erasure import Subspace, TokenMeans, unscale
-from probe.position.moments import precision
-from probe.position.ridge import ALPHAS, RidgeProbe
-from probe.position.scores import r2, token_sums
+from probe.position.edits.setting import Setting, States
+from probe.position.edits.subspaces import Subspace, TokenMeans, unscale
+from probe.position.probes.moments import precision
+from probe.position.probes.ridge import ALPHAS, RidgeProbe
+from probe.position.probes.scores import r2, token_sums
+
+READABLE = 0.3  # R² from which on position can be read
 
 
 def token_means(states: States, beyond_tokens: bool) -> TokenMeans:

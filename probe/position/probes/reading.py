@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.position.moments import Moments
-from probe.position.splits import Split
-from probe.position.targets import TargetContext, target_names, target_values
+from probe.position.probes.moments import Moments
+from probe.position.probes.splits import Split
+from probe.position.probes.targets import TargetContext, target_names, target_values
 from probe.sequences import Sequences, valid_rows
 from probe.tracing import visit
 

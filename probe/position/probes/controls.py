@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from probe.errors import ProbeError, unknown_name
 from probe.models.anatomy import d_model_of, layer_encodings
 from probe.models.twins import untrained_twin
-from probe.position.reading import RANDOM, RandomProjection, Reader
-from probe.position.scores import BOUNDS, Draws, Metric
-from probe.position.splits import Split
+from probe.position.probes.reading import RANDOM, RandomProjection, Reader
+from probe.position.probes.scores import BOUNDS, Draws, Metric
+from probe.position.probes.splits import Split
 from probe.progress import OnProgress, Steps, untold
 from probe.tracing import EMBED
 

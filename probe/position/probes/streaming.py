@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.errors import ProbeError, unknown_name
 from probe.models.anatomy import sites_of
-from probe.position.controls import COLUMNS, CONTROLS, Probed, beside_controls
-from probe.position.moments import Moments
-from probe.position.reading import HEAD, FoldMoments, RandomProjection, Reader, Rows
-from probe.position.ridge import ALPHAS, check_alphas, fit_folds
-from probe.position.scores import METRICS, Draws, token_sums
-from probe.position.splits import Split
-from probe.position.targets import TARGETS, TargetContext
+from probe.position.probes.controls import COLUMNS, CONTROLS, Probed, beside_controls
+from probe.position.probes.moments import Moments
+from probe.position.probes.reading import HEAD, FoldMoments, RandomProjection, Reader, Rows
+from probe.position.probes.ridge import ALPHAS, check_alphas, fit_folds
+from probe.position.probes.scores import METRICS, Draws, token_sums
+from probe.position.probes.splits import Split
+from probe.position.probes.targets import TARGETS, TargetContext
 from probe.progress import OnProgress, untold
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP

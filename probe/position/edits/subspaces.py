@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from probe.errors import ProbeError, unknown_name
-from probe.position.moments import eigen, precision
+from probe.position.probes.moments import eigen, precision
 
 
 @dataclass(frozen=True)

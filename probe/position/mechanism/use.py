@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from probe.position.evidence import CONTROLS, MOVED, WORTH, Disturbance, Evidence
-from probe.position.geometry import ATTENTION_OUT
-from probe.position.subject import Subject, token_rows
+from probe.position.geometry.variance import ATTENTION_OUT
+from probe.position.mechanism.evidence import CONTROLS, MOVED, WORTH, Disturbance, Evidence
+from probe.position.mechanism.subject import Subject, token_rows
 from probe.tracing import block_site, logits_with_edits, sequence_losses
 
 

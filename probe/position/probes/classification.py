@@ -18,7 +18,7 @@ from torch import Tensor
 from probe.config import check_number, check_size
 from probe.device import fast_products
 from probe.errors import ProbeError
-from probe.position.moments import eigen
+from probe.position.probes.moments import eigen
 
 CHUNK = 2048  # rows that go through the loss at once
 MEMORY = 20  # steps that L-BFGS remembers

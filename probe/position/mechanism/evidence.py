@@ -8,13 +8,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from probe.position.interventions import NORMAL
-from probe.position.scores import Draws
-from probe.position.subject import Subject
+from probe.position.mechanism.interventions import NORMAL
+from probe.position.mechanism.subject import Subject
+from probe.position.probes.scores import Draws
 
 # The thresholds of the verdicts; ``name_mechanism`` says where each stands.
-READABLE = 0.3  # R² from which on position can be read
-MOST_BY_CHANCE = 0.05 + 1e-12  # the largest p of what is no chance; 1 of 20, as 19 controls give it, is within it
 LOST = 0.5  # the share of an R² that must be gone for it to be lost
 COUNTS = 0.25  # how far the slope of a head's log-odds may be from that of a counter, -1
 SHIFTED = 0.1  # the share of the mean position by which a doubled <bos> must shift the decoded one; 1/2 if exact

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.device import gradients
 from probe.errors import ProbeError, unknown_name
-from probe.position.controls import CONTROLS, Probed, beside_controls
-from probe.position.moments import Moments, eigen
-from probe.position.reading import RandomProjection, Reader, Rows
-from probe.position.ridge import ALPHAS, fit_folds
-from probe.position.scores import METRICS, Draws, token_sums
-from probe.position.splits import Split
-from probe.position.targets import TargetContext, target_values
+from probe.position.probes.controls import CONTROLS, Probed, beside_controls
+from probe.position.probes.moments import Moments, eigen
+from probe.position.probes.reading import RandomProjection, Reader, Rows
+from probe.position.probes.ridge import ALPHAS, fit_folds
+from probe.position.probes.scores import METRICS, Draws, token_sums
+from probe.position.probes.splits import Split
+from probe.position.probes.targets import TargetContext, target_values
 from probe.sequences import Integers, Sequences, TokenIds
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED, RESID_POST

@@ -1,8 +1,8 @@
 """Position moved in one token: does attention move with it?
 
-As in ``probe.position.causal``, everything is fitted on the first half of the sequences and measured on the other half,
-beside random directions of the same length that are orthogonal to position's. Position 0 is neither fitted to nor
-edited. ``probe.position.patching`` exchanges position between sequences.
+As in ``probe.position.edits.erasing``, everything is fitted on the first half of the sequences and measured on the
+other half, beside random directions of the same length that are orthogonal to position's. Position 0 is neither fitted
+to nor edited. ``probe.position.edits.patching`` exchanges position between sequences.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits import Edit, Setting, first_layer_behind, keys_of, one_site
-from probe.position.erasure import Subspace, Whitening, concept_subspace
-from probe.position.evidence import MOST_BY_CHANCE, READABLE
-from probe.position.readable import apart_from, readable, token_parts
+from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
+from probe.position.edits.setting import MOST_BY_CHANCE, Edit, Setting, first_layer_behind, keys_of, one_site
+from probe.position.edits.subspaces import Subspace, Whitening, concept_subspace
 from probe.sequences import TokenIds
 from probe.statistics import N_BOOTSTRAP, p_value
 from probe.tracing import SCORES, block_site, hide_keys, logits_with_edits

@@ -3,7 +3,7 @@
 Everything is fitted on the first half of the sequences (n // 2) and measured on the other half, beside a control that
 has nothing to do with position: random subspaces of the same rank, orthogonal to position's. Position 0 is neither
 fitted to nor edited. Edits go through ``probe.tracing``, so that they reach every model that ``trace`` reads.
-``probe.position.steering`` moves position, and ``probe.position.patching`` exchanges it.
+``probe.position.edits.steering`` moves position, and ``probe.position.edits.patching`` exchanges it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,19 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
-from probe.position.edits import Change, Edit, OfPattern, Outcome, Setting, after_first, first_layer_behind, keys_of
-from probe.position.erasure import Subspace, TokenMeans, with_controls
-from probe.position.evidence import MOST_BY_CHANCE, READABLE
-from probe.position.readable import apart_from, readable, token_means
+from probe.position.edits.readable import READABLE, apart_from, readable, token_means
+from probe.position.edits.setting import (
+    MOST_BY_CHANCE,
+    Change,
+    Edit,
+    OfPattern,
+    Outcome,
+    Setting,
+    after_first,
+    first_layer_behind,
+    keys_of,
+)
+from probe.position.edits.subspaces import Subspace, TokenMeans, with_controls
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP, ROUNDING
 from probe.tracing import RESID_POST, expand_sites
