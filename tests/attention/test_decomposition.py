@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peak_memory import peak_bytes
 
 from probe.attention import split_long_context, split_scores, split_sums
-from probe.attention.score_sums import ScoreSums
+from probe.attention.score_split.sums import ScoreSums
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
 from probe.statistics import Bootstrap
@@ -340,7 +340,7 @@ def test_a_split_of_32768_tokens_in_little_memory():
     script = """
 import torch
 from probe.attention import split_sums
-from probe.attention.score_sums import ScoreSums
+from probe.attention.score_split.sums import ScoreSums
 g = torch.Generator().manual_seed(0)
 q, k = torch.randn(8, 32768, 64, generator=g), torch.randn(8, 32768, 64, generator=g)
 slopes = 2.0 ** -torch.arange(1, 9)

@@ -8,8 +8,8 @@ from scipy import stats
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from probe.attention import StreamTemplate, attention_inputs, stream, stream_attention
-from probe.attention import streaming as module
-from probe.attention import streaming_fused as fused_module
+from probe.attention.streaming import fused as fused_module
+from probe.attention.streaming import statistics as module
 from probe.errors import ProbeError
 from probe.models.encodings import ENCODINGS, alibi_slopes, t5_bucket
 from probe.models.lens import to_bridge

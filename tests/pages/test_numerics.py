@@ -6,8 +6,8 @@ import re
 import torch
 from page_numbers import Page, power, short
 
-from probe.attention.split_parts import NOTHING
-from probe.attention.streaming import LARGEST_IN_FLOAT32
+from probe.attention.score_split.parts import NOTHING
+from probe.attention.streaming.statistics import LARGEST_IN_FLOAT32
 from probe.position.probes.moments import precision
 
 NOT_MEASURED = {

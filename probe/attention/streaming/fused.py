@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from probe.attention.streaming_template import StreamTemplate, log_normaliser, negative_entropy
+from probe.attention.streaming.template import StreamTemplate, log_normaliser, negative_entropy
 
 # Longer bands than this are no longer cheaper than the whole pattern.
 MAX_NEAR = 512

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probe.attention.streaming import StreamedAttention, stream_attention
-from probe.attention.streaming_template import StreamTemplate
+from probe.attention.streaming.statistics import StreamedAttention, stream_attention
+from probe.attention.streaming.template import StreamTemplate
 from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of, n_layers_of, our_decoder
 from probe.models.decoder import Decoder

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.linalg import vecdot
 from torch.nn import functional as F
 
-from probe.attention import streaming_fused as fused
-from probe.attention.streaming_template import StreamTemplate, log_normaliser
+from probe.attention.streaming import fused
+from probe.attention.streaming.template import StreamTemplate, log_normaliser
 from probe.errors import ProbeError, unknown_name
 from probe.shown import Shown
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from probe.attention.score_sums import PARTS, Design
+from probe.attention.score_split.design import Design
+from probe.attention.score_split.sums import PARTS
 from probe.models.encodings import t5_bucket
 from probe.statistics import Bootstrap
 

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from probe.attention.score_sums import PARTS, Design, PairCounts, ScoreSums
-from probe.attention.split_parts import Curves, Left, Stacks, or_nan, settled, share_rows, subsets, with_interval
-from probe.attention.streaming_models import AttentionInputs, attention_inputs
+from probe.attention.score_split.design import Design, PairCounts
+from probe.attention.score_split.parts import Curves, Left, Stacks, or_nan, settled, share_rows, subsets, with_interval
+from probe.attention.score_split.sums import PARTS, ScoreSums
+from probe.attention.streaming.models import AttentionInputs, attention_inputs
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from probe.attention.distance_family import DistanceMass, fit
 from probe.attention.pooling import BINS, bin_starts, pooled_pattern
-from probe.attention.streaming import stream_attention
-from probe.attention.streaming_models import AttentionInputs, attention_inputs
-from probe.attention.streaming_template import StreamTemplate
+from probe.attention.streaming.models import AttentionInputs, attention_inputs
+from probe.attention.streaming.statistics import stream_attention
+from probe.attention.streaming.template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
 from probe.errors import ProbeError
 from probe.sequences import Sequences, TokenIds
