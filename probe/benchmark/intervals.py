@@ -22,13 +22,13 @@ from probe.config import check_size
 from probe.errors import unknown_name
 from probe.extrapolation import fit_log_law, scale_against
 from probe.extrapolation.perplexity import ContextLosses, perplexity_rows
+from probe.league import league, over_tasks, run_scores
 from probe.position.geometry.decomposition import decompose_hidden
 from probe.position.geometry.variance import variance_by_position
 from probe.position.probes.scores import Draws, r2
 from probe.progress import OnProgress, Steps, untold
 from probe.statistics import BOTH, Bootstrap, wilson
 from probe.tracing import PATTERN, RESID_POST, SCORES, Trace, block_site
-from probe.training.ranking import league, over_tasks, run_scores
 
 CONFIDENCE = 0.95
 LENGTH = 8  # tokens of a simulated sequence

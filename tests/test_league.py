@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from probe.errors import ProbeError
-from probe.report import league_by_length, league_differences, league_page, league_ranks
-from probe.training.ranking import (
+from probe.league import (
     accuracy_by_length,
     holm,
     league,
@@ -19,6 +18,7 @@ from probe.training.ranking import (
     reciprocal_ranks,
     run_scores,
 )
+from probe.report import league_by_length, league_differences, league_page, league_ranks
 
 # A table of published results, where one lies beside the repository.
 PUBLISHED = next((p for up in Path(__file__).parents for p in up.glob("*/reference/published_accuracy.csv")), None)
