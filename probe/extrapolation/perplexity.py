@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.extrapolation.fitting import device_of, logits_of, vocabulary_of
+from probe.losses import token_losses
 from probe.models.mode import evaluating
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Sequences, TokenIds, token_ids
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import token_losses
 from probe.training.data import at_once
 
 # Tokens in one forward pass, at most, where that is more than one window.

@@ -14,20 +14,13 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.losses import likeliest, sequence_losses
 from probe.models.anatomy import n_layers_of
 from probe.position.edits.subspaces import Subspace
 from probe.sequences import Integers, TokenIds, first_of_each, marked, valid_rows
 from probe.sequences import Sequences as TokenSequences
 from probe.statistics import Bootstrap, p_value
-from probe.tracing import (
-    PATTERN,
-    block_site,
-    expand_sites,
-    likeliest,
-    logits_with_edits,
-    sequence_losses,
-    trace,
-)
+from probe.tracing import PATTERN, block_site, expand_sites, logits_with_edits, trace
 
 MOST_BY_CHANCE = 0.05 + 1e-12  # the largest p of what is no chance; 1 of 20, as 19 controls give it, is within it
 

@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from probe.losses import sequence_losses
 from probe.position.geometry.variance import ATTENTION_OUT
 from probe.position.mechanism.evidence import CONTROLS, MOVED, WORTH, Disturbance, Evidence
 from probe.position.mechanism.subject import Subject, token_rows
-from probe.tracing import block_site, logits_with_edits, sequence_losses
+from probe.tracing import block_site, logits_with_edits
 
 
 class Use:

@@ -8,11 +8,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.losses import sequence_losses
 from probe.position.probes.linear import fit_position_probe
 from probe.position.probes.scores import Draws
 from probe.sequences import Sequences, TokenIds, first_of_each, marked
 from probe.statistics import N_BOOTSTRAP
-from probe.tracing import RESID_POST, logits_with_edits, sequence_losses
+from probe.tracing import RESID_POST, logits_with_edits
 
 COLUMNS = ["step", "site", "metric", "value", "low", "high", "n"]
 Measure = Callable[[nn.Module, Int[Tensor, "batch pos"]], pd.DataFrame]
