@@ -18,7 +18,7 @@ from constructions.newton import Newton
 from constructions.normalised import ThroughNorm
 from constructions.odometer import Odometer
 from constructions.planting import Planted, plant, widen
-from constructions.portrait import Portrait, portrait
+from constructions.portraits import Portrait, portrait
 from constructions.propositions import PROPOSITIONS, Proposition
 from constructions.relative import RelativePosition
 from constructions.weights import perturbed, write_head, write_mlp_units, write_units

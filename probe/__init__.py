@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the same names, for whoever reads types and runs nothing
     from probe.models.encodings import t5_bucket as t5_bucket
     from probe.models.lens import to_bridge as to_bridge
     from probe.models.pretrained import load_pretrained as load_pretrained
-    from probe.models.variant import variant as variant
+    from probe.models.variants import variant as variant
     from probe.position import fit_position_probe as fit_position_probe
     from probe.study import StudyConfig as StudyConfig
     from probe.study import run_study as run_study
@@ -56,7 +56,7 @@ _HOMES = {
     "load": "probe.models.checkpoint",
     "save": "probe.models.checkpoint",
     "load_pretrained": "probe.models.pretrained",
-    "variant": "probe.models.variant",
+    "variant": "probe.models.variants",
     "to_bridge": "probe.models.lens",
     "TASKS": "probe.tasks",
     "make_task": "probe.tasks",

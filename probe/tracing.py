@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of, n_layers_of, sites_of
-from probe.models.build import Model
 from probe.models.config import SITES
+from probe.models.kinds import Model
 from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, first_like_each, token_ids

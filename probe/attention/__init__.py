@@ -1,6 +1,5 @@
 """What attention patterns look like: distances between them, and the templates that position alone would make."""
 
-from probe.attention.census import census, census_table
 from probe.attention.comparison import compare_templates, nearest_template
 from probe.attention.distances import (
     DISTANCES,
@@ -14,6 +13,7 @@ from probe.attention.distances import (
     wasserstein,
 )
 from probe.attention.fitted_distance import distance_from_template
+from probe.attention.head_census import census, census_table
 from probe.attention.head_pairs import head_pair_distances
 from probe.attention.hybrids import attention_on, by_layer_encoding
 from probe.attention.maps import attention_maps

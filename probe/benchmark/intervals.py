@@ -21,7 +21,7 @@ from probe.benchmark.processes import in_processes
 from probe.config import check_size
 from probe.errors import unknown_name
 from probe.extrapolation import fit_log_law, scale_against
-from probe.extrapolation.perplexity import ContextLosses, perplexity_rows
+from probe.extrapolation.losses_by_context import ContextLosses, perplexity_rows
 from probe.league import league, over_tasks, run_scores
 from probe.position.geometry.decomposition import decompose_hidden
 from probe.position.geometry.variance import variance_by_position

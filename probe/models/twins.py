@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from probe.models.anatomy import bridge_config, our_decoder
-from probe.models.build import Model, build
+from probe.models.kinds import Model, build
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -8,7 +8,7 @@ from torch import nn
 from probe.errors import ProbeError
 from probe.losses import likeliest
 from probe.models.anatomy import d_vocab_of
-from probe.models.build import Model
+from probe.models.kinds import Model
 from probe.sequences import TokenIds, token_ids
 from probe.training.data import at_once
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from probe.device import fast_products, find_device, gradients
 from probe.errors import ProbeError
 from probe.models import checkpoint
-from probe.models.build import Model, ModelConfig, build
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.kinds import Model, ModelConfig, build
 from probe.training.config import TrainingConfig
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 from probe.training.log import OnLog

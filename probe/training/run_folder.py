@@ -20,7 +20,7 @@ from probe.errors import ProbeError
 from probe.files import read_json_object, write_tensors, write_text
 from probe.folders import restore, write_folder
 from probe.models import checkpoint
-from probe.models.build import Model, ModelConfig
+from probe.models.kinds import Model, ModelConfig
 from probe.runs import check_owner, claim_folder
 from probe.training.config import TrainingConfig
 from probe.training.data import EncodedExamples

@@ -4,7 +4,7 @@ import torch
 
 from constructions import CONSTRUCTIONS
 from constructions.observing import observe
-from constructions.portrait import portrait
+from constructions.portraits import portrait
 from constructions.weights import head_weights
 from probe.report import construction_matrices, construction_portrait
 

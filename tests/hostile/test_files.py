@@ -19,8 +19,8 @@ from safetensors.torch import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from probe.league import PUBLISHED, read_published
-from probe.models.build import build, config_from_dict
 from probe.models.families import FAMILIES
+from probe.models.kinds import build, config_from_dict
 from probe.models.pretrained import load_pretrained
 from probe.study.beyond_checkpoints import scale_checkpoints
 from probe.study.places import check_file_names, find_checkpoints, read_tokens

@@ -8,7 +8,7 @@ from probe.errors import ProbeError
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
-from probe.models.variant import variant
+from probe.models.variants import variant
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 from probe.models.decoder import Decoder
-from probe.models.variant import standing_still
+from probe.models.variants import standing_still
 from probe.position.edits.readable import READABLE
 from probe.position.edits.subspaces import Subspace, Whitening
 from probe.position.geometry.similarity import neighbour_similarity
