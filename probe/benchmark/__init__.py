@@ -5,7 +5,8 @@
 count how often it is right. To add one: an entry in the ``SIMULATIONS`` of a file of simulations, or in ``VERDICTS``.
 """
 
-from probe.benchmark.intervals import SIMULATIONS, Simulation, interval_coverage
+from probe.benchmark.intervals import SIMULATIONS, interval_coverage
+from probe.benchmark.simulation import Simulation
 from probe.benchmark.verdicts import VERDICTS, Verdict, confusion, verdict_rows, verdict_scores
 
 __all__ = [
