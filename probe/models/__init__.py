@@ -5,6 +5,7 @@ from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig, KVCache
 from probe.models.encodings import ENCODINGS, PositionEncoding, alibi_slopes, t5_bucket
+from probe.models.identity import weights_digest
 from probe.models.kinds import build
 from probe.models.lens import to_bridge
 from probe.models.pretrained import load_pretrained
@@ -31,4 +32,5 @@ __all__ = [
     "untrained_like",
     "untrained_twin",
     "variant",
+    "weights_digest",
 ]
