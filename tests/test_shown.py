@@ -3,7 +3,7 @@ import torch
 
 import probe
 from constructions import CONSTRUCTIONS
-from constructions.portrait import portrait
+from constructions.portraits import portrait
 from probe.attention import ScoreSplit, compare_long_context, split_scores
 from probe.extrapolation.fitting import FittedScale
 from probe.tracing import SCORES

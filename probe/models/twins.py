@@ -7,11 +7,11 @@ numbers of it, wherever it is measured with the same seed.
 import hashlib
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import torch
 from torch import nn
 
 from probe.models.anatomy import bridge_config, our_decoder
-from probe.models.build import Model, build
+from probe.models.identity import weights_digest
+from probe.models.kinds import Model, build
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -46,28 +46,15 @@ def untrained_twin(model: nn.Module, seed: int = 0) -> nn.Module:
 def twin_seed(model: nn.Module, seed: int = 0) -> int:
     """The seed of the weights of a model's untrained twin, from 0 to 2³¹ − 1.
 
-    It is made of a digest of the model's config and weights, and of the measurement's seed. A decoder and a bridge of
-    it have the same; the device changes nothing.
+    It is made of ``weights_digest`` and of the measurement's seed, so a decoder and a bridge of it have the same, on
+    every device.
 
     Args:
         model: the model whose twin is wanted.
         seed: of the measurement, at least 0.
     """
-    decoder = our_decoder(model)
-    owner = model if isinstance(model, Model) else decoder
-    weights = owner if owner is not None else getattr(model, "original_model", model)
-    digest = hashlib.sha256((owner.config.to_json() if owner is not None else type(weights).__name__).encode())
-    # Names are left out, since a bridge renames parameters; equal parameters under two names count once.
-    digests = {_digest(parameter) for parameter in weights.parameters()}
-    digest.update(b"".join(sorted(digests)))
-    digest.update(f" seed {seed}".encode())
+    digest = hashlib.sha256(f"{weights_digest(model)} seed {seed}".encode())
     return int.from_bytes(digest.digest()[:8]) % 2**31
-
-
-def _digest(parameter: nn.Parameter) -> bytes:
-    digest = hashlib.sha256(f"{tuple(parameter.shape)}".encode())
-    digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def untrained_like(model: nn.Module, seed: int) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 
 from probe.errors import ProbeError
 from probe.extrapolation import check_can_scale, passkey, perplexity, scaled
-from probe.extrapolation.perplexity import loss_by_position
+from probe.extrapolation.losses_by_context import loss_by_position
 from probe.models import checkpoint
 from probe.models.anatomy import d_vocab_of
 from probe.models.decoder import Decoder

@@ -23,7 +23,7 @@ from probe.attention import attention_on, by_layer_encoding
 from probe.config import check_size
 from probe.device import find_device
 from probe.errors import ProbeError
-from probe.extrapolation.perplexity import loss_by_position
+from probe.extrapolation.losses_by_context import loss_by_position
 from probe.files import write_rows, write_text
 from probe.models.anatomy import (
     d_model_of,

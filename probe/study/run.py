@@ -58,7 +58,8 @@ from probe.study.stages import (
 from probe.tasks import make_task
 from probe.tasks.passkey import Passkey
 from probe.training import train
-from probe.training.train import is_first_process, newest_log_entry
+from probe.training.log import newest_log_entry
+from probe.training.run_folder import is_first_process
 
 OnLog = Callable[[str, dict[str, Any]], None]  # of a model's name, and an object of its training's log
 

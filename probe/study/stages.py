@@ -29,9 +29,9 @@ from probe.digests import check_digests, read_finished_rows, write_finished_rows
 from probe.errors import ProbeError
 from probe.extrapolation import can_scale, sweep_scale
 from probe.models.anatomy import n_heads_of, n_layers_of, our_decoder
-from probe.models.build import Model
 from probe.models.decoder import Decoder
 from probe.models.encodings import T5
+from probe.models.kinds import Model
 from probe.position import (
     MECHANISM_LENGTH,
     MECHANISM_SEQUENCES,
@@ -42,7 +42,7 @@ from probe.position import (
     probe_positions,
     variance_by_position,
 )
-from probe.position.causal import FitDistance
+from probe.position.edits.erasing import FitDistance
 from probe.progress import OnProgress, untold
 from probe.sequences import first_of_each
 from probe.study.config import StudyData, TracedSequences

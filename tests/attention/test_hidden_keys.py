@@ -19,8 +19,8 @@ from probe.attention import (
     stream,
 )
 from probe.attention.nulls import shuffled
-from probe.attention.streaming import stream_attention
-from probe.attention.streaming_template import StreamTemplate
+from probe.attention.streaming.statistics import stream_attention
+from probe.attention.streaming.template import StreamTemplate
 from probe.errors import ProbeError
 from probe.models.lens.released import load_bridge
 from probe.tracing import PATTERN, SCORES, Trace, block_site, nearest_keys, trace

@@ -8,10 +8,10 @@ import torch
 
 from probe.errors import ProbeError
 from probe.models.anatomy import n_heads_of, n_layers_of
-from probe.models.build import build, config_from_dict
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.kinds import build, config_from_dict
 from probe.position import decompose_hidden, erase_position, fit_position_probe, probe_positions
 from probe.tasks import make_task
 from probe.tracing import logits_with_edits, trace

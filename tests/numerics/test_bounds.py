@@ -155,6 +155,7 @@ UNMEASURED = {
     "probe.models.twin_seed": "gives a seed",
     "probe.models.untrained_like": "draws weights",
     "probe.models.untrained_twin": "draws weights",
+    "probe.models.weights_digest": "gives a digest",
     "probe.position.CONTROLS": "names and what they mean",
     "probe.position.PAIR_PROBES": "all of them are in pair_probe",
     "probe.position.Split": "deals sequences out",

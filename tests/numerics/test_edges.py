@@ -17,7 +17,7 @@ import probe
 from probe import attention, extrapolation, position, training
 from probe.attention.pooling import pooled_pattern
 from probe.errors import ProbeError
-from probe.position.erasure import concept_subspace
+from probe.position.edits.subspaces import concept_subspace
 from probe.tracing import distinct
 
 FEW = m.FEW

@@ -5,7 +5,7 @@ from page_numbers import ROOT, WORDS, Page
 
 import constructions
 from probe.attention import TEMPLATES
-from probe.attention.census import LABELS
+from probe.attention.head_census import LABELS
 from probe.models.encodings import ENCODINGS
 from probe.models.families import FAMILIES
 from probe.models.lens.released import BRIDGED

@@ -4,9 +4,12 @@ import pytest
 
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
-from probe.position.emergence import probe_over_training
-from probe.position.geometry import decompose_hidden, neighbour_similarity, position_channels, variance_by_position
-from probe.position.mechanism import name_mechanism
+from probe.position.geometry.channels import position_channels
+from probe.position.geometry.decomposition import decompose_hidden
+from probe.position.geometry.similarity import neighbour_similarity
+from probe.position.geometry.variance import variance_by_position
+from probe.position.mechanism.naming import name_mechanism
+from probe.position.probes.emergence import probe_over_training
 from probe.report import geometry
 from probe.tracing import RESID_POST, trace
 

@@ -27,9 +27,10 @@ from torch import Tensor
 import constructions
 import probe
 from probe import attention, extrapolation, position, training
+from probe.losses import sequence_losses, token_losses
 from probe.models import untrained_like
 from probe.tasks import make_task
-from probe.tracing import logits_with_edits, sequence_losses, token_losses
+from probe.tracing import logits_with_edits
 
 N, T, D_VOCAB = 24, 16, 11
 SITES = ("hook_embed", "hook_resid_post", "hook_attn_out", "attn.hook_pattern", "attn.hook_attn_scores")

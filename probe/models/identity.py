@@ -1,0 +1,48 @@
+"""Which model it is: a digest of its config and weights, wherever it lies and whatever it is called."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.models.anatomy import our_decoder
+from probe.models.kinds import Model
+
+# What the config of a Hugging Face model says of where the model came from, and not of what it computes.
+_ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The SHA-256 of a model's config and weights, as 64 hexadecimal digits.
+
+    It is made of the config and, in the order in which the model holds them, of each parameter's shape, dtype and
+    bytes. A decoder and a bridge of it have the same digest, since a bridge renames parameters and keeps their order.
+    The device changes nothing, the dtype does.
+
+    Args:
+        model: one of our models, a bridge, or any other module.
+
+    Example:
+        >>> config = probe.DecoderConfig(d_vocab=11, n_ctx=16, n_layers=1, d_model=8, n_heads=2)
+        >>> weights_digest(probe.Decoder(config, seed=0)) == weights_digest(probe.Decoder(config, seed=1))
+        False
+    """
+    decoder = our_decoder(model)
+    owner = model if isinstance(model, Model) else decoder
+    weights = owner if owner is not None else getattr(model, "original_model", model)
+    digest = hashlib.sha256(_config(weights).encode())
+    for parameter in weights.parameters():
+        digest.update(f"{tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _config(model: nn.Module) -> str:
+    if isinstance(model, Model):
+        return model.config.to_json()
+    config: Any = getattr(model, "config", None)
+    said = config.to_dict() if hasattr(config, "to_dict") else {}
+    kept = {name: value for name, value in said.items() if name not in _ORIGIN}
+    return f"{type(model).__name__} {json.dumps(kept, sort_keys=True, default=str)}"
