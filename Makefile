@@ -25,7 +25,7 @@ lowest:
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile \
 	    -o addopts="--import-mode=importlib --strict-markers" -o filterwarnings= \
 	    tests/test_tracing.py tests/test_cli.py tests/report tests/models/test_lens.py tests/models/test_pretrained.py \
-	    tests/position/test_ridge.py tests/position/test_erasure.py
+	    tests/position/probes/test_ridge.py tests/position/edits/test_subspaces.py
 
 docs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html

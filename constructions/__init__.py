@@ -2,15 +2,15 @@
 
 ``verify()`` runs every claim through the model; ``CONSTRUCTIONS["absolute_position"].build(1024)`` is a decoder like
 any other. To add a construction: write its class (``Construction``), add it to the ``CONSTRUCTIONS`` of its file, and
-a new file's to those below.
+a new file's to those of ``constructions.every``.
 """
 
-from constructions import absolute, bias, chords, counting, heads, kernels, newton, normalised, odometer, relative
 from constructions.absolute import AbsolutePosition, ClosedForm
 from constructions.bias import ExactAlibi
 from constructions.chords import Chords, ExactPosition
 from constructions.construction import Construction, StreamConstruction
 from constructions.counting import CountingHead
+from constructions.every import CONSTRUCTIONS
 from constructions.heads import HeadsFromChords, HeadsFromOdometer
 from constructions.kernels import FourierBias, RotaryKernel
 from constructions.layout import Layout, write_embeddings
@@ -18,26 +18,11 @@ from constructions.newton import Newton
 from constructions.normalised import ThroughNorm
 from constructions.odometer import Odometer
 from constructions.planting import Planted, plant, widen
-from constructions.portrait import Portrait, portrait
+from constructions.portraits import Portrait, portrait
 from constructions.propositions import PROPOSITIONS, Proposition
 from constructions.relative import RelativePosition
+from constructions.verification import verify
 from constructions.weights import perturbed, write_head, write_mlp_units, write_units
-
-#: Every construction by its name: what ``verify`` runs and ``build`` makes.
-CONSTRUCTIONS: dict[str, Construction] = {
-    **absolute.CONSTRUCTIONS,
-    **chords.CONSTRUCTIONS,
-    **newton.CONSTRUCTIONS,
-    **counting.CONSTRUCTIONS,
-    **odometer.CONSTRUCTIONS,
-    **relative.CONSTRUCTIONS,
-    **bias.CONSTRUCTIONS,
-    **kernels.CONSTRUCTIONS,
-    **heads.CONSTRUCTIONS,
-    **normalised.CONSTRUCTIONS,
-}
-
-from constructions.verification import verify  # noqa: E402  (it ranges over CONSTRUCTIONS)
 
 __all__ = [
     "CONSTRUCTIONS",

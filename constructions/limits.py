@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from constructions.construction import Construction, StreamConstruction
+from constructions.every import CONSTRUCTIONS
 from constructions.observing import observe
 from probe.errors import ProbeError, unknown_name
 from probe.models.decoder import Decoder, KVCache
@@ -194,8 +195,6 @@ SAMPLES: tuple[tuple[str, torch.dtype, int], ...] = (
 
 def main(names: Sequence[str] = ()) -> None:
     """Make the table, or only the rows of the named constructions, and write it."""
-    from constructions import CONSTRUCTIONS
-
     for name in names:
         if name not in {named for named, *_ in (*SEARCHES, *SAMPLES)}:
             raise unknown_name("construction in the table", name, {named for named, *_ in SEARCHES})

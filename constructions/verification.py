@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 import torch
 
-from constructions import CONSTRUCTIONS, PROPOSITIONS
 from constructions.construction import Construction, short
-from constructions.propositions import Proposition
+from constructions.every import CONSTRUCTIONS
+from constructions.propositions import PROPOSITIONS, Proposition
 from probe.errors import ProbeError, unknown_name
 from probe.progress import OnProgress, Steps, untold
 

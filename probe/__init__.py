@@ -1,12 +1,26 @@
 """Mechanistic interpretability of position: tokens → model → trace → measurement → rows → figure.
 
-The names below are what a notebook uses; each is imported when it is first asked for, so ``import probe`` is cheap.
+The names below are what a notebook uses. Each of them, and each module of this package (``probe.position``, say), is
+imported when it is first asked for, so ``import probe`` is cheap.
 """
 
+import functools
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names, for whoever reads types and runs nothing
+    from probe import attention as attention
+    from probe import benchmark as benchmark
+    from probe import cli as cli
+    from probe import extrapolation as extrapolation
+    from probe import models as models
+    from probe import position as position
+    from probe import report as report
+    from probe import study as study
+    from probe import sweep as sweep
+    from probe import tasks as tasks
+    from probe import training as training
     from probe.attention import DISTANCES as DISTANCES
     from probe.attention import TEMPLATES as TEMPLATES
     from probe.attention import census as census
@@ -30,7 +44,7 @@ if TYPE_CHECKING:  # the same names, for whoever reads types and runs nothing
     from probe.models.encodings import t5_bucket as t5_bucket
     from probe.models.lens import to_bridge as to_bridge
     from probe.models.pretrained import load_pretrained as load_pretrained
-    from probe.models.variant import variant as variant
+    from probe.models.variants import variant as variant
     from probe.position import fit_position_probe as fit_position_probe
     from probe.study import StudyConfig as StudyConfig
     from probe.study import run_study as run_study
@@ -56,7 +70,7 @@ _HOMES = {
     "load": "probe.models.checkpoint",
     "save": "probe.models.checkpoint",
     "load_pretrained": "probe.models.pretrained",
-    "variant": "probe.models.variant",
+    "variant": "probe.models.variants",
     "to_bridge": "probe.models.lens",
     "TASKS": "probe.tasks",
     "make_task": "probe.tasks",
@@ -86,11 +100,19 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
+@functools.cache
+def _modules() -> frozenset[str]:
+    """The names of the modules and packages of this package."""
+    return frozenset(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'probe' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _modules():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_modules()})

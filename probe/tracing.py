@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of, n_layers_of, sites_of
-from probe.models.build import Model
 from probe.models.config import SITES
+from probe.models.kinds import Model
 from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, first_like_each, token_ids
@@ -326,49 +325,6 @@ def logits_with_edits(
             check_once(bridge)
             logits = bridge.run_with_hooks(ids.to(next(model.parameters()).device), fwd_hooks=hooks)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def token_losses(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float64[Tensor, "batch pos-1"]:
-    """The cross entropy, in nats, of every token but the first given those before it.
-
-    Raises:
-        ProbeError: for logits of which that cannot be said, NaN among them.
-    """
-    # In float64 some positions at a time: all of them would double what a long text's logits hold.
-    parts = zip(logits[:, :-1].split(1024, dim=1), tokens[:, 1:].split(1024, dim=1), strict=True)
-    found = [
-        cross_entropy(part.transpose(1, 2).double(), targets.to(part.device), reduction="none")
-        for part, targets in parts
-    ]
-    losses = torch.cat(found, dim=1)
-    if losses.isnan().any():
-        raise _not_finite()
-    return losses
-
-
-def likeliest(logits: Float[Tensor, "*batch d_vocab"]) -> Int[Tensor, "*batch"]:
-    """The token of the highest logit, the first of equal ones.
-
-    Raises:
-        ProbeError: where that is NaN or infinite: among NaN some token would be the likeliest, too.
-    """
-    token = logits.argmax(-1)
-    if not logits.gather(-1, token[..., None]).isfinite().all():
-        raise _not_finite()
-    return token
-
-
-def _not_finite() -> ProbeError:
-    return ProbeError("a model's logits must be finite, got NaN or infinity (half precision may have overflowed)")
-
-
-def sequence_losses(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"], scored: Bool[Tensor, "batch pos"]
-) -> Float64[Tensor, "batch"]:
-    """The cross entropy of each sequence's scored tokens given those before them, summed, in nats."""
-    return token_losses(logits, tokens).where(scored[:, 1:], 0.0).sum(1)
 
 
 def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:

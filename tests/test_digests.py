@@ -95,7 +95,7 @@ def test_tampered_results_of_a_sweep_are_one_line(tmp_path):
 def test_a_tampered_checkpoint_of_a_training_is_refused(tmp_path, make_decoder):
     from probe.tasks import make_task
     from probe.training import TrainingConfig, encode, train
-    from probe.training.train import checkpoints_of
+    from probe.training.run_folder import checkpoints_of
 
     task = make_task("copy", {"train_length": 4, "test_length": 8})
     data = encode(task.splits(n_train=40, n_validation=2, n_test=2).train, task.vocabulary)

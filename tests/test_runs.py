@@ -227,7 +227,7 @@ def test_the_other_processes_of_a_training_write_and_remove_nothing(tmp_path, mo
     from probe.models.decoder import DecoderConfig
     from probe.tasks import make_task
     from probe.training import TrainingConfig, encode
-    from probe.training.train import _RunFolder
+    from probe.training.run_folder import RunFolder
 
     task = make_task("copy", {"train_length": 4, "test_length": 8})
     data = encode(task.splits(n_train=20, n_validation=2, n_test=2).train, task.vocabulary)
@@ -235,7 +235,7 @@ def test_the_other_processes_of_a_training_write_and_remove_nothing(tmp_path, mo
     monkeypatch.setenv("LOCAL_RANK", "0")
     for rank, written in (("1", []), ("0", ["run.json"])):
         monkeypatch.setenv("RANK", rank)
-        _RunFolder(tmp_path / "run", model, data, TrainingConfig(steps=1), None, True)
+        RunFolder(tmp_path / "run", model, data, TrainingConfig(steps=1), None, True)
         assert sorted(tree(tmp_path)) == [f"run/{name}" for name in written]
 
 

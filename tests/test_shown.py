@@ -3,7 +3,7 @@ import torch
 
 import probe
 from constructions import CONSTRUCTIONS
-from constructions.portrait import portrait
+from constructions.portraits import portrait
 from probe.attention import ScoreSplit, compare_long_context, split_scores
 from probe.extrapolation.fitting import FittedScale
 from probe.tracing import SCORES
@@ -16,7 +16,7 @@ def test_a_result_is_shown_by_its_tables(make_decoder, random_tokens):
     split = split_scores(probe.trace(decoder, tokens, [SCORES]), n_bootstrap=5)
     shown = split._repr_html_()
     assert shown.startswith("<b>ScoreSplit</b>")
-    assert f"{len(split.shares):,} rows, the first 5" in shown and f"{len(split.curves):,} rows" in shown
+    assert f"{len(split.rows):,} rows, the first 5" in shown and f"{len(split.curves):,} rows" in shown
     assert shown.count("<table") == 2 and shown.count("<tr") == 2 * 6
     assert "<b>LongContext</b>" in compare_long_context(decoder, tokens)._repr_html_()
 

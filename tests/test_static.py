@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +31,12 @@ def test_mypy_has_nothing_to_say(tmp_path):
 
 
 def test_type_checkers_see_the_names_that_probe_hands_on():
-    """They read imports and run nothing, so the lazy names stand in ``probe/__init__.py`` twice."""
+    """They read imports and run nothing, so the lazy names stand in ``probe/__init__.py`` a second time, and so do the
+    packages."""
     (block,) = [node for node in ast.parse(Path(probe.__file__).read_text()).body if isinstance(node, ast.If)]
     seen = {alias.name: part.module for part in block.body for alias in part.names}
-    assert seen == probe._HOMES
+    packages = {found.name: "probe" for found in pkgutil.iter_modules(probe.__path__) if found.ispkg}
+    assert seen == probe._HOMES | packages
 
 
 @pytest.mark.parametrize("package", ["probe", "constructions"])

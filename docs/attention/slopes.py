@@ -50,11 +50,11 @@ def measure(folder: Path) -> Iterator[pd.DataFrame]:
         scores = probe.trace(model, tokens, ["attn.hook_attn_scores"])
         split = probe.split_scores(scores, "pair", layers=[0])
         if model is alibi:
-            yield slopes(split.shares, 0)
+            yield slopes(split.rows, 0)
         else:
             yield from buckets(split.curves, t5.encoding.weight.detach())
     random = torch.randint(len(data.task.vocabulary), (SEQUENCES, LONG), generator=torch.Generator().manual_seed(0))
-    shares = split_long_context(alibi, random).shares
+    shares = split_long_context(alibi, random).rows
     for layer in sorted(shares["layer"].unique()):
         yield slopes(shares, layer, "slope_of_long_context")
 

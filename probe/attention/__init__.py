@@ -1,8 +1,6 @@
 """What attention patterns look like: distances between them, and the templates that position alone would make."""
 
-from probe.attention.census import census, census_table
 from probe.attention.comparison import compare_templates, nearest_template
-from probe.attention.decomposition import ScoreSplit, split_long_context, split_scores, split_sums
 from probe.attention.distances import (
     DISTANCES,
     check_pattern,
@@ -15,15 +13,17 @@ from probe.attention.distances import (
     wasserstein,
 )
 from probe.attention.fitted_distance import distance_from_template
+from probe.attention.head_census import census, census_table
 from probe.attention.head_pairs import head_pair_distances
 from probe.attention.hybrids import attention_on, by_layer_encoding
-from probe.attention.long_context import LongContext, compare_long_context
 from probe.attention.maps import attention_maps
 from probe.attention.model_distance import AGGREGATES, compare_models, compare_to
 from probe.attention.pooling import pool, pooled_pattern
-from probe.attention.streaming import Divergence, StreamedAttention, stream_attention
-from probe.attention.streaming_models import AttentionInputs, ModelStream, attention_inputs, stream
-from probe.attention.streaming_template import StreamTemplate
+from probe.attention.score_split.decomposition import ScoreSplit, split_long_context, split_scores, split_sums
+from probe.attention.streaming.long_context import LongContext, compare_long_context
+from probe.attention.streaming.models import AttentionInputs, ModelStream, attention_inputs, stream
+from probe.attention.streaming.statistics import Divergence, StreamedAttention, stream_attention
+from probe.attention.streaming.template import StreamTemplate
 from probe.attention.summary import attention_summary
 from probe.attention.templates import (
     TEMPLATES,

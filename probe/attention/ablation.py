@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from probe.losses import sequence_losses
 from probe.sequences import valid_rows
 from probe.statistics import ROUNDING, Bootstrap
-from probe.tracing import PATTERN, Z, block_site, logits_with_edits, sequence_losses, trace
+from probe.tracing import PATTERN, Z, block_site, logits_with_edits, trace
 
 ABLATIONS = ("loss_without_content", "loss_without_position", "loss_uniform")
 # The same three of a head's output: of a uniform head, whose pattern says nothing, this is what there is to take out.

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from probe.attention.streaming import score_dtype
+from probe.attention.streaming.statistics import score_dtype
 
 BINS = 128  # of a pooled map on each side
 

@@ -262,7 +262,7 @@ def _templates(asked: Asked) -> Iterator[tuple[str, str, str]]:
 def _split(asked: Asked) -> Iterator[tuple[str, str, str]]:
     known = asked.known
     if known.answer.split:
-        rows = split_scores(trace(known.model, known.tokens, [SCORES]), n_bootstrap=1).shares
+        rows = split_scores(trace(known.model, known.tokens, [SCORES]), n_bootstrap=1).rows
         rows = rows[(rows["scope"] == "seen") & (rows["metric"] == "share")]
         shares = rows.set_index(["layer", "head", "part"])["value"]
         for (layer, head), parts in known.answer.split.items():

@@ -49,7 +49,7 @@ def _values() -> dict[str, Iterable[str]]:
     from constructions import CONSTRUCTIONS, PROPOSITIONS
     from probe.device import DEVICES
     from probe.models.encodings import ENCODINGS
-    from probe.position.targets import TARGETS
+    from probe.position.probes.targets import TARGETS
     from probe.study import PRESETS
     from probe.study.beyond import FITS
     from probe.sweep import PRESETS as SWEEPS

@@ -67,13 +67,13 @@ def _league(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from probe.files import write_text
+    from probe.league import accuracy_by_length, league, paired_differences, read_published
     from probe.progress import Steps
     from probe.provenance import environment
     from probe.report.league import league_page
     from probe.report.page import Made
     from probe.runs import check_output
     from probe.sweep.results import failures, read_results, results_of
-    from probe.training.ranking import accuracy_by_length, league, paired_differences, read_published
 
     if options.sweep is None and options.published is None:
         raise ProbeError("a sweep's folder or --published FILE is wanted, got neither")

@@ -9,8 +9,14 @@ from probe.extrapolation.fitting import (
     train_scale,
 )
 from probe.extrapolation.laws import LogLaw, fit_log_law, scale_against
-from probe.extrapolation.passkey import passkey
-from probe.extrapolation.perplexity import ContextLosses, context_losses, loss_by_position, perplexity, perplexity_rows
+from probe.extrapolation.losses_by_context import (
+    ContextLosses,
+    context_losses,
+    loss_by_position,
+    perplexity,
+    perplexity_rows,
+)
+from probe.extrapolation.retrieval import passkey
 from probe.extrapolation.temperature import HeadScale, UniformScale, can_scale, check_can_scale, scaled
 
 __all__ = [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probe.config import check_number, check_size
+from probe.deprecation import old_arguments, old_field
 from probe.device import fast_products, gradients
 from probe.errors import ProbeError
 from probe.extrapolation.temperature import HeadScale, UniformScale
@@ -69,13 +70,15 @@ class FittedScale(Shown):
     """The scales that were found, and how."""
 
     scale: Float[Tensor, "layer head"]  #: λ of every head
-    log: pd.DataFrame  #: of a training: step, loss, learning_rate, least, mean, most; of a search: evaluation, loss
+    rows: pd.DataFrame  #: of a training: step, loss, learning_rate, least, mean, most; of a search: evaluation, loss
+    log = old_field("log", "rows")
 
 
+@old_arguments(config="training")
 def train_scale(
     model: nn.Module,
     data: EncodedExamples,
-    config: ScaleTraining | None = None,
+    training: ScaleTraining | None = None,
     *,
     uniform: bool = False,
     on_log: Callable[[dict[str, Any]], None] | None = None,
@@ -85,22 +88,29 @@ def train_scale(
     Wang et al. 2024, section 3.2: the data are sequences of the length that is to be reached. The model itself is left
     as it was: ``scaled(model, fit.scale)`` has the result in its weights. The same numbers at every call, on a CPU.
 
+    Args:
+        model: any model whose heads can be scaled: ``can_scale`` tells.
+        data: sequences with their scored tokens.
+        training: the first value of λ, its lower limit, steps, batches and rates; ``ScaleTraining()`` where None.
+        uniform: train one λ for all heads instead of one per head.
+        on_log: called with the row of ``rows`` of each step.
+
     Raises:
         ProbeError: for a model without scalable heads, or a loss that stops being finite.
     """
     EncodedExamples.check(data)
-    config = config or ScaleTraining()
+    training = training or ScaleTraining()
     device, d_vocab = device_of(model), vocabulary_of(model)
     kind = UniformScale if uniform else HeadScale
     entries = []
-    with gradients(), fast_products(device), _frozen(model), kind(model, config.initial) as scales:
-        order = BatchOrder(data.lengths, config.batch_size, config.seed)
+    with gradients(), fast_products(device), _frozen(model), kind(model, training.initial) as scales:
+        order = BatchOrder(data.lengths, training.batch_size, training.seed)
         parts = math.ceil(order.batch_size / at_once(order.batch_size, data.tokens.shape[1], d_vocab))
-        feed = Feed(data, order, device, min(max(config.accumulation, parts), order.batch_size))
-        optimizer = torch.optim.AdamW([scales.scale], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-        for step in range(config.steps):
+        feed = Feed(data, order, device, min(max(training.accumulation, parts), order.batch_size))
+        optimizer = torch.optim.AdamW([scales.scale], lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        for step in range(training.steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
+                group["lr"] = training.rate(step)
             share, loss = feed.share(step), 0.0
             for part in share.micro_batches:
                 logits = logits_of(model, part.inputs).flatten(0, 1).index_select(0, part.scored).float()
@@ -111,10 +121,10 @@ def train_scale(
                 raise ProbeError(f"the loss became {loss} at step {step + 1}: a smaller learning_rate is wanted")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if config.least is not None:
-                scales.clamp(config.least)
+            if training.least is not None:
+                scales.clamp(training.least)
             values = scales.by_head().detach()
-            entry = {"step": step + 1, "loss": loss, "learning_rate": config.rate(step)}
+            entry = {"step": step + 1, "loss": loss, "learning_rate": training.rate(step)}
             entry |= {"least": float(values.min()), "mean": float(values.mean()), "most": float(values.max())}
             entries.append(entry)
             if on_log is not None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.anatomy import d_vocab_of
-from probe.models.build import Model
 from probe.models.decoder import Decoder
+from probe.models.kinds import Model
 from probe.models.lens.check import random_tokens, tolerance
 from probe.models.mode import evaluating
 from probe.models.scaled import restore_rows, scale_rows

@@ -13,7 +13,7 @@ def geometry(case: Case) -> pd.DataFrame:
     """The parts of hidden states after every layer, and how the variance of attention outputs falls with position."""
     own, twin = (trace(model, case.tokens, [EMBED, RESID_POST, ATTN_OUT]) for model in (case.model, case.twins[0]))
     streams = [site for site in own.values if not site.endswith(ATTN_OUT)]
-    parts = decompose_hidden(own, streams, untrained=twin, seed=case.seed).shares
+    parts = decompose_hidden(own, streams, untrained=twin, seed=case.seed).rows
     return pd.concat([parts, variance_by_position(own, untrained=twin, seed=case.seed)], ignore_index=True)
 
 

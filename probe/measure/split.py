@@ -9,7 +9,7 @@ from probe.tracing import PATTERN, SCORES, trace
 
 def split(case: Case) -> pd.DataFrame:
     """The share of the scores' variance that distance, key and content explain, of the model and of its twin."""
-    return case.beside_twins(lambda control, _: _split(case, control).shares)
+    return case.beside_twins(lambda control, _: _split(case, control).rows)
 
 
 def curves(case: Case) -> pd.DataFrame:

@@ -26,7 +26,7 @@ def templates(case: Case) -> pd.DataFrame:
     """The distance of every head from every template, of the model and of its twin, beside its nulls. A second training
     is the null of another seed. Long sequences are streamed, with three fitted templates."""
     if case.long:
-        rows = case.beside_twins(lambda control, _: _long(case, control).templates)
+        rows = case.beside_twins(lambda control, _: _long(case, control).rows)
         return rows.rename(columns={"distance": "metric"})
 
     def of_one(control: str, models: Sequence[nn.Module]) -> pd.DataFrame:

@@ -1,16 +1,16 @@
 """What is looked at: decoders with any position encoding and clockwork RNNs, on disk and as TransformerLens bridges."""
 
 from probe.models.anatomy import layer_encodings
-from probe.models.build import build
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig, KVCache
 from probe.models.encodings import ENCODINGS, PositionEncoding, alibi_slopes, t5_bucket
 from probe.models.identity import weights_digest
+from probe.models.kinds import build
 from probe.models.lens import to_bridge
 from probe.models.pretrained import load_pretrained
 from probe.models.twins import twin_seed, untrained_like, untrained_twin
-from probe.models.variant import variant
+from probe.models.variants import variant
 
 __all__ = [
     "ENCODINGS",

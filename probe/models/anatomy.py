@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.models.build import Model
 from probe.models.clockwork import ClockworkRNN
 from probe.models.config import sites_of_layers
 from probe.models.decoder import Decoder
+from probe.models.kinds import Model
 from probe.models.mode import evaluating
 
 if TYPE_CHECKING:

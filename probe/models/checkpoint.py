@@ -12,7 +12,7 @@ from probe.digests import check_digests
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_tensors, write_text
 from probe.folders import check_replaced, restore, write_folder
-from probe.models.build import Model, build, config_from_dict
+from probe.models.kinds import Model, build, config_from_dict
 from probe.models.scaled import check_not_scaled
 from probe.models.stored import WEIGHTS_FILE, open_tensors
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from probe.models.anatomy import our_decoder
-from probe.models.build import Model
+from probe.models.kinds import Model
 
 # What the config of a Hugging Face model says of where the model came from, and not of what it computes.
 _ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from torch import nn
 
 from probe.models.anatomy import bridge_config, our_decoder
-from probe.models.build import Model, build
 from probe.models.identity import weights_digest
+from probe.models.kinds import Model, build
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -1,27 +1,29 @@
 """Where position lives in hidden states: linear probes, what they may be asked, and what they must be compared with."""
 
-from probe.position.causal import erase_position, position_used
-from probe.position.classification import SoftmaxProbe
-from probe.position.controls import CONTROLS
-from probe.position.emergence import probe_over_training
-from probe.position.geometry import (
-    HiddenDecomposition,
-    decompose_hidden,
-    neighbour_similarity,
-    position_channels,
-    variance_by_position,
+from probe.position.edits.erasing import erase_position, position_used
+from probe.position.edits.patching import patch_position, patched_position_used
+from probe.position.edits.steering import attention_follows, steer_position
+from probe.position.geometry.channels import position_channels
+from probe.position.geometry.decomposition import HiddenDecomposition, decompose_hidden
+from probe.position.geometry.similarity import neighbour_similarity
+from probe.position.geometry.table import PositionTable, has_position_table, position_table
+from probe.position.geometry.variance import variance_by_position
+from probe.position.mechanism.naming import (
+    MECHANISM_LENGTH,
+    MECHANISM_SEQUENCES,
+    mechanism_table,
+    name_mechanism,
 )
-from probe.position.linear import PROBES, fit_position_probe
-from probe.position.mechanism import MECHANISM_LENGTH, MECHANISM_SEQUENCES, mechanism_table, name_mechanism
-from probe.position.moments import Moments
-from probe.position.pairs import PAIR_PROBES, pair_probe
-from probe.position.patching import patch_position, patched_position_used
-from probe.position.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
-from probe.position.splits import Split, constant_tokens, random_tokens
-from probe.position.steering import attention_follows, steer_position
-from probe.position.streaming import ALL_SITES, probe_positions
-from probe.position.table import PositionTable, has_position_table, position_table
-from probe.position.targets import TARGETS, Target, TargetContext, position_classes, target_values
+from probe.position.probes.classification import SoftmaxProbe
+from probe.position.probes.controls import CONTROLS
+from probe.position.probes.emergence import probe_over_training
+from probe.position.probes.linear import PROBES, fit_position_probe
+from probe.position.probes.moments import Moments
+from probe.position.probes.pairs import PAIR_PROBES, pair_probe
+from probe.position.probes.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
+from probe.position.probes.splits import Split, constant_tokens, random_tokens
+from probe.position.probes.streaming import ALL_SITES, probe_positions
+from probe.position.probes.targets import TARGETS, Target, TargetContext, position_classes, target_values
 
 __all__ = [
     "ALL_SITES",

@@ -1,44 +1,58 @@
-"""Rows -> figures -> page."""
+"""Rows -> figures -> page. What draws a figure begins with ``plot_``."""
 
-from probe.report.accuracy import accuracy_by_length, under_shift
+from typing import TYPE_CHECKING
+
+from probe.deprecation import old_names
+from probe.report.accuracy import plot_accuracy_by_length, plot_under_shift
 from probe.report.attention import (
-    attention_grid,
-    attention_maps,
-    census_grid,
-    census_losses,
-    distance_matrix,
-    entropy_by_query,
-    f_rel_curves,
-    head_grid,
-    template_distances,
+    plot_attention_grid,
+    plot_attention_maps,
+    plot_census_grid,
+    plot_census_losses,
+    plot_distance_matrix,
+    plot_entropy_by_query,
+    plot_f_rel_curves,
+    plot_head_grid,
+    plot_template_distances,
 )
 from probe.report.constructions import (
-    construction_errors,
-    construction_matrices,
-    construction_portrait,
-    learned_heads,
+    plot_construction_errors,
+    plot_construction_matrices,
+    plot_construction_portrait,
+    plot_learned_heads,
 )
-from probe.report.extrapolation import loss_by_position, passkey_by_length, passkey_map, perplexity_by_context
+from probe.report.extrapolation import (
+    plot_loss_by_position,
+    plot_passkey_by_length,
+    plot_passkey_map,
+    plot_perplexity_by_context,
+)
 from probe.report.geometry import (
-    channel_correlations,
-    mechanism_readouts,
-    position_against_loss,
-    position_basis,
-    similarity_by_lag,
-    variance_against_position,
-    variance_shares,
+    plot_channel_correlations,
+    plot_mechanism_readouts,
+    plot_position_against_loss,
+    plot_position_basis,
+    plot_similarity_by_lag,
+    plot_variance_against_position,
+    plot_variance_shares,
 )
-from probe.report.hybrids import attention_by_kind
-from probe.report.league import league_by_length, league_differences, league_page, league_ranks
+from probe.report.hybrids import plot_attention_by_kind
+from probe.report.league import league_page, plot_league_by_length, plot_league_differences, plot_league_ranks
 from probe.report.page import Section, render_page
-from probe.report.position import erasure_losses, extrapolation_curve, loss_along_texts, probe_by_site, probe_heatmap
-from probe.report.position_table import table_curves, table_map
+from probe.report.position import (
+    plot_erasure_losses,
+    plot_extrapolation_curve,
+    plot_loss_along_texts,
+    plot_probe_by_site,
+    plot_probe_heatmap,
+)
+from probe.report.position_table import plot_table_curves, plot_table_map
 from probe.report.scales import (
-    entropy_by_position,
-    loss_by_temperature,
-    scale_against_entropy,
-    scale_law,
-    scale_map,
+    plot_entropy_by_position,
+    plot_loss_by_temperature,
+    plot_scale_against_entropy,
+    plot_scale_law,
+    plot_scale_map,
 )
 from probe.report.style import LOOKS, TEMPLATE, look
 
@@ -46,49 +60,54 @@ __all__ = [
     "LOOKS",
     "TEMPLATE",
     "Section",
-    "accuracy_by_length",
-    "attention_by_kind",
-    "attention_grid",
-    "attention_maps",
-    "census_grid",
-    "census_losses",
-    "channel_correlations",
-    "construction_errors",
-    "construction_matrices",
-    "construction_portrait",
-    "distance_matrix",
-    "entropy_by_position",
-    "entropy_by_query",
-    "erasure_losses",
-    "extrapolation_curve",
-    "f_rel_curves",
-    "head_grid",
-    "league_by_length",
-    "league_differences",
     "league_page",
-    "league_ranks",
-    "learned_heads",
     "look",
-    "loss_along_texts",
-    "loss_by_position",
-    "loss_by_temperature",
-    "mechanism_readouts",
-    "passkey_by_length",
-    "passkey_map",
-    "perplexity_by_context",
-    "position_against_loss",
-    "position_basis",
-    "probe_by_site",
-    "probe_heatmap",
+    "plot_accuracy_by_length",
+    "plot_attention_by_kind",
+    "plot_attention_grid",
+    "plot_attention_maps",
+    "plot_census_grid",
+    "plot_census_losses",
+    "plot_channel_correlations",
+    "plot_construction_errors",
+    "plot_construction_matrices",
+    "plot_construction_portrait",
+    "plot_distance_matrix",
+    "plot_entropy_by_position",
+    "plot_entropy_by_query",
+    "plot_erasure_losses",
+    "plot_extrapolation_curve",
+    "plot_f_rel_curves",
+    "plot_head_grid",
+    "plot_league_by_length",
+    "plot_league_differences",
+    "plot_league_ranks",
+    "plot_learned_heads",
+    "plot_loss_along_texts",
+    "plot_loss_by_position",
+    "plot_loss_by_temperature",
+    "plot_mechanism_readouts",
+    "plot_passkey_by_length",
+    "plot_passkey_map",
+    "plot_perplexity_by_context",
+    "plot_position_against_loss",
+    "plot_position_basis",
+    "plot_probe_by_site",
+    "plot_probe_heatmap",
+    "plot_scale_against_entropy",
+    "plot_scale_law",
+    "plot_scale_map",
+    "plot_similarity_by_lag",
+    "plot_table_curves",
+    "plot_table_map",
+    "plot_template_distances",
+    "plot_under_shift",
+    "plot_variance_against_position",
+    "plot_variance_shares",
     "render_page",
-    "scale_against_entropy",
-    "scale_law",
-    "scale_map",
-    "similarity_by_lag",
-    "table_curves",
-    "table_map",
-    "template_distances",
-    "under_shift",
-    "variance_against_position",
-    "variance_shares",
 ]
+
+if not TYPE_CHECKING:  # types know the new names alone
+    __getattr__ = old_names(
+        __name__, {name.removeprefix("plot_"): name for name in __all__ if name.startswith("plot_")}
+    )

@@ -7,7 +7,7 @@ from probe.report.drawing import add_band, counted, interval_bars, plain, some
 from probe.report.style import GREY, finish, look, panel, panels
 
 
-def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> go.Figure:
+def plot_accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> go.Figure:
     """Exact match against length, one line per model, Wilson intervals as bands.
 
     Rows: model, length, value, low, high, n (rows without a length are left out).
@@ -33,7 +33,7 @@ def accuracy_by_length(rows: pd.DataFrame, train_length: int | None = None) -> g
     return finish(figure)
 
 
-def under_shift(rows: pd.DataFrame, beside: str = "exact_match") -> go.Figure:
+def plot_under_shift(rows: pd.DataFrame, beside: str = "exact_match") -> go.Figure:
     """Loss and another metric against the number of places by which all positions are shifted, one line per model.
 
     Rows: ``shifted_positions`` with model.

@@ -40,7 +40,7 @@ IMITATIONS = (
 MOST_LABELS, FEW_LABELS = 48, 12  # tokens that an axis of a map can name, and in larger type
 
 
-def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
+def plot_attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
     """Each head's mean pattern, its template, and their difference, side by side, on one scale of colours.
 
     Rows: layer, head, template, query, key, pattern, template_pattern, distance (nats; one value a head), as
@@ -74,10 +74,10 @@ def attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> g
     )
 
 
-def attention_grid(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
+def plot_attention_grid(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
     """The pattern of every head in small, a row of panels a layer, on one scale of colours.
 
-    Rows and ``labels`` as in ``attention_maps``; of the rows only layer, head, query, key and pattern are wanted.
+    Rows and ``labels`` as in ``plot_attention_maps``; of the rows only layer, head, query, key and pattern are wanted.
     """
     rows = some(rows, "attention maps")
     heads = list(rows.groupby(["layer", "head"], sort=True))
@@ -126,7 +126,7 @@ def _name_axes(figure: go.Figure, places: Sequence[dict[str, int]], rows: pd.Dat
     figure.update_yaxes(title=f"query {query}", col=1)
 
 
-def template_distances(rows: pd.DataFrame) -> go.Figure:
+def plot_template_distances(rows: pd.DataFrame) -> go.Figure:
     """How far each head lies from each template: a point a head, one panel per model, untrained models in grey.
 
     Rows: model, control, layer, head, template, value, low, high.
@@ -153,7 +153,7 @@ def template_distances(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def distance_matrix(rows: pd.DataFrame) -> go.Figure:
+def plot_distance_matrix(rows: pd.DataFrame) -> go.Figure:
     """The distance between every two models with its interval; on the diagonal that between seeds of one model, blank
     where there is one seed.
 
@@ -181,7 +181,7 @@ def distance_matrix(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none") -> go.Figure:
+def plot_f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none") -> go.Figure:
     """f_rel of every head against the distance, a panel a head, over the ALiBi line and the T5 bias nearest to it.
 
     Rows of ``curves``: layer, head, curve, index, value, low, high, and control ("none", "untrained") where there is
@@ -231,7 +231,7 @@ def f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "none")
     return finish(figure)
 
 
-def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
+def plot_head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
     """One number a head, layer × head, with its interval where there is one.
 
     Rows: layer, head, value, and perhaps low and high: one row a head. ``name`` says what the number is.
@@ -256,7 +256,7 @@ def head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:
     return finish(figure)
 
 
-def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
+def plot_entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
     """Entropy (or any other metric of ``attention_summary`` and of ``stream(…).rows()``) of every head against the
     query's position, one panel per model; for entropy the greatest possible, ln(n_visible), is dotted.
 
@@ -296,7 +296,7 @@ def entropy_by_query(rows: pd.DataFrame, metric: str = "entropy") -> go.Figure:
     return finish(figure)
 
 
-def census_grid(rows: pd.DataFrame) -> go.Figure:
+def plot_census_grid(rows: pd.DataFrame) -> go.Figure:
     """The label of every head, layer × head, one panel per model; the shade is how much of the pattern's variance its
     best template explains; hovering shows every score.
 
@@ -328,7 +328,7 @@ def census_grid(rows: pd.DataFrame) -> go.Figure:
     return finish(figure, coloraxis={"colorscale": BENEATH_TEXT, "cmin": 0, "cmax": 1, "colorbar": bar})
 
 
-def census_losses(rows: pd.DataFrame) -> go.Figure:
+def plot_census_losses(rows: pd.DataFrame) -> go.Figure:
     """What the model loses when the pattern of a head is replaced, one panel per model, with intervals.
 
     Rows: those of ``census`` with model, of the metrics loss_….

@@ -24,7 +24,7 @@ from probe.report.style import (
 MOST_HEADS = 5
 
 
-def construction_errors(rows: pd.DataFrame) -> go.Figure:
+def plot_construction_errors(rows: pd.DataFrame) -> go.Figure:
     """Each claim's largest error as a share of its tolerance, a point a check: left of 1 it holds.
 
     Rows: construction, quantity, length, dtype, largest_error, tolerance. Exact results (error 0) and what is
@@ -55,7 +55,7 @@ def construction_errors(rows: pd.DataFrame) -> go.Figure:
     return finish(figure, showlegend=True)
 
 
-def construction_portrait(attention: pd.DataFrame, stream: pd.DataFrame, errors: pd.DataFrame) -> go.Figure:
+def plot_construction_portrait(attention: pd.DataFrame, stream: pd.DataFrame, errors: pd.DataFrame) -> go.Figure:
     """What a construction does: the attention of its last heads (up to five), what the stream's position row holds at
     each site against the position, and the error by position.
 
@@ -126,7 +126,7 @@ def _error_marks(errors: pd.DataFrame) -> list[go.Scatter]:
     ]  # fmt: skip
 
 
-def construction_matrices(rows: pd.DataFrame) -> go.Figure:
+def plot_construction_matrices(rows: pd.DataFrame) -> go.Figure:
     """The weights of a construction, a panel a matrix, colours by the sign and the logarithm of the size.
 
     Rows: layer, matrix, n_rows, n_columns, row, column, weight; entries that are not there are 0 and left blank.
@@ -160,7 +160,7 @@ def _power(exponent: float) -> str:
     return f"{10.0**exponent:.2g}"
 
 
-def learned_heads(rows: pd.DataFrame) -> go.Figure:
+def plot_learned_heads(rows: pd.DataFrame) -> go.Figure:
     """The heads of layer 0 before and after training: slope of the log-odds of the first token's attention against
     ln(t - 1), and the score c that it has above the others.
 

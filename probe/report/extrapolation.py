@@ -29,7 +29,7 @@ from probe.report.variants import (
 )
 
 
-def perplexity_by_context(rows: pd.DataFrame, train_length: int) -> go.Figure:
+def plot_perplexity_by_context(rows: pd.DataFrame, train_length: int) -> go.Figure:
     """Perplexity against the context, one panel per model, a line a variant, each made for the shortest extension that
     reaches the context; thin lines are those made for other extensions. Bars are intervals over texts.
 
@@ -44,9 +44,9 @@ def perplexity_by_context(rows: pd.DataFrame, train_length: int) -> go.Figure:
     return finish(figure)
 
 
-def loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
-    """The loss of a token against its position, one panel per model, lines as in ``perplexity_by_context``; bands are
-    intervals over texts.
+def plot_loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
+    """The loss of a token against its position, one panel per model, lines as in ``plot_perplexity_by_context``; bands
+    are intervals over texts.
 
     Rows: measurement "loss_by_position", model, variant, extension, position (above 0), value, low, high.
     """
@@ -58,9 +58,9 @@ def loss_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     return finish(figure)
 
 
-def passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
+def plot_passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
     """The share of keys that are said right against the length, all depths together, one panel per model, lines as in
-    ``perplexity_by_context``. Bars are Wilson intervals over prompts.
+    ``plot_perplexity_by_context``. Bars are Wilson intervals over prompts.
 
     Rows: measurement "passkey", metric "exact_match", depth missing, model, variant, extension, length, value, low,
     high, n.
@@ -73,7 +73,7 @@ def passkey_by_length(rows: pd.DataFrame, train_length: int) -> go.Figure:
     return finish(figure)
 
 
-def passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
+def plot_passkey_map(rows: pd.DataFrame, train_length: int) -> go.Figure:
     """The share of keys that are said right, length × depth, a row of panels per model, a panel a variant, each made
     for the shortest extension that reaches the length. Right of the upright line lies what is beyond the trained one.
 

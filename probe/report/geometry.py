@@ -25,11 +25,11 @@ VERDICT_COLOURS = {"used": STRONG, "available": BLUE, "nothing": GREY}
 LOWEST = -1.0  # the least R² that is drawn: one that is worse than the mean position says no more
 
 
-def variance_shares(rows: pd.DataFrame) -> go.Figure:
+def plot_variance_shares(rows: pd.DataFrame) -> go.Figure:
     """What share of the variance of hidden states position, context and token have: a bar a site, a panel a control;
     the dimension of pos_t (participation ratio) stands above.
 
-    Rows: ``decompose_hidden(…).shares``: site, control, metric, value, low, high.
+    Rows: ``decompose_hidden(…).rows``: site, control, metric, value, low, high.
     """
     rows = some(rows, "shares of variance")
     controls = list(dict.fromkeys(rows["control"]))
@@ -59,7 +59,7 @@ def variance_shares(rows: pd.DataFrame) -> go.Figure:
     return finish(_raised_titles(figure), barmode="stack")
 
 
-def position_basis(rows: pd.DataFrame) -> go.Figure:
+def plot_position_basis(rows: pd.DataFrame) -> go.Figure:
     """pos_t along its principal components, against t, a panel a site; untrained models dashed.
 
     Rows: ``decompose_hidden(…).basis``: site, control, component, share, position, value.
@@ -83,7 +83,7 @@ def position_basis(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def similarity_by_lag(rows: pd.DataFrame, metric: str = "hidden") -> go.Figure:
+def plot_similarity_by_lag(rows: pd.DataFrame, metric: str = "hidden") -> go.Figure:
     """Cosine similarity of hidden states (or, "position_mean", of the means at their positions) against the distance
     between them, a panel a site, beside its controls, intervals as bands.
 
@@ -101,7 +101,7 @@ def similarity_by_lag(rows: pd.DataFrame, metric: str = "hidden") -> go.Figure:
     return finish(figure)
 
 
-def variance_against_position(rows: pd.DataFrame) -> go.Figure:
+def plot_variance_against_position(rows: pd.DataFrame) -> go.Figure:
     """The variance of attention outputs against the number of keys, both axes logarithmic, over the fitted power law,
     a panel a site (or head).
 
@@ -141,7 +141,7 @@ def variance_against_position(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def channel_correlations(rows: pd.DataFrame) -> go.Figure:
+def plot_channel_correlations(rows: pd.DataFrame) -> go.Figure:
     """The coordinates that go with position most: the size of Spearman's ρ by rank, beside the controls' best ones, a
     panel a site; the channel's number stands at its point.
 
@@ -175,7 +175,7 @@ def channel_correlations(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def mechanism_readouts(rows: pd.DataFrame) -> go.Figure:
+def plot_mechanism_readouts(rows: pd.DataFrame) -> go.Figure:
     """How well position is decoded under each intervention, by the probe that was fitted on normal sequences and by one
     fitted anew; below it, the verdicts. What is worse than R² = -1 is drawn there.
 
@@ -211,7 +211,7 @@ def mechanism_readouts(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def position_against_loss(rows: pd.DataFrame) -> go.Figure:
+def plot_position_against_loss(rows: pd.DataFrame) -> go.Figure:
     """A probe's score at each site above the loss, against the training step, with intervals.
 
     Rows: ``probe_over_training``: step, site, metric, value, low, high; one metric beside "loss".

@@ -14,7 +14,7 @@ LABELS = {
 }
 
 
-def attention_by_kind(rows: pd.DataFrame, metric: str) -> go.Figure:
+def plot_attention_by_kind(rows: pd.DataFrame, metric: str) -> go.Figure:
     """One number of every head by its layer, coloured by the encoding that the layer sees; untrained heads in grey.
 
     Rows: ``attention_on`` with model (the model's name) and control.

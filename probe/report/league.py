@@ -15,7 +15,7 @@ MARKS = ("circle", "diamond-open", "square-open", "cross-open")
 METRICS = {"mean_reciprocal_rank": "mean reciprocal rank", "mean_accuracy": "mean accuracy"}
 
 
-def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
+def plot_league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Mean reciprocal rank, and mean accuracy beside it, of every encoding with intervals, a mark a source of results.
 
     Rows, by source: those of ``probe.training.league``.
@@ -56,7 +56,7 @@ def league_ranks(leagues: Mapping[str, pd.DataFrame]) -> go.Figure:
     return finish(figure, showlegend=True)
 
 
-def league_differences(rows: pd.DataFrame) -> go.Figure:
+def plot_league_differences(rows: pd.DataFrame) -> go.Figure:
     """Accuracy of the encoding of a row less that of a column; a star where the difference is real.
 
     Rows: those of ``probe.training.paired_differences``.
@@ -82,7 +82,7 @@ def league_differences(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def league_by_length(rows: pd.DataFrame, width: int = 4) -> go.Figure:
+def plot_league_by_length(rows: pd.DataFrame, width: int = 4) -> go.Figure:
     """Accuracy against length, a panel a task, a line an encoding, the interval over seeds as a band.
 
     Rows: those of ``probe.training.accuracy_by_length``.
@@ -139,7 +139,7 @@ def league_page(
                 "ones; encodings that tie share the reciprocal ranks of their places, so a column sums to Σ 1/k. "
                 "Bars: 95 % Student's t over the means of the tasks; of a single task, over its seeds."
             ],
-            figures=[("Ranks, and the accuracies behind them.", league_ranks(leagues))],
+            figures=[("Ranks, and the accuracies behind them.", plot_league_ranks(leagues))],
             tables=[(f"{source}.", _league_table(found)) for source, found in leagues.items()],
         )
     ]
@@ -151,11 +151,11 @@ def league_page(
             "whether other seeds of these very tasks would show the difference."
         ]
         table = found.assign(real=found["real"].map({True: "yes", False: "no"}))
-        figures = [("Differences of accuracy.", league_differences(found))]
+        figures = [("Differences of accuracy.", plot_league_differences(found))]
         sections.append(Section(f"Which differences are real? {source}", text, figures, [("Every pair.", table)]))
     for source, found in by_length.items():
         text = ["Mean over seeds; bands are Student's t intervals over seeds, wide where these are few."]
-        figures = [("Exact match by length.", league_by_length(found))]
+        figures = [("Exact match by length.", plot_league_by_length(found))]
         sections.append(Section(f"Accuracy by length. {source}", text, figures))
     title = "Which encoding generalises to longer inputs?"
     lines: list[str | Line] = [*summary, *said]

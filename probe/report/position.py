@@ -23,7 +23,7 @@ CONCEPTS = {"position": "circle", "classes": "square"}
 SCORES = {"r2": "R² of the position", "accuracy": "accuracy of the position"}
 
 
-def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
+def plot_probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
     """A probe's score by site, one panel per model, the model beside its controls, bootstrap intervals.
 
     Rows: model, site, control, metric, value, low, high, and perhaps n_test, the sequences that it is scored on.
@@ -45,7 +45,7 @@ def probe_by_site(rows: pd.DataFrame, metric: str) -> go.Figure:
     return finish(figure)
 
 
-def erasure_losses(rows: pd.DataFrame, metric: str = "loss") -> go.Figure:
+def plot_erasure_losses(rows: pd.DataFrame, metric: str = "loss") -> go.Figure:
     """The change of the loss (or of another metric) when position is erased at a site, one panel per model, beside
     random subspaces of the same rank in grey, with intervals.
 
@@ -71,7 +71,7 @@ def erasure_losses(rows: pd.DataFrame, metric: str = "loss") -> go.Figure:
     return finish(figure)
 
 
-def probe_heatmap(rows: pd.DataFrame, target: str = "position", against: str = "untrained") -> go.Figure:
+def plot_probe_heatmap(rows: pd.DataFrame, target: str = "position", against: str = "untrained") -> go.Figure:
     """The R² of ridge probes, layers × sites, one panel per model. The number is the R²; the colour its selectivity,
     the R² less that of the control ``against``: what is white could be read there without it, too.
 
@@ -107,7 +107,7 @@ def probe_heatmap(rows: pd.DataFrame, target: str = "position", against: str = "
     return finish(figure, coloraxis=DIVERGING | {"cmid": 0, "colorbar": bar})
 
 
-def extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error") -> go.Figure:
+def plot_extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error") -> go.Figure:
     """The error of a probe by position, fitted up to a length and scored beyond it, one panel per model, at the last
     site that there is, beside its controls; the diagonal is that of a probe that says the last fitted position.
 
@@ -141,7 +141,7 @@ def extrapolation_curve(rows: pd.DataFrame, metric: str = "mean_absolute_error")
     return finish(figure)
 
 
-def loss_along_texts(rows: pd.DataFrame) -> go.Figure:
+def plot_loss_along_texts(rows: pd.DataFrame) -> go.Figure:
     """The loss of a token by its position in a text, a line a model, intervals as bands.
 
     Rows: ``loss_by_position`` with model.

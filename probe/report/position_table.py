@@ -9,7 +9,7 @@ from probe.report.style import BLUE, CONTROL_LABELS, DIVERGING, GREY, colour_bar
 CONTROL_COLOURS = {"none": "#000000", "untrained": GREY, "shuffled": BLUE}
 
 
-def table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
+def plot_table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
     """Cosine similarity of every two positions beside the table along its principal components.
 
     Rows: those of ``position_table``'s ``similarity`` and ``basis``.
@@ -36,7 +36,7 @@ def table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def table_curves(rows: pd.DataFrame) -> go.Figure:
+def plot_table_curves(rows: pd.DataFrame) -> go.Figure:
     """Norm by position, and similarity by lag beside its controls.
 
     Rows: those of ``position_table``'s ``rows``.

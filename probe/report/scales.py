@@ -30,7 +30,7 @@ PUBLISHED_SLOPE = 0.3973  # Wang et al. 2024
 KEYS = ["model", "layer", "head", "extension"]
 
 
-def scale_map(rows: pd.DataFrame) -> go.Figure:
+def plot_scale_map(rows: pd.DataFrame) -> go.Figure:
     """λ of every head, layer × head, one panel per model and extension.
 
     Rows: measurement "head_scale", metric "scale", variant "head", model, layer, head, extension, value.
@@ -68,7 +68,7 @@ def scale_map(rows: pd.DataFrame) -> go.Figure:
     return finish(figure, coloraxis=scale)
 
 
-def scale_law(rows: pd.DataFrame) -> go.Figure:
+def plot_scale_law(rows: pd.DataFrame) -> go.Figure:
     """The scales found against the extension s they were made for, one panel per model, under the fitted law
     1 + a ln s. Thin bars span the heads, least to most; bands are intervals of a. Dashed: the published law.
 
@@ -134,7 +134,7 @@ def scale_law(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
+def plot_entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     """The entropy of attention against the number of keys, one row of panels per model, a panel a layer: the mean over
     heads, a line a variant, made for its longest extension; thin lines are the heads of the unchanged model. Dotted:
     the entropy of uniform attention, ln(query + 1).
@@ -189,7 +189,7 @@ def entropy_by_position(rows: pd.DataFrame, train_length: int) -> go.Figure:
     return finish(figure)
 
 
-def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
+def plot_scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
     """λ of every head against the rise of its entropy beyond the trained length, one panel per model and extension, a
     mark a layer; the title says how they correlate over heads.
 
@@ -224,7 +224,7 @@ def scale_against_entropy(rows: pd.DataFrame) -> go.Figure:
     return finish(figure)
 
 
-def loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
+def plot_loss_by_temperature(rows: pd.DataFrame) -> go.Figure:
     """Loss and exact match against a uniform λ, on trained lengths and on longer ones, one line per model, bars over
     sequences. λ = 1 is the model as it is.
 

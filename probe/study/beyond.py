@@ -36,7 +36,7 @@ from probe.extrapolation import (
 from probe.measure.data import Texts
 from probe.models.anatomy import n_heads_of, n_layers_of
 from probe.models.decoder import Decoder
-from probe.models.variant import variant
+from probe.models.variants import variant
 from probe.progress import OnProgress, Steps, untold
 from probe.training import EncodedExamples, TrainingConfig, train
 

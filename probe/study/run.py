@@ -44,7 +44,8 @@ from probe.study.places import locate
 from probe.study.results import case_of, models_of, plan_of, results_of, write_report
 from probe.tasks.passkey import Passkey
 from probe.training import train
-from probe.training.train import is_first_process, newest_log_entry
+from probe.training.log import newest_log_entry
+from probe.training.run_folder import is_first_process
 
 OPTIONS = {"use": {"patterns": True}}  # of the measurements
 OnLog = Callable[[str, dict[str, Any]], None]  # of a model's name, and an object of its training's log

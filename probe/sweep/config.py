@@ -10,8 +10,8 @@ from typing import Any
 
 from probe.config import MOST_SEED, check_flag, check_name, check_size, from_mapping
 from probe.errors import ProbeError
-from probe.models.build import ModelConfig, config_from_dict
 from probe.models.decoder import DecoderConfig
+from probe.models.kinds import ModelConfig, config_from_dict
 from probe.tasks import Task, make_task
 from probe.tasks.scratchpad import PARTS
 from probe.training import TrainingConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from probe.config import check_number, check_size
+from probe.deprecation import old_arguments
 from probe.device import find_device, share_cores
 from probe.errors import ProbeError
 from probe.files import write_text
@@ -22,8 +23,9 @@ from probe.sweep.work import clear
 FORMAT = 1  # of sweep.json
 
 
+@old_arguments(sweep="config")
 def run_sweep(
-    sweep: SweepConfig,
+    config: SweepConfig,
     folder: str | Path,
     *,
     device: str | None = None,
@@ -42,6 +44,8 @@ def run_sweep(
     checkpoint. The grid may grow: a folder takes further tasks, encodings and seeds, and what it has stays.
 
     Args:
+        config: the grid, and how each of its models is made, trained and evaluated.
+        folder: made where it does not exist.
         device: "cuda", "mps" or "cpu"; found by itself where None (on a cluster, by each run).
         jobs: runs at a time on this machine; by default one a core on a CPU, one on an accelerator.
         ray: the address of a Ray cluster to run on ("auto": the one of this machine), in place of this process's own.
@@ -60,15 +64,15 @@ def run_sweep(
     folder = Path(folder)
     check_size("retries", retries, least=0)
     check_number("cpus_per_run", cpus_per_run)
-    runs = sweep.runs()
+    runs = config.runs()
     with at_work(folder, "sweep"):
-        todo = _left(sweep, runs, folder, retry_failed)
-        write_text(folder / "sweep.json", json.dumps({"format": FORMAT, **dataclasses.asdict(sweep)}, indent=2) + "\n")
+        todo = _left(config, runs, folder, retry_failed)
+        write_text(folder / "sweep.json", json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n")
         if ray is None:
             torch_device = find_device(device)
             jobs, threads = share_cores(torch_device, jobs, len(todo))
             outcomes = run_locally(
-                sweep, todo, folder, device=str(torch_device), jobs=jobs, threads=threads, retries=retries
+                config, todo, folder, device=str(torch_device), jobs=jobs, threads=threads, retries=retries
             )
         else:
             from probe.sweep.cluster import run_on_ray
@@ -76,14 +80,14 @@ def run_sweep(
             gpus = float(device == "cuda") if gpus_per_run is None else gpus_per_run
             check_number("gpus_per_run", gpus, closed=True)
             outcomes = run_on_ray(
-                sweep, todo, folder, address=ray, device=device, cpus=cpus_per_run, gpus=gpus, retries=retries
+                config, todo, folder, address=ray, device=device, cpus=cpus_per_run, gpus=gpus, retries=retries
             )
         done = len(runs) - len(todo)
         on_progress(done, len(runs))
         with contextlib.closing(outcomes):  # ends what is at work, whatever happens here
             for run, outcome in outcomes:
                 done += 1
-                said = _keep(sweep, run, outcome, folder)
+                said = _keep(config, run, outcome, folder)
                 say(f"[{done}/{len(runs)}] {run.name}: {said}")
                 on_progress(done, len(runs))
     return read_results(folder)

@@ -7,29 +7,18 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from probe.errors import ProbeError
 from probe.files import open_plain, state_of
-
-if TYPE_CHECKING:
-    from probe.tasks.tokenizers import TextVocabulary
+from probe.tasks.tokenizers import TextVocabulary
 
 PYTHON = "python"  # in place of a folder: the sources of Python's standard library
 SPLITS = ("train", "validation", "test")
 
 # What of the standard library is left out: other people's packages, tests (not there on every machine) and bytecode.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-
-# Every token of a byte-level vocabulary: printable ASCII as itself, the others as sentencepiece spells them.
-BYTE_TOKENS = tuple(chr(b) if 32 <= b < 127 else f"<0x{b:02X}>" for b in range(256))
-
-
-def byte_tokens(text: bytes) -> tuple[str, ...]:
-    """Bytes as tokens of ``BYTE_TOKENS``."""
-    return tuple(BYTE_TOKENS[b] for b in text)
 
 
 @dataclass(frozen=True)
@@ -46,7 +35,7 @@ class Corpus:
         return sum(map(len, self.texts[split]))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  (corpora live as long as the process)
-    def in_tokens(self, vocabulary: "TextVocabulary") -> "Corpus":
+    def in_tokens(self, vocabulary: TextVocabulary) -> "Corpus":
         """The same files as ids of a vocabulary. A split is tokenised when it is first asked for, each file once."""
         return Corpus(self.name, self.files, _Tokenised(self.texts, vocabulary), "tokens")
 
@@ -94,7 +83,7 @@ class Corpus:
 class _Tokenised(dict[str, tuple[Sequence[int], ...]]):
     """The texts of each split as ids, once they are asked for."""
 
-    def __init__(self, texts: Mapping[str, tuple[Sequence[int], ...]], vocabulary: "TextVocabulary"):
+    def __init__(self, texts: Mapping[str, tuple[Sequence[int], ...]], vocabulary: TextVocabulary):
         super().__init__()
         self.texts, self.vocabulary = texts, vocabulary
 

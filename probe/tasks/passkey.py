@@ -17,9 +17,10 @@ import numpy as np
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
 from probe.tasks.base import Example, Splits, Task
-from probe.tasks.corpus import PYTHON, Corpus, byte_tokens, read_corpus
+from probe.tasks.byte_vocabulary import ByteVocabulary, byte_tokens
+from probe.tasks.corpus import PYTHON, Corpus, read_corpus
 from probe.tasks.options import Folder
-from probe.tasks.tokenizers import ByteVocabulary, TextVocabulary, read_tokenizer
+from probe.tasks.tokenizers import TextVocabulary, read_tokenizer
 
 # The filler of the papers, again and again.
 SENTENCES = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "

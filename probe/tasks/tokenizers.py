@@ -1,4 +1,4 @@
-"""The vocabularies of texts: bytes, and the tokenizers of released models, whose own code is never run."""
+"""The vocabularies of released models: their tokenizers, whose own code is never run."""
 
 import functools
 from array import array
@@ -7,8 +7,7 @@ from pathlib import Path
 
 from probe.errors import ProbeError
 from probe.files import state_of
-from probe.tasks.base import SPECIALS, Example, Vocabulary
-from probe.tasks.corpus import BYTE_TOKENS, byte_tokens
+from probe.tasks.base import Example, Vocabulary
 from probe.tasks.tokenizer_files import files_of, has_tokenizer, read_by_library, read_tokenizer_of
 
 MOST_TOKENS = 2**22  # ids may have gaps, and every id gets a string
@@ -20,21 +19,6 @@ SAMPLE = (
     "The pass key of Amber is 71523.\n\n\tdef f(x, *args):  # naïve, 15 % of 3.14\n        return x ** 2 or '…'\r\n"
     "Здравствуй, 世界! 🙂 don't RE-read antidisestablishmentarianism @ http://a.b/c?d=e_f 0000 12,345,678"
 )
-
-
-class ByteVocabulary(Vocabulary):
-    """The 256 bytes, and the special tokens of every task."""
-
-    def __init__(self) -> None:
-        super().__init__(BYTE_TOKENS)
-
-    def tokenize(self, text: bytes) -> tuple[str, ...]:
-        """A text's bytes as tokens."""
-        return byte_tokens(text)
-
-    def text(self, tokens: Iterable[str]) -> bytes:
-        """The bytes that tokens are; special ones are none."""
-        return bytes(i - len(SPECIALS) for i in self.encode(tokens) if i >= len(SPECIALS))
 
 
 class TextVocabulary(Vocabulary):

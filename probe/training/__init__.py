@@ -1,12 +1,14 @@
 """How models learn and how well they did."""
 
 from probe.device import fast_products, product_kernels
+from probe.league import accuracy_by_length, league, paired_differences, read_published
+from probe.training.config import TrainingConfig
 from probe.training.data import EncodedExamples, encode
 from probe.training.decoding import greedy
 from probe.training.evaluation import exact_match, predict
-from probe.training.ranking import accuracy_by_length, league, paired_differences, read_published
+from probe.training.loop import train
+from probe.training.run_folder import checkpoints_of
 from probe.training.shifted import shifted_positions, shifted_texts
-from probe.training.train import TrainingConfig, checkpoints_of, train
 
 __all__ = [
     "EncodedExamples",

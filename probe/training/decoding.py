@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from probe.errors import ProbeError
+from probe.losses import likeliest
 from probe.models.anatomy import d_vocab_of
-from probe.models.build import Model
+from probe.models.kinds import Model
 from probe.sequences import TokenIds, token_ids
-from probe.tracing import likeliest
 from probe.training.data import at_once
 
 

@@ -6,6 +6,7 @@ from typing import TypeGuard
 import pandas as pd
 from torch import nn
 
+from probe.deprecation import old_arguments
 from probe.errors import ProbeError
 from probe.models.mode import evaluating
 from probe.statistics import wilson
@@ -15,8 +16,9 @@ from probe.training.data import EncodedExamples
 from probe.training.decoding import greedy_in_groups
 
 
+@old_arguments(decoder="model")
 def predict(
-    decoder: nn.Module,
+    model: nn.Module,
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     *,
@@ -28,10 +30,20 @@ def predict(
     Decoding ends after ``new_tokens``. Where ``task`` has a scratchpad, ``correct`` is the answer's, whatever the
     steps, and ``steps_correct`` and ``first_wrong_step`` (from 0, missing where all are right) say what
     ``SteppedTask.check`` finds of these.
+
+    Args:
+        model: a ``Decoder``, a ``ClockworkRNN`` or a bridge.
+        examples: at least one.
+        vocabulary: the one of the task that the examples come from.
+        task: that task, where it has a scratchpad.
+        batch_size: how many examples are decoded at once.
+
+    Raises:
+        ProbeError: for no examples.
     """
     if not examples:
         raise ProbeError("at least one example was wanted, got none")
-    said = completions(decoder, examples, vocabulary, task=task, batch_size=batch_size)
+    said = completions(model, examples, vocabulary, task=task, batch_size=batch_size)
     rows = pd.DataFrame(
         {
             "source": [" ".join(e.source) for e in examples],
@@ -52,7 +64,7 @@ def predict(
 
 
 def completions(
-    decoder: nn.Module,
+    model: nn.Module,
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     *,
@@ -60,9 +72,9 @@ def completions(
     batch_size: int = 256,
 ) -> list[list[str]]:
     """What a model says of each example, greedily, to the end or for ``new_tokens``."""
-    with evaluating(decoder):
+    with evaluating(model):
         said = greedy_in_groups(
-            decoder,
+            model,
             [vocabulary.prompt(e) for e in examples],
             stop=vocabulary.stop,
             max_new=[new_tokens(e, task) for e in examples],

@@ -8,8 +8,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from probe.losses import likeliest
 from probe.statistics import Bootstrap
-from probe.tracing import likeliest
 from probe.training.data import EncodedExamples, at_once
 
 Scores = dict[str, Float64[Tensor, "example"]]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.build import Model
 from probe.models.decoder import Decoder
+from probe.models.kinds import Model
 from probe.models.mode import evaluating
 from probe.sequences import TokenIds, token_ids
 from probe.statistics import N_BOOTSTRAP

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 import constructions
 from probe.attention import census, census_table
 from probe.attention.ablation import ABLATIONS, used_for
-from probe.attention.census import LABELS, follows_earlier
+from probe.attention.head_census import LABELS, follows_earlier
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.models.lens import to_bridge

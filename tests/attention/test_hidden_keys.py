@@ -19,8 +19,8 @@ from probe.attention import (
     stream,
 )
 from probe.attention.nulls import shuffled
-from probe.attention.streaming import stream_attention
-from probe.attention.streaming_template import StreamTemplate
+from probe.attention.streaming.statistics import stream_attention
+from probe.attention.streaming.template import StreamTemplate
 from probe.errors import ProbeError
 from probe.models.lens.released import load_bridge
 from probe.tracing import PATTERN, SCORES, Trace, block_site, nearest_keys, trace
@@ -79,7 +79,7 @@ def test_scores_behind_a_window_are_hidden_and_do_not_count(window, mistral, tok
     assert torch.equal(scores > -math.inf, nearest_keys(windowed(window)).expand(scores.shape))
     torch.testing.assert_close(scores.softmax(-1), traced.pattern(0))
     assert traced.n_visible(0).tolist() == windowed(window).tolist()
-    shares = split_scores(traced, n_bootstrap=20).shares
+    shares = split_scores(traced, n_bootstrap=20).rows
     for head in range(4):
         left = [
             least_squares(scores[:, head].double().numpy(), windowed(window), columns)
@@ -156,7 +156,7 @@ def test_a_split_in_chunks_is_that_of_numpy():
     scores = scores_of(CHUNKED)
     tokens = torch.zeros(4, len(CHUNKED), dtype=torch.long)
     split = split_scores(Trace(tokens, torch.full((4,), 24), {block_site(0, SCORES): scores}, 1), n_bootstrap=20)
-    shares = split.shares[split.shares["head"] == 1].set_index(["scope", "part", "metric"])["value"]
+    shares = split.rows[split.rows["head"] == 1].set_index(["scope", "part", "metric"])["value"]
     subsets = ((), ("row",), ("row", "distance"), ("key", "query", "distance"))
     left = {subset: least_squares(scores[:, 1].numpy(), CHUNKED, subset) for subset in subsets}
     assert shares["all", "residual", "share"] == pytest.approx(left["key", "query", "distance"] / left[()], abs=1e-9)
@@ -171,8 +171,8 @@ def test_long_contexts_are_split_over_the_window(mistral, tokens):
     streamed = split_long_context(mistral[WINDOW], tokens, n_bootstrap=20, seed=3)
     dense = split_scores(trace(mistral[WINDOW], tokens, [SCORES]), n_bootstrap=20, seed=3)
     keys = ["layer", "head", "scope", "part", "metric"]
-    both = streamed.shares.merge(dense.shares, on=keys)
-    assert len(both) == len(streamed.shares)
+    both = streamed.rows.merge(dense.rows, on=keys)
+    assert len(both) == len(streamed.rows)
     assert both["value_x"].to_numpy() == pytest.approx(both["value_y"].to_numpy(), abs=1e-5, nan_ok=True)
     both = streamed.curves.merge(dense.curves, on=["layer", "head", "curve", "index"])
     assert len(both) == len(dense.curves)
@@ -212,7 +212,7 @@ def test_streaming_knows_the_window(window):
 def test_long_contexts_are_compared_over_the_window(mistral, tokens):
     found = compare_long_context(mistral[WINDOW], tokens, n_bootstrap=20)
     dense = compare_templates(trace(mistral[WINDOW], tokens, [PATTERN]), ["uniform", "alibi_fitted", "t5_fitted"])
-    both = found.templates.merge(dense, on=["layer", "head", "template"])
+    both = found.rows.merge(dense, on=["layer", "head", "template"])
     assert len(both) == 12
     assert both["value_x"].to_numpy() == pytest.approx(both["value_y"].to_numpy(), abs=1e-5)
     hidden = found.maps[found.maps["query"] - found.maps["key"] >= WINDOW]

@@ -48,8 +48,8 @@ def test_training_moves_scales_and_nothing_else(trained, longer, uniform):
     fit = train_scale(trained, longer, QUICK, uniform=uniform)
     assert fit.scale.shape == (2, 4) and not fit.scale.requires_grad
     assert (fit.scale.unique().numel() == 1) == uniform
-    assert fit.log["step"].tolist() == list(range(1, 13))
-    assert fit.log["loss"].iloc[-3:].mean() < fit.log["loss"].iloc[:3].mean()
+    assert fit.rows["step"].tolist() == list(range(1, 13))
+    assert fit.rows["loss"].iloc[-3:].mean() < fit.rows["loss"].iloc[:3].mean()
     assert all(torch.equal(trained.state_dict()[name], weight) for name, weight in before.items())
     assert {name: p.requires_grad for name, p in trained.named_parameters()} == wanted
     assert torch.equal(train_scale(trained, longer, QUICK, uniform=uniform).scale, fit.scale)
@@ -58,10 +58,10 @@ def test_training_moves_scales_and_nothing_else(trained, longer, uniform):
 def test_the_clamp_holds_after_every_step_and_can_be_left_out(trained, longer):
     rough = dict(steps=8, warmup=0, batch_size=16, learning_rate=0.3)
     held = train_scale(trained, longer, ScaleTraining(initial=1.0, **rough))
-    assert (held.log["least"] >= 1).all()
+    assert (held.rows["least"] >= 1).all()
     free = train_scale(trained, longer, ScaleTraining(initial=1.0, least=None, **rough))
-    assert free.log["least"].min() < 1
-    assert (free.log["loss"].iloc[0], free.log["most"].iloc[0]) == (held.log["loss"].iloc[0], held.log["most"].iloc[0])
+    assert free.rows["least"].min() < 1
+    assert free.rows.loc[0, ["loss", "most"]].equals(held.rows.loc[0, ["loss", "most"]])
 
 
 def test_first_step_is_the_gradient_of_the_mean_loss(trained, longer):
@@ -114,7 +114,7 @@ def test_both_ways_find_the_scales_of_a_model_whose_answer_is_known():
     student = scaled(teacher, 1 / 1.8)
     trained = train_scale(student, data, ScaleTraining(initial=1.2, steps=60, warmup=5, batch_size=2000))
     searched = search_scale(student, data, initial=1.2, evaluations=40, batch_size=2000)
-    assert searched.log["evaluation"].tolist() == list(range(1, len(searched.log) + 1))
+    assert searched.rows["evaluation"].tolist() == list(range(1, len(searched.rows) + 1))
     for fit in (trained, searched):
         assert float(fit.scale) == pytest.approx(1.8, rel=0.1)
     assert float(trained.scale) == pytest.approx(float(searched.scale), rel=0.02)

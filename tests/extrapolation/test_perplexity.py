@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from probe.errors import ProbeError
 from probe.extrapolation import context_losses, loss_by_position, perplexity, perplexity_rows
-from probe.extrapolation.perplexity import sliding_losses
+from probe.extrapolation.losses_by_context import sliding_losses
 from probe.models.lens import to_bridge
 
 FEW = {"n_bootstrap": 20}

@@ -12,7 +12,7 @@ from probe.extrapolation import HeadScale, scaled
 from probe.models import checkpoint, untrained_like
 from probe.models.lens import to_bridge
 from probe.models.scaled import is_scaled
-from probe.models.variant import variant
+from probe.models.variants import variant
 
 SCALES = torch.tensor([[0.5, 1.0, 1.5, 2.0], [1.25, 1.75, 1.0, 3.0]])
 WEIGHT = "layers.1.mlp.down_proj.weight"

@@ -19,12 +19,12 @@ import atheris
 with atheris.instrument_imports(include=["probe"]):
     from hostile import arrays, command, idle, refused, tensors_file
 
+    from probe.league import read_published
     from probe.models.pretrained import load_pretrained
     from probe.study.places import read_tokens
     from probe.tasks import make_task
     from probe.tasks.tokenizers import TextVocabulary
-    from probe.training.ranking import read_published
-    from probe.training.train import newest_log_entry
+    from probe.training.log import newest_log_entry
 
 FOLDER = Path(tempfile.mkdtemp())
 DECODER = b'{"d_vocab": 3, "n_ctx": 4, "n_layers": 1, "d_model": 4, "n_heads": 2, "encoding": "rotary"}'

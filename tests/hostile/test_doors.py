@@ -11,13 +11,14 @@ from hostile import command, fresh, idle, refused
 
 from probe.errors import ProbeError
 from probe.files import MOST_JSON, MOST_VALUES, read_json_object, read_rows
+from probe.league import read_published
 from probe.models import checkpoint
 from probe.models.pretrained import load_pretrained
 from probe.study.places import find_checkpoints, read_tokens
 from probe.sweep.results import read_results
 from probe.tasks import make_task
-from probe.training.ranking import read_published
-from probe.training.train import checkpoints_of, newest_log_entry
+from probe.training.log import newest_log_entry
+from probe.training.run_folder import checkpoints_of
 
 
 def settings(path):

@@ -18,16 +18,17 @@ from junk import JUNK, TEXTS, given, mutated
 from safetensors.torch import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from probe.models.build import build, config_from_dict
+from probe.league import PUBLISHED, read_published
 from probe.models.families import FAMILIES
+from probe.models.kinds import build, config_from_dict
 from probe.models.pretrained import load_pretrained
 from probe.study.beyond_checkpoints import scale_checkpoints
 from probe.study.places import check_file_names, find_checkpoints, read_tokens
 from probe.sweep.results import COLUMNS, failures, read_results, results_of
 from probe.tasks import make_task
 from probe.tasks.tokenizers import TextVocabulary
-from probe.training.ranking import PUBLISHED, read_published
-from probe.training.train import checkpoints_of, newest_log_entry
+from probe.training.log import newest_log_entry
+from probe.training.run_folder import checkpoints_of
 
 DECODER = {"d_vocab": 19, "n_ctx": 32, "n_layers": 1, "d_model": 8, "n_heads": 2, "encoding": "t5"}
 STATE = build(config_from_dict(DECODER)).state_dict()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from junk import JUNK, TEXTS, given, mutated
 
 from probe.models.attention_functions import ATTENTION_FUNCTIONS
-from probe.models.build import config_from_dict
 from probe.models.config import DecoderConfig
 from probe.models.encodings import ENCODINGS
 from probe.models.encodings.base import options_of
+from probe.models.kinds import config_from_dict
 from probe.options import _flag, _kinds
 from probe.study import StudyConfig
 from probe.sweep import SweepConfig

@@ -8,10 +8,10 @@ import torch
 
 from probe.errors import ProbeError
 from probe.models.anatomy import n_heads_of, n_layers_of
-from probe.models.build import build, config_from_dict
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.kinds import build, config_from_dict
 from probe.position import decompose_hidden, erase_position, fit_position_probe, probe_positions
 from probe.tasks import make_task
 from probe.tracing import logits_with_edits, trace
@@ -336,7 +336,7 @@ def test_position_is_probed_erased_and_decomposed_as_in_a_decoder(random_tokens)
     assert len(left) == 2 and left.max() < 0.05  # of sequences that it was not fitted to
     loss = erased[(erased["metric"] == "loss") & (erased["control"] == "none")]["value"]
     assert (loss != 0).all()
-    shares = decompose_hidden(trace(model, tokens, SITES), untrained=trace(make_rnn(seed=1), tokens, SITES)).shares
+    shares = decompose_hidden(trace(model, tokens, SITES), untrained=trace(make_rnn(seed=1), tokens, SITES)).rows
     assert {"none", "untrained"} <= set(shares["control"]) and shares["value"].notna().any()
 
 

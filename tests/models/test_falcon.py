@@ -5,7 +5,7 @@ from released import REFINED_WEB, RW, assert_same, configure, make, make_refined
 from probe.files import read_json_object
 from probe.models.families import FAMILIES, Fields
 from probe.models.pretrained import load_pretrained
-from probe.models.variant import variant
+from probe.models.variants import variant
 
 
 @pytest.mark.parametrize("n_heads", [4, 12])

@@ -14,7 +14,7 @@ from probe.models.decoder import KVCache
 from probe.models.lens import to_bridge
 from probe.models.pretrained import load_pretrained
 from probe.models.stored import Stored
-from probe.models.variant import variant
+from probe.models.variants import variant
 
 MODELS = {
     "llama": ("llama", {}),

@@ -17,7 +17,7 @@ import probe
 from probe import attention, extrapolation, position, training
 from probe.attention.pooling import pooled_pattern
 from probe.errors import ProbeError
-from probe.position.erasure import concept_subspace
+from probe.position.edits.subspaces import concept_subspace
 from probe.tracing import distinct
 
 FEW = m.FEW
@@ -244,7 +244,7 @@ WITH_LENGTHS = {
     "attention_maps": of_trace(lambda t: attention.attention_maps(t, TEMPLATES, bins=8)),
     "compare_models": of_trace(lambda t: attention.compare_models({"a": t, "b": t}, **FEW)),
     "split_scores": of_trace(lambda t: attention.split_scores(t, **FEW)),
-    "decompose_hidden": of_trace(lambda t: position.decompose_hidden(t).shares),
+    "decompose_hidden": of_trace(lambda t: position.decompose_hidden(t).rows),
     "neighbour_similarity": of_trace(lambda t: position.neighbour_similarity(t, max_lag=5, **FEW)),
     "position_channels": of_trace(lambda t: position.position_channels(t, **FEW)),
     "variance_by_position": of_trace(lambda t: position.variance_by_position(t, **FEW)),
@@ -361,7 +361,7 @@ DOORS = {
     "steer_position": lambda tokens: position.steer_position(
         m.decoder(), tokens, "blocks.1.hook_resid_pre", n_random=1, **FEW
     ),
-    "split_long_context": lambda tokens: attention.split_long_context(m.decoder(), tokens, **FEW).shares,
+    "split_long_context": lambda tokens: attention.split_long_context(m.decoder(), tokens, **FEW).rows,
 }
 
 
@@ -651,7 +651,7 @@ REPEATED = (1 + torch.arange(6))[:, None].repeat(1, 12)  # one token again and a
 def test_what_rounding_makes_has_no_geometry(cast):
     traced = probe.trace(cast(m.decoder()), REPEATED, ["hook_resid_post", "hook_attn_out"])
     site = ["blocks.1.hook_resid_post"]
-    shares = position.decompose_hidden(traced, site).shares.query("control == 'none'").set_index("metric")
+    shares = position.decompose_hidden(traced, site).rows.query("control == 'none'").set_index("metric")
     assert shares.loc["share_context", "value"] == pytest.approx(1) and shares.loc["share_position", "value"] < 1e-12
     assert shares.loc[["participation_ratio", "components_95"], ["value", "low", "high"]].isna().all(axis=None)
     falls = position.neighbour_similarity(traced, site, **FEW).query("lag.isna()")
@@ -667,7 +667,7 @@ def test_shares_of_rounding_are_none():
     scores = torch.randn(6, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(6, 1, 8, 8)
     scores = scores + 1e-8 * torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     values = {"blocks.0.attn.hook_attn_scores": scores}
-    shares = attention.split_scores(probe.Trace(m.tokens(6, 8), torch.full((6,), 8), values, 1), **FEW).shares
+    shares = attention.split_scores(probe.Trace(m.tokens(6, 8), torch.full((6,), 8), values, 1), **FEW).rows
     value = shares.set_index(["scope", "part", "metric"])["value"]
     assert math.isnan(value["mean", "distance", "toeplitz_r2"])
     assert value[[("seen", "distance", f"{name}_r2") for name in ("alibi", "logarithm", "t5")]].isna().all()
@@ -676,7 +676,7 @@ def test_shares_of_rounding_are_none():
 
 @pytest.mark.parametrize("cast", [m.single, m.half], ids=["float32", "bfloat16"])
 def test_nothing_is_explained_of_uniform_attention(cast):
-    long = attention.compare_long_context(cast(m.decoder()), REPEATED, **FEW).templates
+    long = attention.compare_long_context(cast(m.decoder()), REPEATED, **FEW).rows
     dense = attention.compare_templates(probe.trace(cast(m.decoder()), REPEATED), nulls=False, **FEW)
     assert long["explained"].isna().all() and dense["explained"].isna().all()
 

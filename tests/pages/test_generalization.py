@@ -10,9 +10,9 @@ from page_numbers import ROOT, WORDS, Page, between, percent, short, with_interv
 
 from probe.cli import COMMANDS, build_parser
 from probe.cli.settings import sweep_config
+from probe.league import run_scores
 from probe.sweep import read_results, results_of
 from probe.training import league, paired_differences, read_published
-from probe.training.ranking import run_scores
 
 FOLDER = ROOT / "docs" / "generalization"
 PUBLISHED = next((p for up in ROOT.parents for p in up.glob("*/reference/published_accuracy.csv")), None)

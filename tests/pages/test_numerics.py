@@ -6,9 +6,9 @@ import re
 import torch
 from page_numbers import Page, power, short
 
-from probe.attention.split_parts import NOTHING
-from probe.attention.streaming import LARGEST_IN_FLOAT32
-from probe.position.moments import precision
+from probe.attention.score_split.parts import NOTHING
+from probe.attention.streaming.statistics import LARGEST_IN_FLOAT32
+from probe.position.probes.moments import precision
 
 NOT_MEASURED = {
     "how bounds were chosen, which their own test holds": ["Bounds are some 3 to 10 times what was measured; 0 says"],

@@ -10,7 +10,7 @@ from page_numbers import ROOT, WORDS, Page, between, short, with_interval
 from small_study import untrained_study
 
 from probe.position import patched_position_used, position_used
-from probe.position.evidence import READABLE
+from probe.position.edits.readable import READABLE
 from probe.statistics import student
 from probe.study.config import PRESETS
 

@@ -10,7 +10,7 @@ from constructions.known.interchange import ENFORCED
 from constructions.known.plan import Plan
 from constructions.known.trained import ESTIMATED
 from probe.benchmark import VERDICTS, confusion, verdict_scores
-from probe.benchmark.intervals import CONFIDENCE
+from probe.benchmark.simulation import CONFIDENCE
 from probe.benchmark.verdicts import SHARE, TIE
 
 FOLDER = ROOT / "docs" / "verdicts"

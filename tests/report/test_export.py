@@ -9,7 +9,7 @@ from PIL import Image
 
 from probe.cli import main
 from probe.errors import ProbeError
-from probe.report import Section, accuracy_by_length, attention_maps, probe_by_site, render_page
+from probe.report import Section, plot_accuracy_by_length, plot_attention_maps, plot_probe_by_site, render_page
 from probe.report.export import figures_of, pictures, print_size, standalone
 from probe.report.style import named
 
@@ -19,9 +19,9 @@ wants_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this
 @pytest.fixture(scope="module")
 def drawn(accuracy_rows, probe_rows, map_rows):
     return named({
-        "accuracy": accuracy_by_length(accuracy_rows),
-        "probes": probe_by_site(probe_rows, "r2"),
-        "maps": attention_maps(map_rows),
+        "accuracy": plot_accuracy_by_length(accuracy_rows),
+        "probes": plot_probe_by_site(probe_rows, "r2"),
+        "maps": plot_attention_maps(map_rows),
     })  # fmt: skip
 
 

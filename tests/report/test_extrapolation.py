@@ -17,15 +17,15 @@ L = 256
 NONE = [("none", np.nan)]
 SCALED = [*NONE, *((v, e) for v in ("uniform", "head") for e in (2.0, 4.0))]
 DRAW = {
-    "perplexity": extrapolation.perplexity_by_context,
-    "loss_by_position": extrapolation.loss_by_position,
-    "passkey": extrapolation.passkey_map,
-    "passkey_lengths": extrapolation.passkey_by_length,
-    "scale_map": drawing.scale_map,
-    "scale_law": drawing.scale_law,
-    "entropy_by_position": drawing.entropy_by_position,
-    "scale_entropy": drawing.scale_against_entropy,
-    "temperature": drawing.loss_by_temperature,
+    "perplexity": extrapolation.plot_perplexity_by_context,
+    "loss_by_position": extrapolation.plot_loss_by_position,
+    "passkey": extrapolation.plot_passkey_map,
+    "passkey_lengths": extrapolation.plot_passkey_by_length,
+    "scale_map": drawing.plot_scale_map,
+    "scale_law": drawing.plot_scale_law,
+    "entropy_by_position": drawing.plot_entropy_by_position,
+    "scale_entropy": drawing.plot_scale_against_entropy,
+    "temperature": drawing.plot_loss_by_temperature,
 }
 OF_LENGTHS = ("perplexity", "loss_by_position", "passkey", "passkey_lengths", "entropy_by_position")
 
@@ -109,7 +109,7 @@ def named(figure, name):
 
 
 def test_each_context_has_the_shortest_extension_that_reaches_it(rows):
-    figure = extrapolation.perplexity_by_context(rows, L)
+    figure = extrapolation.plot_perplexity_by_context(rows, L)
     head = named(figure, "head scale")
     assert len(head) == 2 and [t.showlegend for t in head] == [True, False]
     # 2048 is 8 times the trained length, which nothing was made for.
@@ -129,7 +129,7 @@ def test_each_context_has_the_shortest_extension_that_reaches_it(rows):
 
 def test_a_variant_made_for_one_length_has_no_other_lines():
     rows = every("perplexity", "perplexity", [("head", 8.0)], ("none",), context=[256, 512])
-    figure = extrapolation.perplexity_by_context(rows, L)
+    figure = extrapolation.plot_perplexity_by_context(rows, L)
     assert [t.name for t in figure.data] == ["head scale", "trained length"]
 
 
@@ -153,7 +153,7 @@ def test_extensions_are_matched_at_the_edge():
 
 
 def test_the_loss_has_bands(rows):
-    figure = extrapolation.loss_by_position(rows, L)
+    figure = extrapolation.plot_loss_by_position(rows, L)
     line = named(figure, "uniform scale")[0]
     of = rows.query("measurement == 'loss_by_position' and model == 'none' and variant == 'uniform'")
     want = [of.query("extension == @e and position == @p")["value"].item() for e, p in
@@ -166,7 +166,7 @@ def test_the_loss_has_bands(rows):
 
 
 def test_passkeys_are_a_map_of_length_and_depth(rows):
-    figure = extrapolation.passkey_map(rows, L)
+    figure = extrapolation.plot_passkey_map(rows, L)
     titles = [a.text for a in figure.layout.annotations]
     assert titles[:3] == ["none<br>no change", "none<br>uniform scale", "none<br>head scale"]
     assert titles[3] == "&lt;b&gt;x<br>no change" and len(figure.data) == 6
@@ -184,7 +184,7 @@ def test_passkeys_are_a_map_of_length_and_depth(rows):
 
 
 def test_passkeys_by_length_are_those_of_all_depths(rows):
-    figure = extrapolation.passkey_by_length(rows, L)
+    figure = extrapolation.plot_passkey_by_length(rows, L)
     of = rows.query("measurement == 'passkey' and metric == 'exact_match' and model == 'none' and variant == 'none'")
     line = named(figure, "no change")[0]
     assert list(line.y) == of[of["depth"].isna()]["value"].tolist() and len(line.y) == 3
@@ -192,7 +192,7 @@ def test_passkeys_by_length_are_those_of_all_depths(rows):
 
 
 def test_every_head_has_its_scale(rows):
-    figure = drawing.scale_map(rows)
+    figure = drawing.plot_scale_map(rows)
     assert [a.text for a in figure.layout.annotations] == ["none, made for 2×", "none, made for 4×"]
     for panel in figure.data:
         np.testing.assert_allclose(np.asarray(panel.z), [[1.5, 1.6], [1.5, 1.6]])
@@ -200,7 +200,7 @@ def test_every_head_has_its_scale(rows):
 
 
 def test_the_law_goes_beside_the_published_one(rows):
-    figure = drawing.scale_law(rows)
+    figure = drawing.plot_scale_law(rows)
     published, band, curve, uniform, head = figure.data
     at = np.asarray(curve.x)
     np.testing.assert_allclose(published.y, 1 + 0.3973 * np.log(at))
@@ -213,13 +213,13 @@ def test_the_law_goes_beside_the_published_one(rows):
     assert head.name == "head scale"  # no law of it was fitted
     alone = rows.assign(low=np.nan, high=rows["value"] * np.nan)
     alone.loc[alone["metric"] == "r2", "value"] = np.nan
-    names = [t.name for t in drawing.scale_law(alone).data if t.name]
+    names = [t.name for t in drawing.plot_scale_law(alone).data if t.name]
     assert names[1] == "uniform scale: 1 + 0.30 ln s"
     assert list(head.y) == pytest.approx([1.55, 1.55]) and head.error_y.array == pytest.approx([0.05, 0.05])
 
 
 def test_entropy_is_the_mean_over_heads_of_the_longest_extension(rows):
-    figure = drawing.entropy_by_position(rows, L)
+    figure = drawing.plot_entropy_by_position(rows, L)
     of = rows.query("measurement == 'scaled_entropy' and model == 'none' and layer == 0")
     line = named(figure, "head scale, made for 4×")[0]
     want = of.query("variant == 'head' and extension == 4").groupby("query")["value"].mean()
@@ -233,12 +233,12 @@ def test_entropy_is_the_mean_over_heads_of_the_longest_extension(rows):
 
 def test_long_entropy_curves_are_thinned():
     rows = every("scaled_entropy", "entropy", NONE, ("none",), layer=[0], head=[0], query=range(3000))
-    x = named(drawing.entropy_by_position(rows, L), "no change")[0].x
+    x = named(drawing.plot_entropy_by_position(rows, L), "no change")[0].x
     assert len(x) <= 128 and (x[0], x[-1]) == (1, 3000)
 
 
 def test_scales_stand_beside_the_rise_of_entropy(rows):
-    figure = drawing.scale_against_entropy(rows)
+    figure = drawing.plot_scale_against_entropy(rows)
     assert [a.text for a in figure.layout.annotations] == [
         "none, 2×, n = 4 heads<br>",
         "none, 4×, n = 4 heads<br>Spearman −0.41 [−0.80, 0.10]",
@@ -249,7 +249,7 @@ def test_scales_stand_beside_the_rise_of_entropy(rows):
 
 
 def test_temperatures_are_of_trained_and_longer(rows):
-    figure = drawing.loss_by_temperature(rows)
+    figure = drawing.plot_loss_by_temperature(rows)
     assert [a.text for a in figure.layout.annotations] == [
         "trained lengths: loss, nats a token", "trained lengths: exact match",
         "longer sequences: loss, nats a token", "longer sequences: exact match",

@@ -4,9 +4,12 @@ import pytest
 
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
-from probe.position.emergence import probe_over_training
-from probe.position.geometry import decompose_hidden, neighbour_similarity, position_channels, variance_by_position
-from probe.position.mechanism import name_mechanism
+from probe.position.geometry.channels import position_channels
+from probe.position.geometry.decomposition import decompose_hidden
+from probe.position.geometry.similarity import neighbour_similarity
+from probe.position.geometry.variance import variance_by_position
+from probe.position.mechanism.naming import name_mechanism
+from probe.position.probes.emergence import probe_over_training
 from probe.report import geometry
 from probe.tracing import RESID_POST, trace
 
@@ -32,8 +35,8 @@ def named(figure, name):
 
 
 def test_shares_are_stacked_to_one(pair):
-    rows = decompose_hidden(pair[0], STREAM, untrained=pair[1]).shares
-    figure = geometry.variance_shares(rows)
+    rows = decompose_hidden(pair[0], STREAM, untrained=pair[1]).rows
+    figure = geometry.plot_variance_shares(rows)
     heights = np.array([bar.y for bar in figure.data]).reshape(3, 4, 3)  # control, part, site
     np.testing.assert_allclose(heights.sum(1), 1)
     position = rows[(rows["metric"] == "share_position") & (rows["control"] == "none")]["value"]
@@ -43,7 +46,7 @@ def test_shares_are_stacked_to_one(pair):
 
 def test_components_are_lines_against_position(pair):
     basis = decompose_hidden(pair[0], STREAM, untrained=pair[1], components=2).basis
-    figure = geometry.position_basis(basis)
+    figure = geometry.plot_position_basis(basis)
     assert len(figure.data) == 3 * 2 * 2 and list(figure.data[0].x) == [*range(1, 10)]
     wanted = basis.query("site == 'hook_embed' and component == 1 and control == 'untrained'")["value"]
     assert list(named(figure, "component 2, untrained model")[0].y) == wanted.tolist()
@@ -52,7 +55,7 @@ def test_components_are_lines_against_position(pair):
 @pytest.mark.parametrize("metric", ["hidden", "position_mean"])
 def test_similarity_has_a_line_and_a_band_a_control(pair, metric):
     rows = neighbour_similarity(pair[0], STREAM, untrained=pair[1], max_lag=4, **QUICK)
-    figure = geometry.similarity_by_lag(rows, metric)
+    figure = geometry.plot_similarity_by_lag(rows, metric)
     assert len(figure.data) == 3 * 3 * 2
     line = named(figure, "trained model")[2]
     wanted = rows.query("site == @STREAM[2] and metric == @metric and control == 'none'")["value"]
@@ -61,7 +64,7 @@ def test_similarity_has_a_line_and_a_band_a_control(pair, metric):
 
 def test_the_power_law_goes_through_the_variance(pair):
     rows = variance_by_position(pair[0], untrained=pair[1], **QUICK)
-    figure = geometry.variance_against_position(rows)
+    figure = geometry.plot_variance_against_position(rows)
     line, fit = named(figure, "trained model")[0], figure.data[2]
     assert list(line.x) == [*range(2, 11)]  # keys seen by positions 1, 2, …
     slope = np.polyfit(np.log(line.x), np.log(line.y), 1)[0]
@@ -69,19 +72,19 @@ def test_the_power_law_goes_through_the_variance(pair):
     assert np.log(fit.y).mean() == pytest.approx(np.log(line.y).mean())
     assert f"{slope:.2f}".replace("-", "−") in figure.layout.annotations[0].text
     heads = variance_by_position(pair[0], ["blocks.1.attn.hook_z"], **QUICK)
-    titles = [a.text for a in geometry.variance_against_position(heads).layout.annotations]
+    titles = [a.text for a in geometry.plot_variance_against_position(heads).layout.annotations]
     assert [t.split("<br>")[0] for t in titles] == ["1.attn.z[0]", "1.attn.z[1]"]
 
 
 def test_what_has_no_variance_is_an_empty_panel(pair):
     rows = variance_by_position(pair[0], **QUICK)
     rows.loc[(rows["site"] == "blocks.0.hook_attn_out") & (rows["metric"] == "variance"), "value"] = 0.0
-    assert len(geometry.variance_against_position(rows).data) == 3  # band, line, fit of the other
+    assert len(geometry.plot_variance_against_position(rows).data) == 3  # band, line, fit of the other
 
 
 def test_channels_are_points_with_their_numbers(pair):
     rows = position_channels(pair[0], STREAM, untrained=pair[1], top=4, **QUICK)
-    figure = geometry.channel_correlations(rows)
+    figure = geometry.plot_channel_correlations(rows)
     points = named(figure, "trained model")[1]
     of = rows.query("site == @STREAM[1] and metric == 'spearman' and control == 'none'")
     np.testing.assert_allclose(points.y, of["value"].abs())
@@ -91,7 +94,7 @@ def test_channels_are_points_with_their_numbers(pair):
 
 def test_readouts_show_every_intervention_and_verdict(models, tokens):
     rows = name_mechanism(models[0], tokens, **QUICK)
-    figure = geometry.mechanism_readouts(rows)
+    figure = geometry.plot_mechanism_readouts(rows)
     names = rows[rows["mechanism"] == "position"]["intervention"].drop_duplicates()
     plain = named(figure, "fitted on normal sequences")[0]
     assert sorted(plain.y) == sorted(names.str.replace("_", " ")) and plain.y[-1] == "normal"
@@ -106,7 +109,7 @@ def test_a_run_is_drawn_above_its_loss(models, tokens):
         return pd.DataFrame([row | {"site": site} for site in STREAM[1:]])
 
     rows = probe_over_training([(10, models[0]), (0, models[1])], tokens, measure=measure, **QUICK)
-    figure = geometry.position_against_loss(rows)
+    figure = geometry.plot_position_against_loss(rows)
     assert [t.name for t in figure.data] == ["0.resid_post", "1.resid_post", "loss"]
     assert all(list(t.x) == [0, 10] for t in figure.data)
     assert list(figure.data[2].y) == rows[rows["metric"] == "loss"]["value"].tolist()
@@ -115,13 +118,13 @@ def test_a_run_is_drawn_above_its_loss(models, tokens):
 @pytest.mark.parametrize(
     "draw",
     [
-        geometry.variance_shares,
-        geometry.position_basis,
-        geometry.similarity_by_lag,
-        geometry.variance_against_position,
-        geometry.channel_correlations,
-        geometry.mechanism_readouts,
-        geometry.position_against_loss,
+        geometry.plot_variance_shares,
+        geometry.plot_position_basis,
+        geometry.plot_similarity_by_lag,
+        geometry.plot_variance_against_position,
+        geometry.plot_channel_correlations,
+        geometry.plot_mechanism_readouts,
+        geometry.plot_position_against_loss,
     ],
 )
 def test_no_rows_are_one_clear_line(draw):

@@ -8,13 +8,13 @@ from defined import undefined
 from probe.attention.distances import DISTANCES
 from probe.attention.model_distance import AGGREGATES
 from probe.attention.templates import TEMPLATES
+from probe.league import accuracy_by_length, league, paired_differences
 from probe.models.encodings import ENCODINGS
-from probe.position.findings import MECHANISMS
-from probe.position.interventions import INTERVENTIONS
-from probe.position.targets import TARGETS
+from probe.position.mechanism.findings import MECHANISMS
+from probe.position.mechanism.interventions import INTERVENTIONS
+from probe.position.probes.targets import TARGETS
 from probe.report.glossary import DEFINITIONS, IN_WORDS, SHOWN_AS, VALUES_OF, definition_of
 from probe.report.variants import VARIANTS
-from probe.training.ranking import accuracy_by_length, league, paired_differences
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "\n".join(

@@ -95,13 +95,14 @@ def test_the_template_is_plotly_s_own_by_name():
 
 
 def test_controls_are_named_wherever_they_are_drawn(probe_rows):
-    figure = report.probe_by_site(probe_rows, "r2")
+    figure = report.plot_probe_by_site(probe_rows, "r2")
     assert {t.name for t in figure.data} == {CONTROL_LABELS[c] for c in probe_rows["control"].unique()}
 
 
 def test_n_stands_on_the_axes(probe_rows, accuracy_rows):
     rows = probe_rows.assign(n_test=[7] * len(probe_rows))
-    assert report.probe_by_site(rows, "r2").layout.yaxis.title.text.replace("<br>", " ").endswith("(n = 7 sequences)")
-    assert report.accuracy_by_length(accuracy_rows).layout.yaxis.title.text == "exact match (n = 30 a length)"
+    title = report.plot_probe_by_site(rows, "r2").layout.yaxis.title.text
+    assert title.replace("<br>", " ").endswith("(n = 7 sequences)")
+    assert report.plot_accuracy_by_length(accuracy_rows).layout.yaxis.title.text == "exact match (n = 30 a length)"
     varied = accuracy_rows.assign(n=range(1000, 1000 + len(accuracy_rows)))
-    assert "(n = 1,000–1,015 a length)" in report.accuracy_by_length(varied).layout.yaxis.title.text
+    assert "(n = 1,000–1,015 a length)" in report.plot_accuracy_by_length(varied).layout.yaxis.title.text

@@ -27,9 +27,10 @@ from torch import Tensor
 import constructions
 import probe
 from probe import attention, extrapolation, position, training
+from probe.losses import sequence_losses, token_losses
 from probe.models import untrained_like
 from probe.tasks import make_task
-from probe.tracing import logits_with_edits, sequence_losses, token_losses
+from probe.tracing import logits_with_edits
 
 N, T, D_VOCAB = 24, 16, 11
 SITES = ("hook_embed", "hook_resid_post", "hook_attn_out", "attn.hook_pattern", "attn.hook_attn_scores")
@@ -490,12 +491,12 @@ def sweep_scale(given):
 
 def train_scale(given):
     found = extrapolation.train_scale(_task_model(given), _longer(), extrapolation.ScaleTraining(steps=5, warmup=1))
-    return found.scale, found.log
+    return found.scale, found.rows
 
 
 def search_scale(given):
     model = given.model(n_layers=1, n_heads=1, d_head=32, d_vocab=len(COPY.vocabulary))
-    return extrapolation.search_scale(model, _longer(), evaluations=12).log["loss"].min()
+    return extrapolation.search_scale(model, _longer(), evaluations=12).rows["loss"].min()
 
 
 def planted(given):

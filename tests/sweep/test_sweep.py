@@ -15,10 +15,10 @@ import pytest
 
 from probe.cli import main
 from probe.errors import ProbeError
+from probe.league import league
 from probe.sweep import PRESETS, SweepConfig, read_results, results_of, run_sweep
 from probe.sweep.work import work
 from probe.training import TrainingConfig
-from probe.training.ranking import league
 
 NAMES = [f"{task}-{e}-3" for task in ("copy", "sums", "sums-steps") for e in ("none", "hybrid", "clock")]
 

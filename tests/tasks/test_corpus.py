@@ -6,7 +6,8 @@ from tokenized import byte_level, write_texts
 
 from probe.errors import ProbeError
 from probe.tasks import TextVocabulary
-from probe.tasks.corpus import BYTE_TOKENS, Corpus, byte_tokens, read_corpus
+from probe.tasks.byte_vocabulary import BYTE_TOKENS, byte_tokens
+from probe.tasks.corpus import Corpus, read_corpus
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from probe.errors import ProbeError
 from probe.tasks import make_task
-from probe.tasks.corpus import byte_tokens
+from probe.tasks.byte_vocabulary import byte_tokens
 from probe.tasks.passkey import NAMES
 from probe.training import encode
 

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from probe.errors import ProbeError
 from probe.tasks import Example, TextVocabulary, read_tokenizer, tokenizer_files
-from probe.tasks.tokenizers import ByteVocabulary, shared_tokenizer
+from probe.tasks.byte_vocabulary import ByteVocabulary
+from probe.tasks.tokenizers import shared_tokenizer
 
 SOME = [*texts(3, seed=1), "", " ", "x", "\n\n  The key is 71523.\tfür 世界 🙂", "is 12345, 0", "<|endoftext|> </s>"]
 

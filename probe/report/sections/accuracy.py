@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.accuracy import accuracy_by_length
+from probe.report.accuracy import plot_accuracy_by_length
 from probe.report.page import Line, Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import interval_of, of
@@ -17,7 +17,7 @@ def figures(results: Results) -> dict[str, go.Figure]:
     if rows.empty:
         return {}
     return {
-        "accuracy": accuracy_by_length(
+        "accuracy": plot_accuracy_by_length(
             rows.sort_values("split").drop_duplicates(["model", "length"]), results.train_length
         )
     }

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from probe.report import extrapolation
 from probe.report.extrapolation import told
 from probe.report.page import Line, Section
-from probe.report.position import loss_along_texts
+from probe.report.position import plot_loss_along_texts
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import interval_of, of
 from probe.report.variants import VARIANTS, matched, ordered
@@ -32,11 +32,11 @@ def figures(results: Results) -> dict[str, go.Figure]:
     perplexity, loss = results.of("perplexity", metric="perplexity"), results.of("loss_by_position")
     if len(perplexity):
         length = results.trained_or_least(perplexity["context"])
-        found["perplexity"] = extrapolation.perplexity_by_context(results.rows, length)
+        found["perplexity"] = extrapolation.plot_perplexity_by_context(results.rows, length)
         if len(loss):
-            found["loss_by_position"] = extrapolation.loss_by_position(results.rows, length)
+            found["loss_by_position"] = extrapolation.plot_loss_by_position(results.rows, length)
     elif len(loss):
-        found["loss_by_position"] = loss_along_texts(loss)
+        found["loss_by_position"] = plot_loss_along_texts(loss)
     return found
 
 

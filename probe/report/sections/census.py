@@ -13,9 +13,9 @@ def figures(results: Results) -> dict[str, go.Figure]:
     found: dict[str, go.Figure] = {}
     census = results.of("census", control="none")
     if len(census):
-        found["census"] = attention.census_grid(census)
+        found["census"] = attention.plot_census_grid(census)
         if census["metric"].isin(list(attention.LOSSES)).any():
-            found["census_losses"] = attention.census_losses(census)
+            found["census_losses"] = attention.plot_census_losses(census)
     return found
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.constructions import construction_errors
+from probe.report.constructions import plot_construction_errors
 from probe.report.page import Line, Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import of
@@ -11,7 +11,11 @@ from probe.report.tables import of
 
 def figures(results: Results) -> dict[str, go.Figure]:
     rows = results.of("construction")
-    return {"constructions": construction_errors(rows.rename(columns={"value": "largest_error"}))} if len(rows) else {}
+    return (
+        {"constructions": plot_construction_errors(rows.rename(columns={"value": "largest_error"}))}
+        if len(rows)
+        else {}
+    )
 
 
 def section(results: Results, drawn: Figures) -> Section:

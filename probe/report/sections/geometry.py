@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.report.drawing import short_site
-from probe.report.geometry import variance_against_position, variance_shares
+from probe.report.geometry import plot_variance_against_position, plot_variance_shares
 from probe.report.page import Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import beside_untrained, of
@@ -19,8 +19,8 @@ def figures(results: Results) -> dict[str, go.Figure]:
     if rows.empty:
         return {}
     return {
-        "variance_shares": variance_shares(rows[rows["metric"].isin(SHARES)]),
-        "variance_by_position": variance_against_position(rows[rows["metric"].isin(VARIANCES)]),
+        "variance_shares": plot_variance_shares(rows[rows["metric"].isin(SHARES)]),
+        "variance_by_position": plot_variance_against_position(rows[rows["metric"].isin(VARIANCES)]),
     }
 
 

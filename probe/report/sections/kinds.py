@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go
 
-from probe.report.hybrids import attention_by_kind
+from probe.report.hybrids import plot_attention_by_kind
 from probe.report.page import Line, Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import interval_of
@@ -13,7 +13,7 @@ def figures(results: Results) -> dict[str, go.Figure]:
     if found.empty or needle.empty:
         return {}
     needle = needle[needle["model"].isin(found["model"])]
-    return {"reach_by_kind": attention_by_kind(needle, "reach")} if len(needle) else {}
+    return {"reach_by_kind": plot_attention_by_kind(needle, "reach")} if len(needle) else {}
 
 
 def section(results: Results, drawn: Figures) -> Section:

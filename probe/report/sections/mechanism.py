@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.geometry import mechanism_readouts
+from probe.report.geometry import plot_mechanism_readouts
 from probe.report.page import Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import by_model, of
@@ -11,7 +11,7 @@ from probe.report.tables import by_model, of
 
 def figures(results: Results) -> dict[str, go.Figure]:
     rows = results.of("mechanism", model=results.portrayed, control="none")
-    return {"mechanism": mechanism_readouts(rows)} if len(rows) else {}
+    return {"mechanism": plot_mechanism_readouts(rows)} if len(rows) else {}
 
 
 def section(results: Results, drawn: Figures) -> Section:

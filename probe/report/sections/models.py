@@ -15,7 +15,7 @@ def figures(results: Results) -> dict[str, go.Figure]:
     pairs = results.of("model_distance", metric=DISTANCE, scope="mean", aggregate="minimum")
     for control, name in (("none", "model_distances"), ("untrained", "model_distances_untrained")):
         if len(pairs) and (pairs["control"] == control).any():
-            found[name] = attention.distance_matrix(pairs[pairs["control"] == control])
+            found[name] = attention.plot_distance_matrix(pairs[pairs["control"] == control])
     return found
 
 

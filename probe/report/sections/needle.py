@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.hybrids import attention_by_kind
+from probe.report.hybrids import plot_attention_by_kind
 from probe.report.page import Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import beside_untrained, interval_of
@@ -11,7 +11,7 @@ from probe.report.tables import beside_untrained, interval_of
 
 def figures(results: Results) -> dict[str, go.Figure]:
     rows = results.of("needle")
-    return {"needle": attention_by_kind(rows, "on_keys")} if len(rows) else {}
+    return {"needle": plot_attention_by_kind(rows, "on_keys")} if len(rows) else {}
 
 
 def section(results: Results, drawn: Figures) -> Section:

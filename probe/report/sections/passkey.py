@@ -18,9 +18,9 @@ def figures(results: Results) -> dict[str, go.Figure]:
         return {}
     length = results.trained_or_least(passkeys["length"])
     if len(passkeys) > len(over_depths(rows)):
-        found["passkey"] = extrapolation.passkey_map(rows, length)
+        found["passkey"] = extrapolation.plot_passkey_map(rows, length)
     if len(over_depths(rows)):
-        found["passkey_lengths"] = extrapolation.passkey_by_length(rows, length)
+        found["passkey_lengths"] = extrapolation.plot_passkey_by_length(rows, length)
     return found
 
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from probe.report.geometry import position_against_loss
+from probe.report.geometry import plot_position_against_loss
 from probe.report.page import Line, Section
-from probe.report.position import extrapolation_curve, probe_by_site, probe_heatmap
+from probe.report.position import plot_extrapolation_curve, plot_probe_by_site, plot_probe_heatmap
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import beside, by_model, interval_of, of
 
@@ -16,19 +16,19 @@ def figures(results: Results) -> dict[str, go.Figure]:
     found = {}
     ridge, logistic = results.of("probe", probe="ridge"), results.of("probe", probe="logistic")
     if len(ridge):
-        found["probe_r2"] = probe_by_site(ridge, "r2")
+        found["probe_r2"] = plot_probe_by_site(ridge, "r2")
     if len(logistic):
-        found["probe_accuracy"] = probe_by_site(logistic, "accuracy")
+        found["probe_accuracy"] = plot_probe_by_site(logistic, "accuracy")
     fit = results.of("fit")
     in_layers = fit[fit["site"].str.startswith("blocks.")] if len(fit) else fit
     for target in dict.fromkeys(in_layers["target"]) if len(in_layers) else ():
         name = "probe_heatmap" if target == "position" else f"probe_heatmap_{target}"
-        found[name] = probe_heatmap(in_layers, target)
+        found[name] = plot_probe_heatmap(in_layers, target)
     beyond = results.of("extrapolation")
     if len(beyond):
-        found["extrapolation"] = extrapolation_curve(beyond)
+        found["extrapolation"] = plot_extrapolation_curve(beyond)
     for name, run in results.of("over_training").groupby("model", sort=False):
-        found[f"over_training_{name}"] = position_against_loss(run)
+        found[f"over_training_{name}"] = plot_position_against_loss(run)
     return found
 
 

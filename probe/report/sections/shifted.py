@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go
 
-from probe.report.accuracy import under_shift
+from probe.report.accuracy import plot_under_shift
 from probe.report.page import Line, Section
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import interval_of
@@ -13,7 +13,7 @@ def figures(results: Results) -> dict[str, go.Figure]:
     if rows.empty:
         return {}
     beside = "exact_match" if (rows["metric"] == "exact_match").any() else "token_accuracy"
-    return {"shifted": under_shift(rows, beside)}
+    return {"shifted": plot_under_shift(rows, beside)}
 
 
 def section(results: Results, drawn: Figures) -> Section:

@@ -12,10 +12,10 @@ from probe.report.tables import beside_untrained
 def figures(results: Results) -> dict[str, go.Figure]:
     found: dict[str, go.Figure] = {}
     for name, heads in results.drawings.get("curves", {}).items():
-        found[f"f_rel_{name}"] = attention.f_rel_curves(heads, results.of("split", model=name), name)
+        found[f"f_rel_{name}"] = attention.plot_f_rel_curves(heads, results.of("split", model=name), name)
     entropy = results.of("entropy")
     if len(entropy):
-        found["entropy"] = attention.entropy_by_query(entropy)
+        found["entropy"] = attention.plot_entropy_by_query(entropy)
     return found
 
 

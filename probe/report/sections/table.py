@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from probe.report.page import Line, Section
-from probe.report.position_table import table_curves, table_map
+from probe.report.position_table import plot_table_curves, plot_table_map
 from probe.report.sections.base import Figures, Part, Results
 
 
@@ -12,8 +12,8 @@ def figures(results: Results) -> dict[str, go.Figure]:
     for name in dict.fromkeys(results.of("table")["model"]) if len(results.of("table")) else ():
         similarity, basis = results.of("table_map", model=name), results.of("table_basis", model=name)
         if len(similarity):
-            found[f"table_map_{name}"] = table_map(similarity, basis)
-        found[f"table_curves_{name}"] = table_curves(results.of("table", model=name))
+            found[f"table_map_{name}"] = plot_table_map(similarity, basis)
+        found[f"table_curves_{name}"] = plot_table_curves(results.of("table", model=name))
     return found
 
 

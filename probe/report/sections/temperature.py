@@ -9,11 +9,11 @@ from probe.report.scales import (
     SPLITS,
     TEMPERATURES,
     beside_entropy,
-    entropy_by_position,
-    loss_by_temperature,
-    scale_against_entropy,
-    scale_law,
-    scale_map,
+    plot_entropy_by_position,
+    plot_loss_by_temperature,
+    plot_scale_against_entropy,
+    plot_scale_law,
+    plot_scale_map,
 )
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import interval_of, of
@@ -23,17 +23,17 @@ def figures(results: Results) -> dict[str, go.Figure]:
     rows, found = results.rows, {}
     scales = results.of("head_scale", metric="scale")
     if len(scales) and (scales["variant"] == "head").any():
-        found["scale_map"] = scale_map(rows)
+        found["scale_map"] = plot_scale_map(rows)
     if len(scales) and scales["extension"].notna().any():
-        found["scale_law"] = scale_law(rows)
+        found["scale_law"] = plot_scale_law(rows)
     entropy = results.of("scaled_entropy", metric="entropy")
     if len(entropy):
-        found["entropy_by_position"] = entropy_by_position(rows, results.trained_or_least(entropy["query"]))
+        found["entropy_by_position"] = plot_entropy_by_position(rows, results.trained_or_least(entropy["query"]))
     if len(results.of("scale_entropy")) and len(beside_entropy(rows)):
-        found["scale_entropy"] = scale_against_entropy(rows)
+        found["scale_entropy"] = plot_scale_against_entropy(rows)
     temperatures = results.of("temperature")
     if len(temperatures) and temperatures["metric"].isin(list(TEMPERATURES)).any():
-        found["temperature"] = loss_by_temperature(rows)
+        found["temperature"] = plot_loss_by_temperature(rows)
     return found
 
 

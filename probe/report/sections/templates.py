@@ -15,9 +15,9 @@ def figures(results: Results) -> dict[str, go.Figure]:
     found: dict[str, go.Figure] = {}
     templates = results.of("templates", metric=DISTANCE)
     if len(templates):
-        found["template_distances"] = attention.template_distances(templates)
+        found["template_distances"] = attention.plot_template_distances(templates)
     for name, heads in results.drawings.get("maps", {}).items():
-        found[f"attention_{name}"] = attention.attention_maps(_closest_head_of_each_layer(heads))
+        found[f"attention_{name}"] = attention.plot_attention_maps(_closest_head_of_each_layer(heads))
     return found
 
 

@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 from probe.report.cells import Told
 from probe.report.drawing import short_site
 from probe.report.page import Section
-from probe.report.position import erasure_losses
+from probe.report.position import plot_erasure_losses
 from probe.report.sections.base import Figures, Part, Results, shown
 from probe.report.tables import beside, by_model, known, of
 
 
 def figures(results: Results) -> dict[str, go.Figure]:
     rows = results.of("use")
-    return {"use": erasure_losses(rows)} if len(rows) else {}
+    return {"use": plot_erasure_losses(rows)} if len(rows) else {}
 
 
 def section(results: Results, drawn: Figures) -> Section:

@@ -1,0 +1,1 @@
+"""By which mechanism a model knows position: interventions, the evidence they give, and the verdicts."""

@@ -1,0 +1,189 @@
+"""A model under interventions, and what a probe reads of its positions then."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+from probe.position.mechanism.interventions import INTERVENTIONS, NORMAL, Edits, Input
+from probe.position.probes.scores import Draws, mean_absolute_error, r2
+from probe.tracing import EMBED, PATTERN, RESID_POST, logits_with_edits, trace, visit
+
+CHOSEN_ON = 4096  # tokens, about, on which the site is chosen
+AS_WELL = 0.02  # of R²
+
+
+class Subject:
+    """A model, the sequences on which probes are fitted, and those on which all else is measured."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Int[Tensor, "sequence pos"],
+        site: str | None,
+        scored: Bool[Tensor, "sequence pos"],
+        draws: Draws,
+        seed: int,
+        batch_size: int,
+    ):
+        self.model, self.draws, self.seed, self.batch_size = model, draws, seed, batch_size
+        self.n_layers = visit(model, tokens[:1, :1], [EMBED], lambda *_: None)
+        n_test = draws.sequences.shape[1]
+        self.train, self.test = tokens[:-n_test], tokens[-n_test:]
+        self.scored = {"train": scored[:-n_test], "test": scored[-n_test:]}
+        first = tokens[:, 0].unique().tolist()
+        self.bos = first[0] if len(first) == 1 else None
+        self.mean_position = tokens.shape[1] / 2  # of positions 1, 2, …
+        traced = trace(model, self.test[:1], [PATTERN])
+        self.visible = [traced.visible(layer) for layer in range(self.n_layers)]
+        self.attention = self._first_key()
+        self.site = self._best_site() if site is None else site
+        self.probe = self.read(NORMAL, self.site)[0]
+        self.found = {name: self._outcome(name) for name in INTERVENTIONS if self._applies(name)}
+
+    @property
+    def site_layer(self) -> int:
+        """The layer that the site is in or behind, -1 before all layers."""
+        return int(self.site.split(".")[1]) if self.site.startswith("blocks.") else -1
+
+    def _best_site(self) -> str:
+        """The last stream behind a layer in which position is read as well as in the best one, but for ``AS_WELL``.
+
+        A ridge probe of every layer is fitted to one half of some sequences and scored on the other. The last layers of
+        a trained model may hold only what it has made of the position.
+        """
+        n = min(len(self.train), max(4, math.ceil(CHOSEN_ON / self.train.shape[1])))
+        values: dict[str, list[Tensor]] = {}
+
+        def keep(site: str, value: Tensor, rows: slice) -> None:
+            values.setdefault(site, []).append(value[:, 1:].detach().cpu())
+
+        visit(self.model, self.train[:n], [RESID_POST], keep, batch_size=self.batch_size)
+        y = np.tile(np.arange(1, self.train.shape[1]), n)
+        half = n // 2 * (self.train.shape[1] - 1)
+        scores = {}
+        for site in sorted(values, key=lambda site: int(site.split(".")[1])):
+            x, _ = token_rows(torch.cat(values.pop(site)))
+            if not np.isfinite(x).all():
+                raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
+            probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x[:half], y[:half])
+            scores[site] = float(probe.score(x[half:], y[half:]))
+        return [site for site, score in scores.items() if score >= max(scores.values()) - AS_WELL][-1]
+
+    def _applies(self, name: str) -> bool:
+        alone = self.n_layers == 1 and name.startswith("strangers")
+        return not alone and (self.bos is not None or not INTERVENTIONS[name].wants_bos)
+
+    def given(self, name: str, part: str) -> tuple[Input, Tensor, Edits]:
+        """What an intervention makes of the sequences of a part; the same at every call."""
+        seed = self.seed + 2 * [*INTERVENTIONS].index(name) + (part == "train")
+        generator = torch.Generator().manual_seed(seed)
+        given = Input(getattr(self, part), self.bos, self.n_layers, generator, self.visible[0])
+        return given, INTERVENTIONS[name].tokens(given), INTERVENTIONS[name].edits(given)
+
+    def run(self, tokens: Tensor, edits: Callable[[slice], Edits], site: str) -> tuple[Tensor, list[Tensor]]:
+        """The values at a site, and the logits by batch."""
+        seen, logits = [], []
+        n_batches = max(1, math.ceil(len(tokens) / self.batch_size))  # of equal size: none is of one sequence
+        for rows in torch.arange(len(tokens)).tensor_split(n_batches):
+            edit = dict(edits(slice(int(rows[0]), int(rows[-1]) + 1)))
+            before = edit.get(site)
+
+            def keep(value: Tensor, before: Callable[[Tensor], Tensor] | None = before) -> Tensor:
+                value = value if before is None else before(value)
+                seen.append(value.detach().cpu())
+                return value
+
+            logits.append(logits_with_edits(self.model, tokens[rows], edit | {site: keep}))
+        value = torch.cat(seen)
+        if value.ndim != 3:
+            raise ProbeError(f"{site!r} holds no hidden states (batch, pos, d_model) but {tuple(value.shape)}")
+        if not value.isfinite().all():
+            raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
+        return value, logits
+
+    def states(self, name: str, part: str, site: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hidden states under an intervention, their positions, and the number of their sequence; one row a token."""
+        given, tokens, edits = self.given(name, part)
+        value, _ = self.run(tokens, lambda rows: edits, site)
+        first = INTERVENTIONS[name].first(given)
+        return (*token_rows(value[:, first:]), np.tile(np.arange(first, given.length), len(tokens)))
+
+    def read(self, name: str, site: str) -> tuple[Pipeline, Tensor]:
+        """A ridge probe fitted under an intervention, and its ``readout_sums`` there on other sequences."""
+        x, _, y = self.states(name, "train", site)
+        probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x, y)
+        return probe, self.score(probe, name, site)
+
+    def score(self, probe: Pipeline, name: str, site: str) -> Tensor:
+        x, group, y = self.states(name, "test", site)
+        return readout_sums(probe.predict(x), y, group)
+
+    def decode_under(self, edits: Edits) -> Float64[Tensor, "sequence sum"]:
+        """What the probe decodes on normal sequences while values are replaced."""
+        value, _ = self.run(self.test, lambda rows: edits, self.site)
+        x, group = token_rows(value[:, 1:])
+        return readout_sums(self.probe.predict(x), np.tile(np.arange(1, value.shape[1]), len(value)), group)
+
+    def _outcome(self, name: str) -> dict[str, Tensor]:
+        """By metric, on every draw."""
+        drawn = self.draws.sequences @ self.score(self.probe, name, self.site)
+        again = self.draws.sequences @ self.read(name, self.site)[1]
+        return {metric: measure(drawn) for metric, measure in READOUTS.items()} | {"r2_refitted": r2(again)}
+
+    def _first_key(self) -> dict[str, Float64[Tensor, "batch layer head"]]:
+        """The attention of each head on the first key, and the slope of its log-odds over the log of the number of
+        other keys: -1 for softmax with keys of any fixed scores, 0 where it is the same from every position. Over the
+        rows that see the first key: a sliding window hides it from the others."""
+        sees_first = [visible[0, 0, 1:, 0] for visible in self.visible]
+        mass: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
+        slope: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
+
+        def keep(site: str, pattern: Tensor, rows: slice) -> None:
+            layer = int(site.split(".")[1])
+            pattern = pattern[:, :, 1:].detach().cpu().double()[:, :, sees_first[layer]]
+            x = (1 + sees_first[layer].nonzero()[:, 0]).double().log()
+            x = (x - x.mean()) / (x - x.mean()).square().sum().clamp(min=1e-300)
+            first, others = pattern[..., 0], pattern[..., 1:].sum(-1)
+            least = torch.finfo(torch.float32).tiny  # what underflowed
+            mass[layer].append(first.mean(-1))
+            slope[layer].append((first.clamp(min=least) / others.clamp(min=least)).log() @ x)
+
+        visit(self.model, self.test, [PATTERN], keep, batch_size=self.batch_size)
+        return {
+            name: torch.stack([torch.cat(layer) for layer in each], 1)
+            for name, each in (("mass", mass), ("slope", slope))
+        }
+
+
+def token_rows(x: Float[Tensor, "batch pos d_model"]) -> tuple[np.ndarray, np.ndarray]:
+    """One row a token, and the number of its sequence."""
+    return x.flatten(0, 1).double().numpy(), np.repeat(np.arange(len(x)), x.shape[1])
+
+
+def readout_sums(decoded: np.ndarray, y: np.ndarray, group: np.ndarray) -> Float64[Tensor, "sequence sum"]:
+    """Over the tokens of each sequence: 1, y, y², e², |e|, as ``probe.position.probes.scores`` has them, and e, y e."""
+    e = decoded - y
+    each = np.stack((np.ones_like(e), y, y**2, e**2, np.abs(e), e, y * e), axis=1)
+    return torch.zeros(group.max() + 1, 7, dtype=torch.float64).index_add_(
+        0, torch.from_numpy(group), torch.from_numpy(each)
+    )
+
+
+def decoded_shift(sums: Float64[Tensor, "*lead sum"]) -> Float64[Tensor, "*lead"]:
+    return sums[..., 5] / sums[..., 0]
+
+
+def _slope(sums: Float64[Tensor, "*lead sum"]) -> Float64[Tensor, "*lead"]:
+    n, y, y2 = sums[..., :3].unbind(-1)
+    return 1 + (sums[..., 6] - y * sums[..., 5] / n) / (y2 - y.square() / n)
+
+
+READOUTS = {"r2": r2, "mean_absolute_error": mean_absolute_error, "shift": decoded_shift, "slope": _slope}
