@@ -14,9 +14,11 @@ if TYPE_CHECKING:  # the same names, for whoever reads types and runs nothing
     from probe import benchmark as benchmark
     from probe import cli as cli
     from probe import extrapolation as extrapolation
+    from probe import measure as measure
     from probe import models as models
     from probe import position as position
     from probe import report as report
+    from probe import runs as runs
     from probe import study as study
     from probe import sweep as sweep
     from probe import tasks as tasks

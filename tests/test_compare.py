@@ -54,7 +54,7 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys, told):
     found = found[found["aggregate"] == "minimum"]
     np.testing.assert_array_equal(found["value"], wanted["value"])
     shares = rows[(rows["measurement"] == "split") & (rows["control"] == "none") & (rows["model"] == "t5")]
-    np.testing.assert_array_equal(shares["value"], split_scores(c).shares["value"])
+    np.testing.assert_array_equal(shares["value"], split_scores(c).rows["value"])
 
     assert undefined(rows) == []
     page = (out / "report.html").read_text()

@@ -19,7 +19,8 @@ PACKAGES = ("probe", "constructions")
 ORDER = (
     ("deprecation", "errors", "options", "processes", "progress", "shown"),
     ("config", "files", "losses", "sequences"),
-    ("device", "digests", "folders", "runs", "staged", "statistics"),
+    ("device", "digests", "folders", "staged", "statistics"),
+    ("runs",),
     ("league", "provenance"),
     ("tasks",),
     ("models",),
@@ -27,7 +28,7 @@ ORDER = (
     ("training",),
     ("attention", "position", "extrapolation", "report"),
     ("constructions",),
-    ("benchmark",),
+    ("benchmark", "measure"),
     ("study",),
     ("sweep",),
     ("cli",),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probe.extrapolation import can_scale
 from probe.measure.data import Examples, Texts, TracedSequences
 from probe.models.anatomy import layer_encodings, n_heads_of, n_layers_of, our_decoder
-from probe.models.build import Model
+from probe.models.kinds import Model
 from probe.models.twins import untrained_twin
 from probe.position import has_position_table
 from probe.sequences import first_of_each

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from probe.measure.base import Case, Measurement, Needs
-from probe.models.build import Model
+from probe.models.kinds import Model
 from probe.training import encode
 from probe.training.shifted import SHIFTS, shifted_positions, shifted_texts
 

@@ -14,15 +14,16 @@ from probe.models.kinds import Model
 _ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures")
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module, *, with_dtype: bool = True) -> str:
     """The SHA-256 of a model's config and weights, as 64 hexadecimal digits.
 
     It is made of the config and, in the order in which the model holds them, of each parameter's shape, dtype and
-    bytes. A decoder and a bridge of it have the same digest, since a bridge renames parameters and keeps their order.
-    The device changes nothing, the dtype does.
+    values, rounded to float32. A decoder and a bridge of it have the same digest, since a bridge renames parameters and
+    keeps their order. The device changes nothing.
 
     Args:
         model: one of our models, a bridge, or any other module.
+        with_dtype: whether the dtype counts. Without it a model has the same digest in float32 and in float64.
 
     Example:
         >>> config = probe.DecoderConfig(d_vocab=11, n_ctx=16, n_layers=1, d_model=8, n_heads=2)
@@ -34,8 +35,8 @@ def weights_digest(model: nn.Module) -> str:
     weights = owner if owner is not None else getattr(model, "original_model", model)
     digest = hashlib.sha256(_config(weights).encode())
     for parameter in weights.parameters():
-        digest.update(f"{tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{tuple(parameter.shape)} {parameter.dtype if with_dtype else ''}".encode())
+        digest.update(parameter.detach().float().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

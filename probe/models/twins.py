@@ -46,14 +46,14 @@ def untrained_twin(model: nn.Module, seed: int = 0) -> nn.Module:
 def twin_seed(model: nn.Module, seed: int = 0) -> int:
     """The seed of the weights of a model's untrained twin, from 0 to 2³¹ − 1.
 
-    It is made of ``weights_digest`` and of the measurement's seed, so a decoder and a bridge of it have the same, on
-    every device.
+    It is made of ``weights_digest`` without the dtype and of the measurement's seed, so a decoder and a bridge of it have
+    the same, on every device, in float32 and in float64.
 
     Args:
         model: the model whose twin is wanted.
         seed: of the measurement, at least 0.
     """
-    digest = hashlib.sha256(f"{weights_digest(model)} seed {seed}".encode())
+    digest = hashlib.sha256(f"{weights_digest(model, with_dtype=False)} seed {seed}".encode())
     return int.from_bytes(digest.digest()[:8]) % 2**31
 
 

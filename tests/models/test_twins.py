@@ -84,3 +84,4 @@ def test_a_twin_belongs_to_its_model_and_seed():
     seeds = {twin_seed(model), twin_seed(model, 1), *map(twin_seed, [*others, changed])}
     assert len(seeds) == 5
     assert twin_seed(Decoder(config, seed=3)) == twin_seed(model) == twin_seed(to_bridge(model))
+    assert twin_seed(Decoder(config, seed=3).double()) == twin_seed(model)

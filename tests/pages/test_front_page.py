@@ -2,10 +2,10 @@
 
 import pandas as pd
 from page_numbers import ROOT, WORDS, Page
-from probe.attention.census import LABELS
 
 import constructions
 from probe.attention import TEMPLATES
+from probe.attention.head_census import LABELS
 from probe.measure.base import DENSE_LENGTH
 from probe.models.encodings import ENCODINGS
 from probe.models.families import FAMILIES

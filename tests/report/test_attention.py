@@ -40,13 +40,13 @@ def test_losses_have_a_point_a_head_and_ablation(census_rows):
 
 
 def test_f_rel_is_drawn_over_alibi_and_t5(split):
-    figure = attention.plot_f_rel_curves(split.curves, split.shares)
+    figure = attention.plot_f_rel_curves(split.curves, split.rows)
     first = [t for t in figure.data if t.xaxis in (None, "x")]
     assert [t.name for t in first if t.name] == ["f_rel", "ALiBi's nearest line", "T5's nearest bias"]
     f_rel = split.curves.query("curve == 'f_rel' and layer == 0 and head == 0").sort_values("index")
     assert list(first[1].y) == f_rel["value"].tolist()[:9]  # of 10 distances the furthest is left out
     line = np.array(first[2].y)
-    slope = split.shares.query("metric == 'slope' and layer == 0 and head == 0")["value"].item()
+    slope = split.rows.query("metric == 'slope' and layer == 0 and head == 0")["value"].item()
     np.testing.assert_allclose(np.diff(line), -slope)
 
 
@@ -76,7 +76,7 @@ def test_no_rows_are_one_clear_line(census_rows, entropy_rows, split):
         lambda: attention.plot_census_grid(census_rows[:0]),
         lambda: attention.plot_census_losses(census_rows[:0]),
         lambda: attention.plot_entropy_by_query(entropy_rows[:0]),
-        lambda: attention.plot_f_rel_curves(split.curves[:0], split.shares),
+        lambda: attention.plot_f_rel_curves(split.curves[:0], split.rows),
         lambda: attention.plot_head_grid(census_rows[:0]),
     ):
         with pytest.raises(ProbeError, match="needs at least one row, got none"):
