@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch.nn import functional as F
 
+from probe.deprecation import old_arguments
 from probe.device import fast_products, find_device, gradients
 from probe.errors import ProbeError
 from probe.models import checkpoint
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
 @overload
 def train(
-    model: DecoderConfig,
+    config: DecoderConfig,
     data: EncodedExamples,
-    config: TrainingConfig,
+    training: TrainingConfig,
     folder: str | Path | None = None,
     *,
     device: str | None = None,
@@ -43,9 +44,9 @@ def train(
 ) -> Decoder: ...
 @overload
 def train(
-    model: ModelConfig,
+    config: ModelConfig,
     data: EncodedExamples,
-    config: TrainingConfig,
+    training: TrainingConfig,
     folder: str | Path | None = None,
     *,
     device: str | None = None,
@@ -53,10 +54,11 @@ def train(
     keep_checkpoints: bool = False,
     on_log: OnLog | None = None,
 ) -> Model: ...
+@old_arguments(model="config", config="training")
 def train(
-    model: ModelConfig,
+    config: ModelConfig,
     data: EncodedExamples,
-    config: TrainingConfig,
+    training: TrainingConfig,
     folder: str | Path | None = None,
     *,
     device: str | None = None,
@@ -72,6 +74,11 @@ def train(
     same to the last bit. Several GPUs: start the program with ``accelerate launch``.
 
     Args:
+        config: the config of the model.
+        data: the examples to train on, as ``encode`` gives them.
+        training: steps, batches, learning rate, seed.
+        folder: where the run is kept; nothing is written where None.
+        device: "cuda", "mps" or "cpu"; found by itself where None.
         initial: the weights to begin with, of a model of this config; drawn from the seed where None.
         keep_checkpoints: leave the weights of every checkpoint in the folder, and those before the first step, for
             ``checkpoints_of``.
@@ -83,42 +90,42 @@ def train(
     """
     EncodedExamples.check(data)
     torch_device = find_device(device)
-    if initial is not None and initial.config != model:
+    if initial is not None and initial.config != config:
         raise ProbeError("initial must be a model of the config that is trained, got one of another")
-    run = None if folder is None else RunFolder(Path(folder), model, data, config, initial, keep_checkpoints)
+    run = None if folder is None else RunFolder(Path(folder), config, data, training, initial, keep_checkpoints)
     if run is not None and (run.folder / "final").is_dir():
         finished = checkpoint.load(run.folder / "final", device=torch_device)
-        if finished.config != model:
+        if finished.config != config:
             raise ProbeError(f"{run.folder / 'final'}: must be the model that {run.folder} trained, got another's")
         return finished
     with gradients(), torch.random.fork_rng(), fast_products(torch_device):
-        decoder = _train(model, data, config, initial, run, torch_device, on_log or (lambda entry: None))
+        decoder = _train(config, data, training, initial, run, torch_device, on_log or (lambda entry: None))
     return decoder.eval()
 
 
 def _train(
-    model: ModelConfig,
+    config: ModelConfig,
     data: EncodedExamples,
-    config: TrainingConfig,
+    training: TrainingConfig,
     initial: Model | None,
     run: "RunFolder | None",
     device: torch.device,
     on_log: OnLog,
 ) -> Model:
-    accelerator = _accelerator(config, device)
-    decoder = build(model, seed=config.seed)
+    accelerator = _accelerator(training, device)
+    decoder = build(config, seed=training.seed)
     if initial is not None:
         decoder.load_state_dict(initial.state_dict())
     start = run.resume(decoder) if run is not None else Resumed()
-    optimizer = torch.optim.AdamW(_decayed_and_not(decoder, config), lr=config.learning_rate, fused=True)
-    wrapped, optimizer = accelerator.prepare(_compiled(decoder.to(accelerator.device), config), optimizer)
+    optimizer = torch.optim.AdamW(_decayed_and_not(decoder, training), lr=training.learning_rate, fused=True)
+    wrapped, optimizer = accelerator.prepare(_compiled(decoder.to(accelerator.device), training), optimizer)
     if start.moments:
         load_moments(optimizer, decoder, start.moments)
     feed = Feed(
         data,
-        BatchOrder(data.lengths, config.batch_size, config.seed),
+        BatchOrder(data.lengths, training.batch_size, training.seed),
         accelerator.device,
-        config.accumulation,
+        training.accumulation,
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -127,10 +134,10 @@ def _train(
     with log as file:
         share = feed.share(start.step)
         mark, tokens, in_data = time.perf_counter(), 0, 0.0
-        for step in range(start.step, config.steps):
-            torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
+        for step in range(start.step, training.steps):
+            torch.manual_seed(_step_seed(training.seed, step, accelerator.process_index))
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
+                group["lr"] = training.rate(step)
             # Every process knows what the whole batch counts, so the mean is over all of its scored tokens; the
             # gradients are averaged over processes, hence the factor.
             scale = accelerator.num_processes / share.n_scored
@@ -142,27 +149,27 @@ def _train(
                     part_loss = F.cross_entropy(logits, part.targets, reduction="sum") * scale
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm)
+            norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             tokens += share.n_tokens
             done = step + 1
-            if done < config.steps:  # a GPU is still at work on this step
+            if done < training.steps:  # a GPU is still at work on this step
                 started = time.perf_counter()
                 share = feed.share(done)
                 in_data += time.perf_counter() - started
-            if done % config.log_every == 0 or done == config.steps:
+            if done % training.log_every == 0 or done == training.steps:
                 mean = accelerator.reduce(loss, reduction="mean").item()
                 if not math.isfinite(mean):
                     raise ProbeError(
                         f"the loss became {mean} at step {done}: a smaller learning_rate than "
-                        f"{config.learning_rate:g} is wanted"
+                        f"{training.learning_rate:g} is wanted"
                     )
                 now = time.perf_counter()
                 entry = {
                     "step": done,
                     "loss": mean,
-                    "learning_rate": config.rate(step),
+                    "learning_rate": training.rate(step),
                     "gradient_norm": float(norm),
                     "tokens_per_second": tokens / (now - mark),
                     "data_share": in_data / (now - mark),
@@ -173,7 +180,7 @@ def _train(
                     file.flush()
                 if accelerator.is_main_process:
                     on_log(entry)
-            if run is not None and done % config.checkpoint_every == 0 and done < config.steps:
+            if run is not None and done % training.checkpoint_every == 0 and done < training.steps:
                 if accelerator.is_main_process:
                     run.save_checkpoint(decoder, optimizer, done)
                 accelerator.wait_for_everyone()
@@ -184,24 +191,24 @@ def _train(
     return decoder
 
 
-def _accelerator(config: TrainingConfig, device: torch.device) -> "Accelerator":
+def _accelerator(training: TrainingConfig, device: torch.device) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
     # accelerate keeps the first device and precision of a process for good; a notebook trains more than once.
     if PartialState._shared_state and PartialState().num_processes == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=config.mixed_precision, cpu=device.type == "cpu")
+    return Accelerator(mixed_precision=training.mixed_precision, cpu=device.type == "cpu")
 
 
-def _compiled(decoder: Model, config: TrainingConfig) -> torch.nn.Module:
+def _compiled(decoder: Model, training: TrainingConfig) -> torch.nn.Module:
     """The decoder itself or, compiled, one beside it that shares its parameters: what is saved and returned is plain.
 
     The layers are alike, so one of them is compiled for all; and with its lengths left open ("dynamic"), so once for
     batches of every length. The whole decoder in one would be compiled anew for each length by encodings whose bias
     is computed from positions.
     """
-    if not config.compile:
+    if not training.compile:
         return decoder
     from accelerate.utils import compile_regions
 
@@ -210,11 +217,11 @@ def _compiled(decoder: Model, config: TrainingConfig) -> torch.nn.Module:
     return compile_regions(decoder, dynamic=True)
 
 
-def _decayed_and_not(decoder: Model, config: TrainingConfig) -> list[dict[str, Any]]:
+def _decayed_and_not(decoder: Model, training: TrainingConfig) -> list[dict[str, Any]]:
     """Weight decay for matrices and tables, none for biases and norms."""
     parameters = list(decoder.parameters())
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
 

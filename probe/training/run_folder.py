@@ -82,16 +82,16 @@ class RunFolder:
     def __init__(
         self,
         folder: Path,
-        model: ModelConfig,
+        config: ModelConfig,
         data: EncodedExamples,
-        config: TrainingConfig,
+        training: TrainingConfig,
         initial: Model | None,
         keep: bool,
     ):
         self.folder, self.keep = folder, keep
         identity = {
-            "model": json.loads(model.to_json()),
-            "training": dataclasses.asdict(config),
+            "model": json.loads(config.to_json()),
+            "training": dataclasses.asdict(training),
             "data": _digest(data.tokens, data.prompt_lengths),
         }
         if initial is not None:

@@ -112,6 +112,12 @@ def test_a_finished_run_is_loaded_and_another_one_refused(small, data, quick, un
         train(small, dataclasses.replace(data, tokens=data.tokens.flip(0)), quick, tmp_path, device="cpu")
 
 
+def test_old_keywords_train_the_same_model(small, data, quick, unbroken):
+    with pytest.warns(DeprecationWarning, match="argument '(model|config)' of train is now '(config|training)'"):
+        trained = train(model=small, data=data, config=quick, device="cpu")
+    assert same_weights(trained, unbroken)
+
+
 def test_training_goes_on_from_given_weights(small, data, quick, unbroken, tmp_path):
     still = dataclasses.replace(quick, steps=1, learning_rate=1e-9)
     went_on = train(small, data, still, tmp_path / "run", device="cpu", initial=unbroken)
