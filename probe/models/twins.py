@@ -46,8 +46,8 @@ def untrained_twin(model: nn.Module, seed: int = 0) -> nn.Module:
 def twin_seed(model: nn.Module, seed: int = 0) -> int:
     """The seed of the weights of a model's untrained twin, from 0 to 2³¹ − 1.
 
-    It is made of ``weights_digest`` without the dtype and of the measurement's seed, so a decoder and a bridge of it have
-    the same, on every device, in float32 and in float64.
+    It is made of ``weights_digest`` without the dtype and of the measurement's seed, so a decoder and a bridge of it
+    have the same, on every device, in float32 and in float64.
 
     Args:
         model: the model whose twin is wanted.

@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from constructions import CONSTRUCTIONS
 from probe.errors import ProbeError
+from probe.models import untrained_twin
 from probe.models.lens import to_bridge
 from probe.position import (
     ALL_SITES,
@@ -184,7 +185,7 @@ def test_controls_and_selectivity(make_decoder):
         row = pick(rows, metric="selectivity", control=control).iloc[0]
         assert row["value"] == pytest.approx(r2.loc["none", "value"] - r2.loc[control, "value"])
         assert row["low"] <= row["value"] <= row["high"]
-    fresh = probe_positions(make_decoder(encoding="sinusoidal", seed=4), tokens, [SITE], seed=3, controls=())
+    fresh = probe_positions(untrained_twin(decoder, seed=3), tokens, [SITE], seed=3, controls=())
     assert value(fresh, metric="r2") == pytest.approx(r2.loc["untrained", "value"], rel=1e-9)
 
 
