@@ -17,7 +17,10 @@ import probe
 from probe.attention import AGGREGATES, DISTANCES, TEMPLATES
 from probe.cli import COMMANDS, build_parser
 from probe.errors import ProbeError
+from probe.measure import MEASUREMENTS as MEASURED
+from probe.measure import Case, TracedSequences, measure_models, measurements
 from probe.models.encodings import ENCODINGS
+from probe.report.glossary import DEFINITIONS, define
 from probe.study import StudyConfig
 from probe.tasks import TASKS
 
@@ -222,7 +225,7 @@ def test_what_says_nothing_is_found(public_names):
 @pytest.fixture(scope="module")
 def added():
     """The page's names; the dicts are afterwards what they were."""
-    registries = [ENCODINGS, TASKS, TEMPLATES, DISTANCES, constructions.CONSTRUCTIONS]
+    registries = [ENCODINGS, TASKS, TEMPLATES, DISTANCES, constructions.CONSTRUCTIONS, MEASURED, DEFINITIONS]
     before = [dict(registry) for registry in registries]
     yield run(DOCS / "extending.md", {"__name__": "docs"})
     for registry, entries in zip(registries, before, strict=True):
@@ -309,6 +312,20 @@ def test_the_distance_compares_templates_and_models(added, start):
     for aggregate in AGGREGATES:
         rows = probe.compare_models({"a": traced, "b": other}, "bhattacharyya", aggregate=aggregate, n_bootstrap=10)
         assert (rows["value"] > 0).all() and rows["value"].notna().all()
+
+
+def test_the_measurement_is_measured_shown_and_defined(added, start, tmp_path):
+    traced = start["traced"]
+    case = Case("mine", [probe.Decoder(start["config"], seed=3)], TracedSequences(traced.tokens))
+    rows = measure_models([case], tmp_path / "x", ["norms"])
+    own = probe.trace(case.model, traced.tokens, ["hook_resid_post"]).values["blocks.1.hook_resid_post"]
+    found = rows[(rows["control"] == "none") & (rows["site"] == "blocks.1.hook_resid_post")]
+    assert found["value"].tolist() == [own.norm(dim=-1).mean().item()]
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert "Norms of hidden states" in page and "over all tokens; at least 0." in page
+    assert "norms" in set(measurements()["name"])
+    with pytest.raises(ProbeError, match="'layer' is defined already"):
+        define({"layer": "something else"})
 
 
 def test_the_construction_is_verified_and_fails_when_a_weight_is_perturbed(added):

@@ -1,6 +1,6 @@
 """What a measurement is, and what it is given: one model, and what the model is measured on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from probe.models.anatomy import layer_encodings, n_heads_of, n_layers_of, our_d
 from probe.models.kinds import Model
 from probe.models.twins import untrained_twin
 from probe.position import has_position_table
+from probe.report.sections import Part
 from probe.sequences import first_of_each
 
 T = TypeVar("T")
@@ -40,14 +41,17 @@ class Case:
 
     @property
     def model(self) -> nn.Module:
+        """The first of the models."""
         return self.models[0]
 
     @property
     def tokens(self) -> Int[Tensor, "sequence pos"]:
+        """The token ids on which the models are looked at."""
         return self.traced.tokens
 
     @property
     def scored(self) -> Bool[Tensor, "sequence pos"] | None:
+        """True for tokens that a model learns to predict; None: for all."""
         return self.traced.scored
 
     @cached_property
@@ -162,12 +166,13 @@ class Measurement:
     what: str  #: what is measured, in one line
     cost: str  #: what it costs, in words
     measure: Callable[..., pd.DataFrame]  #: from a case (or from several, ``between``) and options to rows
-    part: str  #: which part of a page shows it, a name in ``probe.report.sections.PARTS``
-    needs: Needs = Needs()
+    part: str | Part  #: the part of a page that shows it: a name in ``probe.report.sections.PARTS``, or one of its own
+    needs: Needs = Needs()  #: what it needs of a model and of the sequences
     refuses: Callable[[Case], str | None] = _never  #: a reason of its own why a model cannot be measured
     between: bool = False  #: whether it compares models with each other, and is given all of them
     drawn: bool = False  #: whether its rows are drawn and not among the others
     asked: bool = False  #: whether it is measured only where it is asked for by name
+    defines: Mapping[str, str] = field(default_factory=dict)  #: what new names in its rows mean, for the glossary
 
     def missing(self, case: Case) -> str | None:
         """Why this cannot be measured of a model, in one line; None where it can."""

@@ -19,9 +19,10 @@ from probe.models.checkpoint import digest_of
 from probe.models.identity import weights_digest
 from probe.progress import OnProgress, Steps, untold
 from probe.provenance import environment
+from probe.report.glossary import define
 from probe.report.measured import measured_page
 from probe.report.page import Line, Made, Section
-from probe.report.sections import Results
+from probe.report.sections import PARTS, Part, Results
 from probe.runs import RunFolder
 
 Options = Mapping[str, Mapping[str, Any]]  # by the name of a measurement, what it is told
@@ -295,6 +296,11 @@ def measure_models(
         raise ProbeError(f"nothing can be measured of these models ({reasons})")
     for case in cases:
         check_tokens(case)
+    parts = dict(PARTS)
+    for name, each in MEASUREMENTS.items():
+        define(each.defines)
+        if isinstance(each.part, Part):
+            parts[name] = each.part
     with RunFolder.open(folder, command, identity_of(cases, options)) as run:
         steps, failed = Steps(len(plan), on_progress), []
         for case in cases:
@@ -307,7 +313,8 @@ def measure_models(
         asked = [m for m in plan.missing if names is not None and m.measurement in names]
         results = collect(run, cases, [*asked, *failed], train_length=train_length)
         made = made_on(cases[0].model, typed, settings)
-        run.finish(results.rows, measured_page(title, results, made, lead=lead, first=first), made.environment)
+        page = measured_page(title, results, made, lead=lead, first=first, parts=parts)
+        run.finish(results.rows, page, made.environment)
         return results.rows
 
 

@@ -5,6 +5,10 @@ that means different things under different columns has the column behind it, "u
 headings of tables are there as well. The functions that measure say the same in their docstrings, with the details.
 """
 
+from collections.abc import Mapping
+
+from probe.errors import ProbeError
+
 # Where the values of a column have their definitions, if not under its own name.
 VALUES_OF = {
     **dict.fromkeys(("model", "layer_encoding", "layer sees", "table", "model_a", "model_b", "reference"), "encoding"),
@@ -731,6 +735,20 @@ DEFINITIONS: dict[str, str] = {
     **_BEYOND,
     **_LEAGUE,
 }
+
+
+def define(names: Mapping[str, str]) -> None:
+    """Add definitions of names that rows of a measurement of one's own have.
+
+    Args:
+        names: what each name means.
+
+    Raises:
+        ProbeError: for a name that is defined otherwise already.
+    """
+    for name, meaning in names.items():
+        if DEFINITIONS.setdefault(name, meaning) != meaning:
+            raise ProbeError(f"the name {name!r} is defined already: {DEFINITIONS[name]!r}; choose another name")
 
 
 def definition_of(name: str, of: str | None = None) -> str | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from probe.errors import ProbeError
 from probe.files import noting
 
-LOCK = ".lock"
-NOTES = ".unfinished"  # a folder in which every process at work notes the temporary files that it makes
-UNLOCKED = "PROBE_WITHOUT_LOCK"  # a variable of the environment, for file systems that have no locks
+LOCK = ".lock"  #: the file whose lock the process at work holds
+NOTES = ".unfinished"  #: a folder in which every process at work notes the temporary files that it makes
+UNLOCKED = "PROBE_WITHOUT_LOCK"  #: a variable of the environment, for file systems that have no locks
 TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # the names that ``probe.files.beside`` makes
 
 

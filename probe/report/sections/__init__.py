@@ -20,7 +20,7 @@ from probe.report.sections import (
     templates,
     use,
 )
-from probe.report.sections.base import Part, Results
+from probe.report.sections.base import Part, Results, table_part
 
 #: The parts of a page by name, in the order in which a page shows them.
 PARTS: dict[str, Part] = {
@@ -44,4 +44,4 @@ PARTS: dict[str, Part] = {
     "failures": failures.PART,
 }
 
-__all__ = ["PARTS", "Part", "Results"]
+__all__ = ["PARTS", "Part", "Results", "table_part"]

@@ -1,6 +1,6 @@
 """What a part of a page is made of, and what it makes: figures, a section and lines of the summary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,10 +49,10 @@ class Part(NamedTuple):
     metrics, as of what failed).
     """
 
-    measurements: tuple[str, ...]
-    figures: Callable[[Results], dict[str, go.Figure]]
-    section: Callable[[Results, Figures], Section]
-    lines: Callable[[Results], list[Line]] = _no_lines
+    measurements: tuple[str, ...]  #: of whose rows the part is
+    figures: Callable[[Results], dict[str, go.Figure]]  #: figures by name
+    section: Callable[[Results, Figures], Section]  #: the section, with some of the figures of the page
+    lines: Callable[[Results], list[Line]] = _no_lines  #: lines of the summary
 
 
 def parts_of(results: Results, parts: Mapping[str, Part]) -> list[Part]:
@@ -60,6 +60,22 @@ def parts_of(results: Results, parts: Mapping[str, Part]) -> list[Part]:
     missing = results.rows["metric"].isin(MISSING)
     there = {*results.rows["measurement"][~missing], *results.rows["metric"][missing]}
     return [part for part in parts.values() if there.intersection(part.measurements)]
+
+
+def table_part(measurement: str, title: str, text: Sequence[str] = ()) -> Part:
+    """A part that shows the rows of one measurement as a table, without a figure.
+
+    Args:
+        measurement: whose rows are shown.
+        title: of the section.
+        text: paragraphs of the section.
+    """
+
+    def section(results: Results, drawn: Figures) -> Section:
+        rows = results.of(measurement).dropna(axis=1, how="all").drop(columns=["measurement", "data"], errors="ignore")
+        return Section(title, text, tables=[("All rows.", rows.reset_index(drop=True))])
+
+    return Part((measurement,), lambda results: {}, section)
 
 
 def shown(drawn: Figures, captions: Mapping[str, str]) -> list[tuple[str, go.Figure]]:
