@@ -173,10 +173,10 @@ def scale_checkpoints(
         for name, model in models.items():
             encoding = Case(name, [model], TracedSequences(beyond.held_out)).encoding
             for stage, measure in stages_of(name, run, steps.within).items():
-                run.measure(f"{stage}-{name}", measure)
+                if run.measure(f"{stage}-{name}", measure):
+                    say(f"{name}: {stage}")
                 rows = run.rows(f"{stage}-{name}")
                 parts.append(rows.assign(measurement=stage, model=name, encoding=encoding))
-                say(f"{name}: {stage}")
                 steps.step()
             if not isinstance(model, Decoder):
                 continue  # a bridge has no checkpoints of ours; its scales are in the rows
@@ -196,7 +196,7 @@ def _scale_identity(models: Mapping[str, nn.Module], beyond: Beyond) -> dict[str
     """What the stages in a folder depend on: the weights of the models, the settings, and the texts."""
     texts = beyond.texts("test", beyond.task.train_length, beyond.n_texts)
     return {
+        **asdict(beyond),
         "models": {name: weights_digest(model) for name, model in models.items()},
         "texts": checkpoint.digest_of({"tokens": texts.tokens}),
-        **asdict(beyond),
     }
