@@ -304,7 +304,7 @@ def test_the_template_is_fitted_and_measured_on_held_out_sequences(added, start)
 def test_the_distance_compares_templates_and_models(added, start):
     traced = start["traced"]
     rows = probe.compare_templates(traced, ["uniform"], ["bhattacharyya", "hellinger"], nulls=False)
-    assert set(rows["distance"]) == {"bhattacharyya", "hellinger"} and (rows["value"] >= 0).all()
+    assert set(rows["metric"]) == {"bhattacharyya", "hellinger"} and (rows["value"] >= 0).all()
     p, q = (row / row.sum() for row in (traced.pattern(layer)[0, 0, -1].double() for layer in (0, 1)))
     # Hellinger's squared is 1 - Σ √(p q).
     torch.testing.assert_close(DISTANCES["bhattacharyya"](p, q), -(1 - DISTANCES["hellinger"](p, q) ** 2).log())

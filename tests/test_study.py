@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from probe.errors import ProbeError
 from probe.measure import MEASUREMENTS
 from probe.models import checkpoint
 from probe.provenance import environment
+from probe.rows import check_rows
 from probe.study import PRESETS, StudyConfig, run_study
 from probe.study.results import MEASURED
 from probe.study.run import _result
@@ -255,10 +255,12 @@ def test_every_number_of_a_study_is_defined(study):
     assert undefined(study[1]) == []
 
 
-def test_every_column_is_in_the_documentation(study):
-    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", text, flags=re.MULTILINE))
-    assert {name: told.get(name) for name in study[1]} == study[1].dtypes.astype(str).to_dict()
+def test_every_column_has_the_kind_that_the_schema_says(study):
+    check_rows(study[1])
+    with pytest.raises(ProbeError, match="the column 'layer' must hold a whole number, got a text"):
+        check_rows(study[1].assign(layer="first"))
+    with pytest.raises(ProbeError, match="columns of the schema, got 'my_column'"):
+        check_rows(study[1].assign(my_column=1))
 
 
 def test_the_report_prints_the_command_that_makes_it_again(study):

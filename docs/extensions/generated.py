@@ -19,6 +19,14 @@ def definitions() -> str:
     return "\n\n".join(f"{_plain(word)}\n: {_plain(meaning)}" for word, meaning in words)
 
 
+def columns() -> str:
+    """The schema of rows, a row a column."""
+    from probe.rows import COLUMNS
+
+    lines = [f"| `{name}` | {column.kind} | {_plain(column.meaning)} |" for name, column in COLUMNS.items()]
+    return "\n".join(["| column | kind | meaning |", "|---|---|---|", *lines])
+
+
 def _plain(text: str) -> str:
     """Text in which nothing is markup."""
     return MARKUP.sub(r"\\\1", text)
@@ -51,7 +59,7 @@ def _length(length: int, rows: pd.DataFrame) -> str:
     return f"{length:,}*" if (rows["positions_checked"] < rows["length"]).any() else f"{length:,}"
 
 
-GENERATED = {"definitions": definitions, "commands": commands, "limits": limits}
+GENERATED = {"columns": columns, "definitions": definitions, "commands": commands, "limits": limits}
 
 
 class Generated(SphinxDirective):

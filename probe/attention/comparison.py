@@ -57,9 +57,9 @@ def compare_templates(
         n_bootstrap, confidence, seed: number of draws, coverage in (0, 1), seed of the draws and of the shuffling.
 
     Returns:
-        Columns layer, head, template, distance, value, low, high, n (sequences measured), n_parameters (fitted, per
-        head), slope (ALiBi's, in nats per token; NaN for templates that have none), and explained: the share
-        1 - D(observed, template)/D(observed, uniform) of the distance from uniform attention that the template
+        Columns layer, head, template, metric (which distance), value, low, high, n (sequences measured), n_parameters
+        (fitted, per head), slope (ALiBi's, in nats per token; NaN for templates that have none), and explained: the
+        share 1 - D(observed, template)/D(observed, uniform) of the distance from uniform attention that the template
         explains, 1 at most; negative where it is further than uniform, NaN where there is nothing to explain (below
         1e-12, as in sequences of length 1) or infinitely much.
 
@@ -121,7 +121,7 @@ def compare_templates(
                 far = of_uniform[distance]
                 explained = (1 - each.mean(0) / far).where((far > _NOTHING) & far.isfinite(), torch.nan)
                 found = (
-                    {"layer": layer, "head": range(pattern.shape[1]), "template": name, "distance": distance}
+                    {"layer": layer, "head": range(pattern.shape[1]), "template": name, "metric": distance}
                     | measured("value", each)
                     | {
                         "n": n,
@@ -148,9 +148,9 @@ def nearest_template(rows: pd.DataFrame, distance: str = "jensen_shannon") -> pd
     Raises:
         ProbeError: if there are no rows of that distance.
     """
-    of_distance = rows[rows["distance"] == distance].reset_index(drop=True)
+    of_distance = rows[rows["metric"] == distance].reset_index(drop=True)
     if of_distance.empty:
-        raise unknown_name("distance in these rows", distance, rows["distance"].unique())
+        raise unknown_name("distance in these rows", distance, rows["metric"].unique())
     keys = [column for column in rows.columns if column not in _FOUND]
     best = of_distance.groupby(keys, sort=False, dropna=False)["value"].idxmin()
     return of_distance.loc[best].reset_index(drop=True)

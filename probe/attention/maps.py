@@ -62,7 +62,7 @@ def attention_maps(
                         "layer": layer,
                         "head": best.head,
                         "template": best.template,
-                        "distance": best.value,
+                        "template_distance": best.value,
                         "query": starts[query].numpy(),
                         "key": starts[key].numpy(),
                         "pattern": mean[best.head, query, key].numpy(),

@@ -112,7 +112,8 @@ def compare_to(
 
     Returns:
         A row for each two others, in the order of their distance, so that ``model_a`` is the nearer one: columns
-        reference, model_a, model_b, distance, aggregate, value_a, value_b, difference (0 at most), low, high, interval,
+        reference, model_a, model_b, metric (which distance), aggregate, value_a, value_b, value (the first less the
+        second, 0 at most), low, high, interval,
         n (sequences), n_seeds_reference, n_seeds_a, n_seeds_b.
 
     Raises:
@@ -132,8 +133,8 @@ def compare_to(
     for a, b in itertools.combinations(sorted(found, key=lambda name: found[name].value()), 2):
         interval = measure.difference(found[a], found[b])
         rows.append(
-            {"reference": reference, "model_a": a, "model_b": b, "distance": distance, "aggregate": aggregate}
-            | {"value_a": found[a].value(), "value_b": found[b].value(), "difference": interval.value}
+            {"reference": reference, "model_a": a, "model_b": b, "metric": distance, "aggregate": aggregate}
+            | {"value_a": found[a].value(), "value_b": found[b].value(), "value": interval.value}
             | {"low": interval.low, "high": interval.high, "interval": interval.kind, "n": measure.n_sequences}
             | {"n_seeds_reference": len(fixed.traces)}
             | {"n_seeds_a": len(models[a].traces), "n_seeds_b": len(models[b].traces)}
@@ -255,7 +256,7 @@ class _Measure:
     def row(self, pairs: _Pairs) -> dict[str, Any]:
         interval = self.interval(pairs)
         return {
-            "distance": self.distance,
+            "metric": self.distance,
             "value": interval.value,
             "low": interval.low,
             "high": interval.high,

@@ -28,7 +28,7 @@ def model_order(cases: Sequence[Case]) -> pd.DataFrame:
 
     def orders(traces: Traces) -> pd.DataFrame:
         found = [compare_to(traces, name, seed=cases[0].seed) for name in traces]
-        return pd.concat(found, ignore_index=True).rename(columns={"difference": "value"})
+        return pd.concat(found, ignore_index=True)
 
     return _of_both(cases, orders)
 
@@ -54,7 +54,7 @@ def _of_both(cases: Sequence[Case], measure: Callable[[Traces], pd.DataFrame]) -
         models = {case.name: case.models if control == "none" else case.twins for case in cases}
         traces = {name: [trace(m, cases[0].tokens, [PATTERN]) for m in of] for name, of in models.items()}
         parts.append(measure(traces).assign(control=control))
-    return pd.concat(parts, ignore_index=True).rename(columns={"distance": "metric"})
+    return pd.concat(parts, ignore_index=True)
 
 
 MODEL_DISTANCE = Measurement(

@@ -26,15 +26,14 @@ def templates(case: Case) -> pd.DataFrame:
     """The distance of every head from every template, of the model and of its twin, beside its nulls. A second training
     is the null of another seed. Long sequences are streamed, with three fitted templates."""
     if case.long:
-        rows = case.beside_twins(lambda control, _: _long(case, control).rows)
-        return rows.rename(columns={"distance": "metric"})
+        return case.beside_twins(lambda control, _: _long(case, control).rows)
 
     def of_one(control: str, models: Sequence[nn.Module]) -> pd.DataFrame:
         traces = [trace(model, case.tokens, [PATTERN]) for model in models[:2]]
         other = traces[1] if len(traces) > 1 else None
         return compare_templates(traces[0], **own_t5(models[0]), other_seed=other, seed=case.seed)
 
-    return case.beside_twins(of_one).rename(columns={"distance": "metric"})
+    return case.beside_twins(of_one)
 
 
 def maps(case: Case) -> pd.DataFrame:

@@ -8,6 +8,7 @@ headings of tables are there as well. The functions that measure say the same in
 from collections.abc import Mapping
 
 from probe.errors import ProbeError
+from probe.rows import COLUMNS
 
 # Where the values of a column have their definitions, if not under its own name.
 VALUES_OF = {
@@ -76,16 +77,6 @@ IN_WORDS = {
 }
 
 _INTERVALS = {
-    "low": "The lower end of the 95 % interval of the value; what is drawn anew for it, the measurement says.",
-    "high": "The upper end of the 95 % interval of the value.",
-    "interval": (
-        "Over what the interval is: sequences (or texts), trainings (models that were trained alike), both, or tasks; "
-        "none where there is no interval."
-    ),
-    "p": (
-        "The probability of as much by chance: of a correlation, where heads are paired at random; of an erased or "
-        "moved position, the share of random subspaces or directions that do at least as much, itself among them."
-    ),
     "bootstrap": (
         "Intervals from drawing what was measured (sequences, texts, heads, runs) anew, with replacement, many times: "
         "the middle 95 % of the results (Efron & Tibshirani 1993). Differences are paired: both sides get the same "
@@ -111,11 +102,6 @@ _ACCURACY = {
     "token_accuracy_change": "Token accuracy less that of the model as it is, paired over sequences; -1…1.",
     "steps_exact": "The share of sequences whose scratchpad is right in every step; 0…1.",
     "right_answer_wrong_steps": "The share of sequences with a right answer after wrong steps in the scratchpad; 0…1.",
-    "loss": (
-        "Cross entropy of the next token, -ln of the probability that the model gives it, mean over the tokens that "
-        "count (a task's completions, or all of a text), in nats a token; 0 is best. Where position is erased it is "
-        "the change of it."
-    ),
     "loss_change": (
         "The loss less that of the model as it is (without the disturbance, the shift, the scale), on the same "
         "sequences, paired; nats a token, above 0 is worse."
@@ -124,13 +110,7 @@ _ACCURACY = {
         "The same sequences with every position p taken for p + k. What depends on no position, or on distances "
         "alone, stays the same; learned and sinusoidal positions need not (Sinha et al. 2022)."
     ),
-    "shift": (
-        "As a column: the k that is added to every position, in tokens; of patches, how many places further on the "
-        "given position is, and of steering by how many tokens a query is moved. As a metric of mechanisms: the mean "
-        "of decoded less true position, in tokens; negative where positions are taken for earlier ones."
-    ),
     "over_training (measurement)": "Probes and loss at every checkpoint that a run kept.",
-    "step": "The training step after which the checkpoint was written; 0 is before training.",
 }
 
 _PROBES = {
@@ -185,8 +165,6 @@ _PROBES = {
     "fitted (scope)": "Positions as far as the probe was fitted to them.",
     "beyond (scope)": "Positions beyond those that the probe was fitted to.",
     "bin (scope)": "A bin of positions, from position up to position_end; its R² is about the bin's own mean.",
-    "alpha": "The strength of the probe's penalty, on features of unit variance.",
-    "position_end": "Positions p with position <= p < position_end are scored.",
 }
 
 _USE = {
@@ -198,7 +176,6 @@ _USE = {
     "classes (concept)": (
         "Position as classes: after erasure, of up to T - 2 directions, no linear classifier finds it."
     ),
-    "rank": "How many directions were taken out.",
     "probe_r2": (
         "R² of the position by ridge probes of the edited states, on other sequences than those that the erasure was "
         "fitted to: what is left. Not a change. Of states less the mean state of their token."
@@ -227,10 +204,6 @@ _USE = {
     "follows": "The head's attended place moves with the position in its query, at least half as far, beyond chance.",
     "does not follow": "It was not established that the head's attended place moves with the position in its query.",
     "not used": "It was not established that the model uses the position at that site.",
-    "template_distance": (
-        "The change of the distance (nats) between a later layer's patterns and the templates that were fitted to the "
-        "model as it is; above 0, attention was positional through what was erased."
-    ),
 }
 
 _GEOMETRY = {
@@ -267,14 +240,10 @@ _GEOMETRY = {
         "The share of the frequencies of a cosine transform along positions, from the lowest on, that has 90 % of the "
         "variance: little for a smooth curve, .9 for white noise."
     ),
-    "component": "The number of a principal component, 0 for the largest.",
-    "lag": "How many positions two vectors are apart.",
-    "other": "The position with which it is compared.",
 }
 
 _MECHANISM = {
     "mechanism (measurement)": "Interventions that tell by which mechanism a model knows position, and their verdicts.",
-    "mechanism": "The way in which position might come about. A verdict says whether it does.",
     "position (mechanism)": (
         "Position can be read (R² ≥ 0.3) where the token embedding does not tell it already; used, if one of the "
         "mechanisms is."
@@ -297,17 +266,12 @@ _MECHANISM = {
     "encoding (mechanism)": (
         "Position can be read from one token repeated without <bos>, which only an encoding allows."
     ),
-    "verdict": (
-        "used: available, and disturbing it moves the decoded position and costs more loss than 19 controls of equal "
-        "size. available: position can be read by it. nothing: not established on these sequences."
-    ),
     "used": (
         "Of a mechanism: available, and disturbing it moves the decoded position and costs more loss than controls of "
         "equal size. Of erased or exchanged position: it can be read, and the loss rises beyond the control."
     ),
     "available": "Position can be read by this mechanism; whether the model uses it was not shown.",
     "nothing (verdict)": "Not established on these sequences.",
-    "intervention": "What was done to the tokens, or inside the model, before position was decoded.",
     "normal (intervention)": "Nothing was changed.",
     "drop_bos (intervention)": "Another token in place of <bos>.",
     "double_bos (intervention)": "A second <bos> behind the first: a counter then reads half the position.",
@@ -328,11 +292,6 @@ _MECHANISM = {
     "disturbed (intervention)": "The attention output of one layer is changed so that it tells another position.",
     "cut_sinks (intervention)": "The first key is hidden from a layer's sinks.",
     "r2_refitted": "R² of a probe that was fitted under the intervention: whether anything of position is left.",
-    "slope": (
-        "Of a split of scores: the slope of -f_rel over distances, m of ALiBi, in nats per token. Of a template: "
-        "ALiBi's, the same. Of mechanisms: that of the decoded on the true position, 1 where it is right. Of a law: a "
-        "of λ = 1 + a ln s."
-    ),
     "log_odds_slope": (
         "The slope of a head's log-odds on the first key over ln of the number of others: -1 counts exactly."
     ),
@@ -359,7 +318,6 @@ _TEMPLATES = {
     "trained_t5 (measurement)": (
         "The distance of every head from the bias that the study's model with T5's encoding learned."
     ),
-    "template": "A pattern that position alone would make. Its distance from a head is the metric's.",
     "jensen_shannon": (
         "Jensen–Shannon divergence, H((P + Q)/2) - (H(P) + H(Q))/2 of two rows of attention, mean over queries and "
         "sequences; nats, from 0 (equal) to ln 2 = 0.693 (no key in common). Lin 1991; Kazemnejad et al. 2023, §5.2."
@@ -394,23 +352,6 @@ _TEMPLATES = {
     ),
     "t5_fitted": "softmax of a bias by T5's 32 buckets of distances, all fitted. Raffel et al. 2020.",
     "sink_t5": "A fitted share of each row on the first key, the rest as t5_fitted.",
-    "n_parameters": "How many numbers of the template are fitted to each head.",
-    "explained": (
-        "1 - D(head, template) / D(head, uniform): the share of the head's distance from uniform attention that the "
-        "template explains; 1 at most, below 0 where it is further than uniform."
-    ),
-    "null_uniform": (
-        "The distance of the head from uniform attention, in the unit of the value: what knows nothing has."
-    ),
-    "null_shuffled": (
-        "The distance of the same patterns with the keys of each row shuffled from the template fitted to them anew: "
-        "what heads as sharp would have without an order of keys."
-    ),
-    "null_shuffled_low": "The lower end of the 95 % interval of null_shuffled.",
-    "null_shuffled_high": "The upper end of the 95 % interval of null_shuffled.",
-    "null_seed": "The distance from the nearest head of another seed of the same model, in the same layer.",
-    "null_seed_low": "The lower end of the 95 % interval of null_seed.",
-    "null_seed_high": "The upper end of the 95 % interval of null_seed.",
     "most often": "The template that is the nearest one of most heads.",
 }
 
@@ -419,12 +360,6 @@ _SPLIT = {
         "Scores before the softmax as μ + f_abs(key) + g(query) + f_rel(distance) + content, by least squares over "
         "all held-out sequences (the form of Kazemnejad et al. 2023, Theorem 2)."
     ),
-    "share": (
-        "Of a split: the share of the scores' variance that the part explains, averaged over all orders of adding "
-        "parts (Lindeman, Merenda & Gold 1980); the shares of a scope sum to 1. Of a table's basis: of the table's "
-        "variance."
-    ),
-    "part": "A part of the split of scores.",
     "key (part)": "f_abs(i), by the position of the key alone; without a slope, which f_rel has by convention.",
     "query (part)": "g(t), by the position of the query alone; softmax does not see it.",
     "distance (part)": "f_rel(t - i), by the distance of the key from the query alone.",
@@ -448,7 +383,6 @@ _SPLIT = {
     "the same of mean scores": "The same after content is averaged out over sequences; 0…1.",
     "R² of a line for f_rel": "How much of f_rel a straight line, ALiBi's form, explains; 0…1.",
     "R² of T5's buckets for f_rel": "How much of f_rel's variation T5's 32 buckets of distances explain; 0…1.",
-    "content": "What of content was fitted: none, or a value for each pair of tokens.",
     "entropy (measurement)": "How spread out, and how far, the attention of every head is, by query.",
     "entropy": "-Σ p ln p of a row of attention, in nats, from 0 (one key) to ln(query + 1) (uniform).",
     "mean_distance": "Σ p_i (t - i), the mean distance that a head attends to, in tokens.",
@@ -506,11 +440,6 @@ _CENSUS = {
     ),
     "head_detector_previous_token": "TransformerLens's own score of the same kind; 0…1.",
     "head_detector_induction": "TransformerLens's own score of the same kind; 0…1.",
-    "label": "What the head's pattern looks like: the first label that holds, of uniform, induction, sink, …, content.",
-    "used_for": (
-        "What the head is used for: which replacements of its pattern raise the loss, with an interval above 0 and by "
-        "at least a twentieth of what the costliest one does."
-    ),
     "content (used_for)": (
         "The loss rises where content is taken out of the head's pattern; of a uniform head, out of its output."
     ),
@@ -534,21 +463,11 @@ _MODELS = {
         "the mean over layers (Kazemnejad et al. 2023, §5.2)."
     ),
     "model_order (measurement)": "Which of two models is nearer to a third one, paired over sequences and seeds.",
-    "aggregate": "How a layer's distance is made of those of its pairs of heads.",
     "minimum (aggregate)": "The nearest pair of heads of each layer, as in the paper.",
     "matching (aggregate)": "The mean over the best one-to-one matching of heads.",
     "mcgill (aggregate)": "The minimum over pairs h < h′ only, as the paper's released code has it.",
     "layer (scope)": "Of one layer.",
-    "model_a": "The first model of the pair; of an order, the nearer one.",
-    "model_b": "The second model of the pair; of an order, the further one.",
-    "reference": "The model from which both others are measured.",
-    "value_a": "The distance of model_a from the reference.",
-    "value_b": "The distance of model_b from the reference.",
-    "head_a": "The head of model_a in the nearest pair.",
     "head_b": "The head of model_b in the nearest pair.",
-    "n_seeds_a": "How many training seeds of model_a there are.",
-    "n_seeds_b": "How many training seeds of model_b there are.",
-    "n_seeds_reference": "How many training seeds of the reference there are.",
     "nearer": "Of the two models the one whose attention is nearer to the reference.",
     "than": "The other one of the two.",
     "by": "By how much nearer, in nats; an interval that does not hold 0 tells the two apart.",
@@ -564,30 +483,16 @@ _MODELS = {
         "Means over the heads of layers that see an encoding, of those that see none, and their difference; bootstrap "
         "over heads."
     ),
-    "of": "The measurement whose numbers are split by what layers see.",
 }
 
 _CONSTRUCTIONS = {
     "construction (measurement)": (
         "Weights written by hand after a theorem, and what they do in the decoder that trains."
     ),
-    "construction": "A set of hand-built weights, or a proposition about such; the claim says what it does.",
     "largest_error": "How far the decoder is from the claim at the worst position, in the unit of the quantity.",
-    "tolerance": "The error up to which the claim holds.",
-    "holds": "Whether the largest error is within the tolerance; in tables, in how many checks of how many.",
     "largest error / tolerance": "The largest error of all checks as a share of its tolerance; a claim holds up to 1.",
-    "claim": "What the weights are claimed to do.",
-    "source": "The paper, theorem or idea behind the claim.",
-    "quantity": "What was measured; of a construction, which part of its claim.",
-    "dtype": "The floating-point type of weights and activations.",
     "dtypes": "The floating-point types in which it was checked.",
     "checked to length": "The longest sequence of a check, in tokens; the claim may go further.",
-    "attention": "How attention was computed: explicit softmax, or a fused kernel.",
-    "attention_layers": "How many layers of attention the construction has.",
-    "mlp_layers": "How many MLP layers the construction has.",
-    "width": "Units of the widest MLP.",
-    "first_failure": "The first position, 1 at <bos>, at which the claim fails.",
-    "positions_checked": "At how many positions the claim was checked.",
 }
 
 _BEYOND = {
@@ -596,18 +501,12 @@ _BEYOND = {
         "exp of the mean loss, in nats, of a token: how many equally likely tokens would be as hard; 1 is best."
     ),
     "bits": "The mean loss of a token in bits: nats / ln 2.",
-    "context": "How many tokens the model is given at once.",
-    "tokens": "How many tokens of each text count.",
     "loss_by_position (measurement)": "The loss of a token by its place in one window that holds the whole text.",
     "passkey (measurement)": (
         "How often a model says a key of digits that is hidden in a text (Mohtashami & Jaggi 2023)."
     ),
     "digits": "The share of the key's digits that are right in their place; 0…1.",
-    "depth": "The share of the text in front of the key, 0…1; missing: all depths together.",
-    "n_keys": "How many keys a prompt holds.",
-    "n_visible": "How many keys the query sees: all up to its own, or fewer under a sliding window.",
     "temperature (measurement)": "Loss and exact match under one temperature λ for the whole model.",
-    "scale": "λ of softmax(λ q·k / √d): above 1 attention is sharper, 1 is no change (Wang et al. 2024, section 3).",
     "head_scale (measurement)": "The λ that was found for each head, or for the model, and each extension.",
     "scale_law (measurement)": (
         "The law λ = 1 + a ln s of the scales that were found; Wang et al. 2024 have a = 0.3973."
@@ -620,7 +519,6 @@ _BEYOND = {
     "spearman": "Spearman's rank correlation over heads of λ with the rise of entropy; -1…1.",
     "pearson_entropy": "Pearson's correlation over heads of λ with the entropy itself; -1…1.",
     "spearman_entropy": "Spearman's rank correlation over heads of λ with the entropy itself; -1…1.",
-    "variant": "How the trained model was changed to reach further.",
     "none (variant)": "The model as it was trained.",
     "uniform (variant)": "One λ for all heads, the best of a grid on validation texts.",
     "head (variant)": "One λ a head, trained with all weights frozen, λ ≥ 1 (Wang et al. 2024).",
@@ -634,7 +532,6 @@ _BEYOND = {
     "yarn (variant)": "YaRN: slow rotary planes interpolated, fast ones kept, attention sharpened. Peng et al. 2023.",
     "dropped (variant)": "The encoding is taken out, and training goes on for some steps. Gelberg et al. 2025.",
     "dropped_uniform (variant)": "The encoding is taken out, and one λ is found for all heads besides.",
-    "extension": "The multiple of the trained length for which a variant was made; missing: for none in particular.",
     "trained (split)": "Held-out sequences of the trained lengths.",
     "longer (split)": "Held-out sequences of the test set, longer than those trained.",
 }
@@ -658,10 +555,6 @@ _LEAGUE = {
 }
 
 _ENCODINGS = {
-    "encoding": "The position encoding of a model, or the name that a model goes by here.",
-    "layer_encoding": (
-        'The position encoding that the layer sees; "none - rotary" is the difference of two kinds of layers.'
-    ),
     "none (encoding)": "No position encoding (NoPE): only the causal mask. Kazemnejad et al. 2023.",
     "learned (encoding)": "A learned vector for each position, added to the embedding.",
     "sinusoidal (encoding)": "Sines and cosines of the position, added to the embedding. Vaswani et al. 2017.",
@@ -684,41 +577,14 @@ _ENCODINGS = {
 }
 
 _COLUMNS = {
-    "measurement": "What was measured; the rows of one measurement have the same columns.",
-    "task": "The task that the model was trained on.",
-    "model": "The name of the model; in a study that of its position encoding.",
-    "data": "What the models were looked at on: a task, texts, or a file of token ids.",
-    "seed": "The seed of the training.",
-    "metric": "The name of the number.",
-    "reason": "Why a measurement was not made.",
     "failed": "The measurement failed; the column reason says why, and the others stand.",
     "skipped": "The model or the sequences cannot give what the measurement needs; the column reason says what.",
-    "value": "The number itself, unrounded.",
-    "n": (
-        "How many cases the number is of: sequences, unless the measurement says otherwise (tokens, texts, prompts, "
-        "heads, runs)."
-    ),
-    "n_models": "How many models, trained alike, the value is the mean of.",
-    "n_train": "Sequences that the probe was fitted to.",
-    "n_test": "Sequences that it was scored on.",
-    "control": "What stands beside the model, to be compared with; none is the model itself.",
-    "site": "Where in the model: a hook's name in TransformerLens; in tables without blocks. and hook_.",
-    "layer": "The number of the layer, 0 for the first.",
-    "head": "The number of the head within its layer, 0 for the first.",
-    "position": "The position of the token, 0 for the first.",
-    "query": "The position of the query, 0 for the first.",
-    "length": "The length of the sequence, in tokens (of a task: what the task calls its length).",
-    "probe": "The kind of linear probe.",
-    "target": "What a probe is asked to read at each token.",
-    "concept": "What is taken out of hidden states.",
-    "scope": "Of what part of the values the number is.",
-    "split": "Which sequences: of accuracy validation or test, of probes how they were divided.",
     "validation (split)": "Held-out sequences of trained lengths: in distribution.",
     "test (split)": "The test set: held-out sequences of lengths that go beyond those trained.",
-    "table": "The model whose learned T5 bias is the template.",
 }
 
 DEFINITIONS: dict[str, str] = {
+    **{name: column.meaning for name, column in COLUMNS.items()},
     **_COLUMNS,
     **_INTERVALS,
     **_ENCODINGS,

@@ -98,7 +98,7 @@ def test_template_rows_equal_a_slow_loop():
     rows = compare_templates(observed, ["uniform", "alibi"], ["jensen_shannon", "wasserstein"], n_bootstrap=50)
     assert len(rows) == (2 + 3) * 2 * 2
     assert not rows.drop(columns=["slope", "null_seed", "null_seed_low", "null_seed_high"]).isna().any(axis=None)
-    for row in rows[rows["distance"] == "jensen_shannon"].itertuples():
+    for row in rows[rows["metric"] == "jensen_shannon"].itertuples():
         pattern = observed.pattern(row.layer)
         template = TEMPLATES[row.template](pattern).pattern[row.head]
         each = [
@@ -114,14 +114,14 @@ def test_rows_are_tidy_and_reproducible():
     before = observed.pattern(0).clone()
     rows = compare_templates(observed, n_bootstrap=30)
     assert rows.columns.tolist() == [
-        "layer", "head", "template", "distance", "value", "low", "high", "n", "n_parameters", "slope", "explained",
+        "layer", "head", "template", "metric", "value", "low", "high", "n", "n_parameters", "slope", "explained",
         "null_uniform", "null_shuffled", "null_shuffled_low", "null_shuffled_high",
         "null_seed", "null_seed_low", "null_seed_high",
     ]  # fmt: skip
     without = compare_templates(observed, nulls=False, n_bootstrap=30)
     pd.testing.assert_frame_equal(without, rows[without.columns])
     assert without.columns[-1] == "explained"
-    assert not rows.duplicated(["layer", "head", "template", "distance"]).any()
+    assert not rows.duplicated(["layer", "head", "template", "metric"]).any()
     pd.testing.assert_frame_equal(rows, compare_templates(observed, n_bootstrap=30))
     assert not rows["low"].equals(compare_templates(observed, n_bootstrap=30, seed=1)["low"])
     assert torch.equal(observed.pattern(0), before)
@@ -209,13 +209,13 @@ def sequences(*heads, n=20, seed=0, noise=0.0):
 def test_explained_is_the_share_of_the_distance_from_uniform():
     observed = make_trace(random_pattern(6, 2, 8, 1), lengths=[8, 3, 5, 8, 1, 6])
     rows = compare_templates(observed, ["uniform", "alibi_fitted", "diagonal"], list(DISTANCES), n_bootstrap=5)
-    uniform = rows[rows["template"] == "uniform"].set_index(["layer", "head", "distance"])["value"]
-    far = uniform.reindex(pd.MultiIndex.from_frame(rows[["layer", "head", "distance"]])).to_numpy()
+    uniform = rows[rows["template"] == "uniform"].set_index(["layer", "head", "metric"])["value"]
+    far = uniform.reindex(pd.MultiIndex.from_frame(rows[["layer", "head", "metric"]])).to_numpy()
     np.testing.assert_array_equal(rows["null_uniform"], far)
     np.testing.assert_allclose(rows["explained"], 1 - rows["value"] / far, rtol=1e-12)
     assert (rows.loc[rows["template"] == "uniform", "explained"] == 0).all()
     assert rows["explained"].max() <= 1
-    infinite = rows[(rows["template"] == "diagonal") & (rows["distance"] == "symmetric_kl")]
+    infinite = rows[(rows["template"] == "diagonal") & (rows["metric"] == "symmetric_kl")]
     assert (infinite["explained"] == -math.inf).all()
 
 
@@ -257,7 +257,7 @@ def test_null_seed_is_the_nearest_head_chosen_on_the_first_half():
     rows = compare_templates(one, ["uniform"], ["jensen_shannon", "wasserstein"], other_seed=other, n_bootstrap=40)
     for row in rows.itertuples():
         p, q = one.pattern(row.layer)[:, [row.head]], other.pattern(row.layer)
-        each = pattern_distance(p, q, row.distance, one.lengths)
+        each = pattern_distance(p, q, row.metric, one.lengths)
         want = each[3:, each[:3].mean(0).argmin()]
         assert row.null_seed == pytest.approx(float(want.mean()), rel=1e-12)
         assert (

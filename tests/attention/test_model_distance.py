@@ -42,7 +42,7 @@ def test_model_rows_equal_a_slow_loop():
     traces = three_models()
     rows = compare_models(traces, n_bootstrap=200)
     assert rows.columns.tolist() == [
-        "model_a", "model_b", "scope", "layer", "head_a", "head_b", "distance", "value", "low", "high",
+        "model_a", "model_b", "scope", "layer", "head_a", "head_b", "metric", "value", "low", "high",
         "interval", "n", "aggregate", "n_seeds_a", "n_seeds_b",
     ]  # fmt: skip
     assert len(rows) == 3 * (2 + 1) and (rows["n"] == 3).all()
@@ -287,7 +287,7 @@ def test_differences_to_a_reference_are_paired():
     traces = {"a": seeds_of(2), "b": seeds_of(3, 100), "c": seeds_of(1, 200, spread=4.0), "d": seeds_of(1, 300)}
     rows = compare_to(traces, "b", n_bootstrap=100)
     assert rows.columns.tolist() == [
-        "reference", "model_a", "model_b", "distance", "aggregate", "value_a", "value_b", "difference", "low", "high",
+        "reference", "model_a", "model_b", "metric", "aggregate", "value_a", "value_b", "value", "low", "high",
         "interval", "n", "n_seeds_reference", "n_seeds_a", "n_seeds_b",
     ]  # fmt: skip
     pairs = compare_models(traces, n_bootstrap=5).query("scope == 'mean'")
@@ -300,15 +300,15 @@ def test_differences_to_a_reference_are_paired():
     assert list(zip(rows["model_a"], rows["model_b"], strict=True)) == list(itertools.combinations(order, 2))
     for row in rows.itertuples():
         assert row.value_a == pytest.approx(value[row.model_a], rel=1e-12)
-        assert row.difference == pytest.approx(value[row.model_a] - value[row.model_b], rel=1e-9)
-        assert row.low <= row.difference <= row.high and row.difference <= 0
+        assert row.value == pytest.approx(value[row.model_a] - value[row.model_b], rel=1e-9)
+        assert row.low <= row.value <= row.high and row.value <= 0
     assert (rows["n_seeds_reference"] == 3).all() and (rows["n"] == 3).all()
 
 
 def test_a_model_and_its_copy_do_not_differ():
     traces = {"a": seeds_of(2), "b": seeds_of(1, 100), "copy": seeds_of(1, 100)}
     rows = compare_to(traces, "a", n_bootstrap=50)
-    assert (rows[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (rows[["value", "low", "high"]] == 0).all(axis=None)
 
 
 def test_the_paired_interval_is_narrower_than_those_of_the_two():
@@ -320,7 +320,7 @@ def test_the_paired_interval_is_narrower_than_those_of_the_two():
     traces = {"reference": make_trace(base), "x": make_trace(x), "y": make_trace(y)}
     (row,) = compare_to(traces, "reference", "total_variation", n_bootstrap=300).itertuples()
     assert (row.model_a, row.model_b) == ("x", "y")
-    assert row.difference == pytest.approx(-row.value_a / 4, rel=1e-9)  # 0.4 and 0.5 of the same
+    assert row.value == pytest.approx(-row.value_a / 4, rel=1e-9)  # 0.4 and 0.5 of the same
     single = compare_models({k: traces[k] for k in ("reference", "y")}, "total_variation", n_bootstrap=300).iloc[-1]
     assert row.high < 0 and row.high - row.low < (single["high"] - single["low"]) / 2
 

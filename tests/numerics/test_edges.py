@@ -154,7 +154,7 @@ def test_all_attention_on_one_key_has_exact_rows(key):
 @pytest.mark.parametrize("key", ONE_KEY)
 def test_all_attention_on_one_key_is_its_template(key):
     rows = attention.compare_templates(make_trace(on_one_key(key)), distances=[*attention.DISTANCES], **FEW)
-    value = rows[rows["head"] == 0].pivot(index="template", columns="distance", values="value")
+    value = rows[rows["head"] == 0].pivot(index="template", columns="metric", values="value")
     assert (value.loc[key] == 0).all() and not value.isna().any(axis=None)
     # The fitted ones end 1e-8 or so short of a weight of 1, and give no key exactly 0.
     near = {"first_token": "first_token_sink", "previous_token": "previous_token_leaky", "diagonal": "diagonal_leaky"}

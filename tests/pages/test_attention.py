@@ -94,8 +94,8 @@ NULLS = ("explained", "null_uniform", "null_shuffled", "null_seed")
 
 def nearest(rows, control="none"):
     """The best template of every head."""
-    found = stage(rows, "templates", control=control).rename(columns={"metric": "distance"})
-    columns = ["encoding", "layer", "head", "template", "n_parameters", "distance", "value", *NULLS]
+    found = stage(rows, "templates", control=control)
+    columns = ["encoding", "layer", "head", "template", "n_parameters", "metric", "value", *NULLS]
     return nearest_template(found[columns])
 
 

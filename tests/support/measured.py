@@ -29,6 +29,7 @@ import probe
 from probe import attention, extrapolation, position, training
 from probe.losses import sequence_losses, token_losses
 from probe.models import untrained_like
+from probe.rows import check_rows
 from probe.tasks import make_task
 from probe.tracing import logits_with_edits
 
@@ -113,6 +114,7 @@ def half_in_double(x):
 def numbers(found):
     """All floats of what was found, one after the other, and all that is no float."""
     if isinstance(found, pd.DataFrame):
+        check_rows(found)  # every measurement keeps to the schema
         real = found.select_dtypes(include=["float64", "float32", "Float64"])
         rest = found.drop(columns=real.columns).astype(object).where(lambda frame: frame.notna(), None)
         return real.to_numpy(dtype=float, na_value=math.nan).ravel(), rest.to_numpy().ravel().tolist()
@@ -213,7 +215,8 @@ def census(given):
 
 
 def census_table(given):
-    return attention.census_table(attention.census(given.model(n_layers=1), given.tokens, ablate=False, **FEW))
+    table = attention.census_table(attention.census(given.model(n_layers=1), given.tokens, ablate=False, **FEW))
+    return {name: [float(x) if not isinstance(x, str) else x for x in table[name]] for name in table}  # a wide table
 
 
 def _second_seed(given):

@@ -31,7 +31,7 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class LongContext(Shown):
-    """``rows``: columns layer, head, template, distance ("jensen_shannon", nats), value, low, high, n,
+    """``rows``: columns layer, head, template, metric ("jensen_shannon", nats), value, low, high, n,
     n_parameters, explained, as ``compare_templates`` has them. ``maps``: one row a cell of a pooled map of each head
     beside its nearest template, columns as ``attention_maps`` has them; query and key are the first of their bins."""
 
@@ -153,7 +153,7 @@ class _Fitted:
                 "layer": layer,
                 "head": range(values.shape[1]),
                 "template": name,
-                "distance": "jensen_shannon",
+                "metric": "jensen_shannon",
                 "value": values.mean(0),
                 "low": low,
                 "high": high,
@@ -180,7 +180,7 @@ class _Fitted:
                 "layer": layer,
                 "head": head,
                 "template": name,
-                "distance": values[best, head].item(),
+                "template_distance": values[best, head].item(),
                 "query": starts[query],
                 "key": starts[key],
                 "pattern": pattern[head, query, key],

@@ -97,7 +97,7 @@ def null_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _closest_head_of_each_layer(heads: pd.DataFrame) -> pd.DataFrame:
-    one = heads.drop_duplicates(["layer", "head"]).sort_values("distance").drop_duplicates("layer")
+    one = heads.drop_duplicates(["layer", "head"]).sort_values("template_distance").drop_duplicates("layer")
     return heads.merge(one[["layer", "head"]], on=["layer", "head"])
 
 
