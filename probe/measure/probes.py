@@ -14,7 +14,7 @@ from probe.progress import OnProgress, Steps, untold
 from probe.tracing import RESID_POST, block_site
 from probe.training import checkpoints_of
 
-TARGETS = ("position", "log_position", "inverse_position")
+FITTED_TARGETS = ("position", "log_position", "inverse_position")
 
 
 def probe(case: Case) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def fit(
     case: Case,
     *,
     sites: Sequence[str] | None = None,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] = FITTED_TARGETS,
     on_progress: OnProgress = untold,
 ) -> pd.DataFrame:
     """Ridge probes of several targets at every site, over all trainings of a model."""

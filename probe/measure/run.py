@@ -273,7 +273,7 @@ def measure_models(
         title: of the report.
         typed: the command that makes the report again, as it was typed.
         settings: what the report says of how it was made.
-        lead: lines of the report's summary that stand first.
+        lead: lines of the report's summary that stand first; by default which models were measured on what.
         first: sections of the report that stand first.
         train_length: of the models, where it is known.
         say: called with a line when a measurement is finished or has failed.
@@ -313,9 +313,19 @@ def measure_models(
         asked = [m for m in plan.missing if names is not None and m.measurement in names]
         results = collect(run, cases, [*asked, *failed], train_length=train_length)
         made = made_on(cases[0].model, typed, settings)
-        page = measured_page(title, results, made, lead=lead, first=first, parts=parts)
+        page = measured_page(title, results, made, lead=lead or [_measured_on(cases)], first=first, parts=parts)
         run.finish(results.rows, page, made.environment)
         return results.rows
+
+
+def _measured_on(cases: Sequence[Case]) -> Line:
+    """Which models were measured, and on what, in words."""
+    on: dict[str, list[str]] = {}
+    for case in cases:
+        n, length = case.tokens.shape
+        on.setdefault(f"{n} sequences of {length} tokens ({case.traced.data})", []).append(case.name)
+    said = [f"{', '.join(names)} on {what}" for what, names in on.items()]
+    return Line("Measured", "Untrained twins, models of the same shape with fresh weights, are the control.", said)
 
 
 def check_tokens(case: Case) -> None:

@@ -43,7 +43,7 @@ MOST_LABELS, FEW_LABELS = 48, 12  # tokens that an axis of a map can name, and i
 def plot_attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> go.Figure:
     """Each head's mean pattern, its template, and their difference, side by side, on one scale of colours.
 
-    Rows: layer, head, template, query, key, pattern, template_pattern, distance (nats; one value a head), as
+    Rows: layer, head, template, query, key, pattern, template_pattern, template_distance (nats; one value a head), as
     ``probe.attention.attention_maps`` makes them. Maps of long contexts are pooled there: their axes say so.
     ``labels`` name the positions where all sequences hold the same tokens, in their order.
 
@@ -55,7 +55,7 @@ def plot_attention_maps(rows: pd.DataFrame, labels: Sequence[str] | None = None)
     titles = []
     for (layer, head), part in heads:
         first = part.iloc[0]
-        nearest = f"{plain(first['template'])}<br>{first['distance']:.3f} nats away"
+        nearest = f"{plain(first['template'])}<br>{first['template_distance']:.3f} nats away"
         titles.append([f"layer {layer}, head {head}", nearest, "difference"])
     figure, places = panels(titles, height=250, most=3, gap=85, beside=0.05, shared_y=False)
     for row, (_, part) in enumerate(heads):

@@ -9,14 +9,16 @@ import pandas as pd
 from torch import nn
 
 from probe.config import check_size
+from probe.errors import unknown_name
 from probe.measure.base import Case
 from probe.measure.data import TracedSequences
-from probe.measure.probes import TARGETS
+from probe.measure.probes import FITTED_TARGETS
 from probe.measure.registry import MEASUREMENTS
 from probe.measure.run import measure_models
 from probe.measure.templates import own_t5
+from probe.models.anatomy import sites_of
+from probe.position import TARGETS
 from probe.progress import OnProgress, untold
-from probe.report.page import Line
 from probe.study.places import check_file_names
 
 ATTENTION = ("templates", "census", "split", "curves", "entropy", "maps", "model_distance", "model_order", "trained_t5")
@@ -57,7 +59,7 @@ def compare_checkpoints(
     names = [n for n in ATTENTION if MEASUREMENTS[n].needs.models <= len(cases) and (with_table or n != "trained_t5")]
     return measure_models(
         cases, folder, names, command="compare", title="Attention compared", typed=command,
-        lead=[_looked_at("Compared", cases)], say=say, on_progress=on_progress,
+         say=say, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -67,7 +69,7 @@ def fit_checkpoints(
     folder: str | Path,
     *,
     sites: Sequence[str] | None = None,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] = FITTED_TARGETS,
     fitted_length: int | None = None,
     over_training: Mapping[str, Path] = types.MappingProxyType({}),
     seed: int = 0,
@@ -95,6 +97,13 @@ def fit_checkpoints(
     Raises:
         ProbeError: where the folder is another command's or holds other work, or another process works there.
     """
+    for target in targets:
+        if target not in TARGETS:
+            raise unknown_name("target", target, TARGETS)
+    for of in models.values():
+        for site in sites or ():
+            if site not in sites_of(of[0]):
+                raise unknown_name("site", site, sites_of(of[0]))
     names, options = ["fit"], {"fit": _said(sites=sites, targets=list(targets))}
     if fitted_length is not None:
         check_size("fitted_length", fitted_length)
@@ -105,7 +114,7 @@ def fit_checkpoints(
     cases = cases_of(models, traced, seed, runs=over_training)
     return measure_models(
         cases, folder, names, options=options, command="fit", title="Position in hidden states", typed=command,
-        lead=[_looked_at("Probed", cases)], on_progress=on_progress,
+         on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -119,16 +128,6 @@ def cases_of(
     """The cases of models that are measured on the same sequences. Their names become those of files."""
     check_file_names(models)
     return [Case(name, of, traced, seed, run=runs.get(name)) for name, of in models.items()]
-
-
-def _looked_at(lead: str, cases: Sequence[Case]) -> Line:
-    n, length = cases[0].tokens.shape
-    names = ", ".join(case.name for case in cases)
-    return Line(
-        lead,
-        f"{len(cases)} models ({names}) on {n} sequences of {length} tokens ({cases[0].traced.data}). Untrained models "
-        "of the same shape are the control.",
-    )
 
 
 def _said(**options: Any) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def bridges(rows):
 
 def mgm(rows):
     rows = pd.read_parquet(FOLDER / "mgm.parquet")
-    assert rows.attrs["command"].startswith("probe examine mgm=")
+    assert rows.attrs["command"].startswith("probe measure mgm=")
     table = rows[rows["measurement"] == "table"]
     own, fresh = (table[table["control"] == control].set_index("metric") for control in ("none", "untrained"))
     yield (
@@ -188,7 +188,7 @@ def mgm_rest(rows):
         f"they cost less ({short(shifted.loc[[2, 4], 'value'].mean())}) than by 1"
     )
     assert (shifted.loc[[2, 4], "high"] < shifted.loc[1, "low"]).all()
-    templates = rows[rows["measurement"] == "templates"]
+    templates = rows[(rows["measurement"] == "templates") & (rows["control"] == "none")]
     best = templates.loc[templates.groupby(["layer", "head"])["value"].idxmin()]
     nearest = best["template"].value_counts()
     mean, most = percent(best["explained"].mean()), percent(best["explained"].max())
