@@ -70,7 +70,7 @@ COLUMNS: dict[str, Column] = {
     "n_test": Column(WHOLE, "Sequences that it was scored on."),
     "target": Column(TEXT, "What a probe is asked to read at each token."),
     "scope": Column(TEXT, "Of what part of the values the number is."),
-    "position": Column(WHOLE, "The position of the token, 0 for the first."),
+    "position": Column(NUMBER, "The position of the token, 0 for the first; of several together their mean."),
     "position_end": Column(WHOLE, "Positions p with position <= p < position_end are scored."),
     "alpha": Column(NUMBER, "The strength of the probe's penalty, on features of unit variance."),
     "concept": Column(TEXT, "What is taken out of hidden states."),
@@ -214,6 +214,17 @@ COLUMNS: dict[str, Column] = {
     "of": Column(TEXT, "The measurement whose numbers are split by what layers see."),
     "run": Column(TEXT, "The name of the run."),
     "scratchpad": Column(TEXT, "The format of the scratchpad."),
+    "a": Column(TEXT, "The encoding from whose accuracy the other's is taken."),
+    "b": Column(TEXT, "The encoding whose accuracy is taken from the other's."),
+    "p_tasks": Column(
+        NUMBER,
+        "p of the differences averaged over seeds, task by task: would other tasks show it? With n tasks not below "
+        "2^(1 - n).",
+    ),
+    "p_runs": Column(NUMBER, "p of the differences of single runs: would other seeds of these very tasks show it?"),
+    "p_holm": Column(NUMBER, "p over tasks, corrected for the number of pairs (Holm 1979)."),
+    "real": Column(FLAG, "Whether the corrected p over tasks is below 5 %."),
+    "n_tasks": Column(WHOLE, "How many tasks the number is over."),
     "status": Column(TEXT, "Done or failed."),
     "settings": Column(TEXT, "The settings of the run, as JSON."),
     "train_length": Column(WHOLE, "The longest length that was trained, as the task counts."),
@@ -239,11 +250,12 @@ def check_rows(rows: "pd.DataFrame") -> None:
 
 def _kind_of(values: "pd.Series") -> str | None:
     """The kind of a column's values; None where there are none."""
+    import numpy as np
     import pandas as pd
 
     if values.empty:
         return None
-    if values.map(lambda value: isinstance(value, bool)).all():
+    if values.map(lambda value: isinstance(value, (bool, np.bool_))).all():
         return FLAG
     if values.map(lambda value: isinstance(value, str)).all():
         return TEXT

@@ -158,7 +158,7 @@ def test_data_files_hold_little_but_definitions():
     for name in DATA:
         nodes = ast.parse((ROOT / name).read_text("utf-8")).body
         code = [node for node in nodes if not isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr)]
-        assert sum(node.end_lineno - node.lineno + 1 for node in code) <= 20
+        assert sum(node.end_lineno - node.lineno + 1 for node in code) <= 30
 
 
 def test_no_module_has_the_name_of_something_else_in_its_package():

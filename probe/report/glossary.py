@@ -542,16 +542,6 @@ _LEAGUE = {
         "is always first. Ties share. Kazemnejad et al. 2023, figure 2."
     ),
     "mean_accuracy": "Exact match beyond the trained lengths, mean over the same runs; 0…1.",
-    "a": "The encoding from whose accuracy the other's is taken.",
-    "b": "The encoding whose accuracy is taken from the other's.",
-    "p_tasks": (
-        "p of the differences averaged over seeds, task by task: would other tasks show it? With n tasks not below "
-        "2^(1 - n)."
-    ),
-    "p_runs": "p of the differences of single runs: would other seeds of these very tasks show it?",
-    "p_holm": "p over tasks, corrected for the number of pairs (Holm 1979).",
-    "real": "Whether the corrected p over tasks is below 5 %.",
-    "n_tasks": "How many tasks there are.",
 }
 
 _ENCODINGS = {
