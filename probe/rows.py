@@ -125,7 +125,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "part": Column(TEXT, "A part of the split of scores."),
     "content": Column(TEXT, "What of content was fitted: none, or a value for each pair of tokens."),
-    "query": Column(WHOLE, "The position of the query, 0 for the first."),
+    "query": Column(NUMBER, "The position of the query, 0 for the first; of several together their mean."),
     "scale": Column(
         NUMBER,
         "λ of softmax(λ q·k / √d): above 1 attention is sharper, 1 is no change (Wang et al. 2024, section 3).",

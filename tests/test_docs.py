@@ -21,6 +21,7 @@ from probe.measure import MEASUREMENTS as MEASURED
 from probe.measure import Case, TracedSequences, measure_models, measurements
 from probe.models.encodings import ENCODINGS
 from probe.report.glossary import DEFINITIONS, define
+from probe.rows import check_rows
 from probe.study import StudyConfig
 from probe.tasks import TASKS
 
@@ -88,13 +89,9 @@ def test_a_measurement_says_all_that_there_is_to_say(path):
     assert blocks(path) and "\nReference: {py:" in text
 
 
-def test_columns_of_text_studies_are_told():
-    told = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", (DOCS / "formats.md").read_text("utf-8"), flags=re.MULTILINE))
-    rows = pd.read_parquet(DOCS / "extrapolation" / "rows.parquet")
-    new = {
-        name: str(rows[name].dtype) for name in ("variant", "extension", "context", "tokens", "depth", "n_keys", "p")
-    }
-    assert set(rows) <= set(told) and {name: told[name] for name in new} == new
+def test_the_rows_of_the_pages_keep_to_the_schema():
+    for path in ("extrapolation/rows", "seeds/rows", "released/mgm", "position/edits", "generalization/results/grid"):
+        check_rows(pd.read_parquet(DOCS / f"{path}.parquet"))
 
 
 @pytest.mark.parametrize("path", [*PAGES, DOCS.parent / "README.md"], ids=lambda path: path.stem)
