@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from probe.errors import ProbeError
+from probe.models import untrained_twin
 from probe.models.anatomy import n_heads_of, n_layers_of
 from probe.models.checkpoint import load, save
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
@@ -328,7 +329,7 @@ def test_position_is_probed_erased_and_decomposed_as_in_a_decoder(random_tokens)
     rows = fit_position_probe(model, tokens, SITES, n_bootstrap=10)
     assert set(rows["control"]) == {"none", "untrained", "embedding", "shuffled"}
     assert set(rows["site"]) == {"hook_embed", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"}
-    fresh = fit_position_probe(make_rnn(seed=1), tokens, ["blocks.1.hook_resid_post"], n_bootstrap=10, controls=())
+    fresh = fit_position_probe(untrained_twin(model), tokens, ["blocks.1.hook_resid_post"], n_bootstrap=10, controls=())
     ridge = rows[rows["probe"] == "ridge"]
     assert r2(ridge, "untrained") == pytest.approx(r2(fresh[fresh["probe"] == "ridge"]), rel=1e-6)
     erased = erase_position(model, tokens, SITES[1:], concepts=("position",), n_bootstrap=10)
