@@ -89,6 +89,12 @@ class Case:
         kept: T = self._kept[key]
         return kept
 
+    def release(self, *, twins: bool) -> None:
+        """Free what measurements had in common, and the twins, which take as much memory as the models."""
+        self._kept.clear()
+        if twins:
+            self.__dict__.pop("twins", None)  # made anew, with the same weights, where they are wanted again
+
     def beside_twins(self, measure: Callable[[str, Sequence[nn.Module]], pd.DataFrame]) -> pd.DataFrame:
         """The rows of the models (control "none") and of their untrained twins ("untrained").
 

@@ -305,6 +305,7 @@ def measure_models(
         steps, failed = Steps(len(plan), on_progress), []
         for case in cases:
             failed += measure_case(run, case, plan.of[case.name], options, say=say, steps=steps)
+            case.release(twins=not plan.between)
         failed += measure_between(run, cases, plan.between, options, say=say, steps=steps)
         if len(failed) == len(plan):
             raise ProbeError(failed[0].reason)
