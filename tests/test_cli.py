@@ -143,7 +143,7 @@ def test_fit_over_training_probes_every_checkpoint(tmp_path, capsys):
     assert "over the training of nope" in (tmp_path / "fit" / "report.html").read_text()
     capsys.readouterr()
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
-    assert main([*fit, "--over-training", "--folder", str(tmp_path / "fit")]) == 2
+    assert main([*fit, "--over-training", "--folder", str(tmp_path / "another")]) == 2
     assert "a finished run that kept its checkpoints was wanted" in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ from probe.models.anatomy import sites_of
 from probe.position import TARGETS
 from probe.progress import OnProgress, untold
 from probe.study.places import check_file_names
+from probe.training import checkpoints_of
 
 ATTENTION = ("templates", "census", "split", "curves", "entropy", "maps", "model_distance", "model_order", "trained_t5")
 
@@ -109,6 +110,8 @@ def fit_checkpoints(
         check_size("fitted_length", fitted_length)
         names.append("extrapolation")
         options["extrapolation"] = {"fitted_length": fitted_length}
+    for run in over_training.values():
+        next(checkpoints_of(run))  # refuses a run that kept none
     if over_training:
         names.append("over_training")
     cases = cases_of(models, traced, seed, runs=over_training)

@@ -48,6 +48,7 @@ from probe.training.log import newest_log_entry
 from probe.training.run_folder import is_first_process
 
 OPTIONS = {"use": {"patterns": True}}  # of the measurements
+_WORK = contextlib.ExitStack()  # what a process of a study is in from its beginning to its end
 OnLog = Callable[[str, dict[str, Any]], None]  # of a model's name, and an object of its training's log
 
 
@@ -211,7 +212,7 @@ def _result(future: Future[tuple[str, list[Missing]]]) -> tuple[str, list[Missin
 def _begin(threads: int, folder: Path) -> None:
     end_with_parent()
     use_threads(threads)
-    working_in(folder).__enter__()  # to the end of this process
+    _WORK.enter_context(working_in(folder))
 
 
 def _study_model(

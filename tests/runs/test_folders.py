@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import json
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ from probe.errors import ProbeError
 from probe.files import beside, write_text
 from probe.models.checkpoint import save
 from probe.processes import end
-from probe.runs import COMMANDS, LOCK, NOTES, alone, at_work, check_output, working_in
+from probe.runs import COMMANDS, LOCK, NOTES, alone, at_work, check_output, remove_unfinished, working_in
+from probe.study import run as study_run
 
 
 def tree(folder):
@@ -105,6 +107,20 @@ def _half(folder, begun):
         beside(folder / "deep" / "b").write_text("half")
         begun.set()
         multiprocessing.Event().wait()
+
+
+def test_a_process_of_a_study_notes_what_it_begins_to_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_run, "use_threads", lambda threads: None)
+    study_run._begin(1, tmp_path)
+    try:
+        gc.collect()
+        unfinished = beside(tmp_path / "rows" / "a.parquet")
+        unfinished.parent.mkdir()
+        unfinished.write_text("half")
+        remove_unfinished(tmp_path)
+        assert not unfinished.exists()
+    finally:
+        study_run._WORK.close()
 
 
 def test_what_an_ended_process_had_begun_to_write_is_removed(tmp_path):
