@@ -4,7 +4,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from probe.cli.command import Command, add_device, add_json, print_json
+from probe.cli.command import Command, add_device, add_json, tell_folder
 from probe.cli.progress import progress
 from probe.cli.settings import add_study_options, study_config
 
@@ -26,11 +26,7 @@ def _study(options: argparse.Namespace) -> int:
     config, folder = study_config(options), Path(options.folder)
     with progress("study", config.training.steps) as shown:
         rows = run_study(config, folder, device=options.device, jobs=options.jobs, **shown._asdict())
-    if options.json:
-        print_json(rows)
-    else:
-        print(folder / "report.html")
-    return 0
+    return tell_folder(options, rows)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -60,11 +60,15 @@ class Plan:
             names: of ``MEASUREMENTS``; by default all that are not measured only where they are asked for.
 
         Raises:
-            ProbeError: for a name that there is not.
+            ProbeError: for a name that there is not, no model, or two models of one name.
         """
         for name in names or ():
             if name not in MEASUREMENTS:
                 raise unknown_name("measurement", name, MEASUREMENTS)
+        if not cases or len({case.name for case in cases}) < len(cases):
+            raise ProbeError(
+                f"models must have names, at least one and each its own, got {[case.name for case in cases]}"
+            )
         chosen = [n for n, each in MEASUREMENTS.items() if (not each.asked if names is None else n in names)]
         plan = cls({case.name: [] for case in cases}, [])
         for name in chosen:
