@@ -44,7 +44,7 @@ COLUMNS: dict[str, Column] = {
         "How many cases the number is of: sequences, unless the measurement says otherwise (tokens, texts, "
         "prompts, heads, runs).",
     ),
-    "n_visible": Column(WHOLE, "How many keys the query sees: all up to its own, or fewer under a sliding window."),
+    "n_visible": Column(NUMBER, "How many keys the query sees: all up to its own, or fewer under a sliding window."),
     "split": Column(TEXT, "Which sequences: of accuracy validation or test, of probes how they were divided."),
     "shift": Column(
         WHOLE,
