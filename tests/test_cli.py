@@ -80,7 +80,12 @@ def test_models_are_listed(capsys):
 
 def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("probe.study.run_study", lambda config, folder, **options: seen.update(config=config))
+
+    def seeing(config, folder, **options):
+        seen["config"] = config
+        return pd.DataFrame({"metric": []})
+
+    monkeypatch.setattr("probe.study.run_study", seeing)
     (tmp_path / "c.json").write_text(json.dumps({"seed": 3, "training": {"steps": 7, "batch_size": 9}}))
     assert main(["study", "--config", str(tmp_path / "c.json"), "--steps", "8", "--dropout", "0.1"]) == 0
     config = seen["config"]

@@ -52,7 +52,7 @@ def tell_folder(options: argparse.Namespace, rows: "pd.DataFrame") -> int:
         print_json(rows)
     else:
         print(Path(options.folder) / "report.html")
-    failed = rows[rows["metric"] == "failed"]
+    failed = rows[rows["metric"] == "failed"] if "metric" in rows else rows[:0]
     for row in failed.to_dict("records"):
         what = row["measurement"] if pd.isna(row["model"]) else f"{row['measurement']} of {row['model']}"
         print(f"probe: {one_line(what)} failed: {one_line(row['reason'])}", file=sys.stderr)
