@@ -274,10 +274,10 @@ def test_the_report_prints_the_command_that_makes_it_again(study):
 def test_a_browser_shows_the_report_whole(study, tmp_path):
     folder, rows, _ = study
     script = """
-      await sleep(10);
       const d = wide.document, all = selector => [...d.querySelectorAll(selector)];
+      await until(() => all(".plot").every(plot => plot.querySelector(".main-svg")));
       d.querySelector("[data-download=rows-data]").click();
-      await sleep(1);
+      await until(() => wide.saved.length === 1);
       return {
         complaints: [...wide.complaints, ...phone.complaints],
         requests: [wide, phone].flatMap(at => at.performance.getEntriesByType("resource")).map(e => e.name)

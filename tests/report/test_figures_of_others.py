@@ -134,7 +134,7 @@ def test_a_written_page_draws_and_requests_nothing(server, tmp_path):
     files = standalone({"a": figure})
     (tmp_path / "plotly.min.js").write_text(files["plotly.min.js"], encoding="utf-8")
     script = """
-        for (let i = 0; i < 100 && !wide.document.querySelector(".js-line"); i++) await sleep(0.05);
+        await until(() => wide.document.querySelector(".js-line") && wide.complaints.length);
         return [wide.document.querySelectorAll(".js-line").length, wide.complaints];
     """
     whole = f"return {{found: await (async () => {{ {script} }})()}}"

@@ -172,8 +172,8 @@ def test_an_installed_package_has_what_pages_are_made_of(tmp_path):
 
 
 SCRIPT = """
-  await sleep(8);
   const d = wide.document, all = (selector, of = d) => [...of.querySelectorAll(selector)];
+  await until(() => all(".plot").every(plot => plot.querySelector(".main-svg")));
   const text = blob => blob.arrayBuffer().then(bytes => new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes));
   const found = { complaints: [...wide.complaints, ...phone.complaints] };
   found.requests = [wide, phone].flatMap(at => at.performance.getEntriesByType("resource")).map(e => e.name)
@@ -226,10 +226,10 @@ SCRIPT = """
 
   // Downloads.
   for (const name of ["rows-data", "table-1-1-data", "file-1-data"]) d.querySelector(`[data-download=${name}]`).click();
-  await sleep(1);
+  await until(() => wide.saved.length === 3);
   d.querySelector("[data-picture=figure-1-1]").click();
   d.querySelector("[data-copy]").click();
-  await sleep(2);
+  await until(() => wide.saved.length === 4 && d.querySelector("[data-copy]").textContent !== "Copy");
   found.saved = await Promise.all(wide.saved.map(async blob => [blob.filename, await text(blob)]));
   found.copied = d.querySelector("[data-copy]").textContent;
   found.selected = d.getSelection().toString();
