@@ -11,7 +11,7 @@ from probe.device import gradients
 from probe.errors import ProbeError
 from probe.folders import write_folder
 from probe.models import checkpoint
-from probe.models.lens.quiet import quiet_transformers
+from probe.models.open.quiet import quiet_transformers
 from probe.tasks.corpus import PYTHON, read_corpus
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from released import CLASSES, RW, relative
 from safetensors.torch import save_file
 
 from probe.errors import ProbeError
-from probe.models.lens.quiet import quiet_transformers
+from probe.models.open.quiet import quiet_transformers
 from probe.models.pretrained import load_pretrained
 
 DRAWN = 24  # configs of a family

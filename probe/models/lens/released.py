@@ -14,7 +14,7 @@ from probe.models.config import MOST
 from probe.models.families import FAMILIES
 from probe.models.lens.check import Witness, check_bridge
 from probe.models.lens.fits import check_fits
-from probe.models.lens.quiet import quiet_transformers
+from probe.models.open.quiet import quiet_transformers
 from probe.models.stored import INDEX_FILE, stored_tensors, weight_files
 from probe.staged import staged
 

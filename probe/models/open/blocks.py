@@ -1,0 +1,164 @@
+"""Where the blocks of a transformers model are, and what in each of them can be reached: found by running it once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+from probe.models.layers import Hooks
+from probe.models.open.seam import Call, Pass, watched
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+N_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a forward pass. A module that runs twice in it is two blocks."""
+
+    module: nn.Module
+    width: int  #: the size of its hidden states "batch pos d_model", or 0 where its input is of another shape
+    attention: nn.Module | None = None  #: the module that asks for attention
+    n_heads: int = 0  #: heads of its attention, 0 without
+    n_calls: int = 0  #: how often it asks
+    window: int | None = None  #: as the module says it
+    sink: bool = False  #: whether a learned sink takes a share of each row
+    mid: nn.Module | None = None  #: the first module that reads the stream between attention and MLP
+
+
+def trial_tokens(d_vocab: int, n_ctx: int | None, device: torch.device) -> Tensor:
+    """Two sequences of random tokens, always the same, on which a model is tried."""
+    length = min(N_TOKENS, n_ctx or N_TOKENS)
+    if length < 1 or d_vocab < 1:
+        raise ProbeError(f"a model must take tokens at positions, got {d_vocab} tokens and {n_ctx} positions")
+    return torch.randint(d_vocab, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+@torch.no_grad()
+def find_blocks(model: "PreTrainedModel") -> tuple[Block, ...]:
+    """The blocks of a model in the order in which they run.
+
+    Blocks are the elements of the outermost lists of modules in which attention is asked for, and of those as long as
+    the config says that the model has layers.
+
+    Raises:
+        ProbeError: for a model that never asks for attention.
+    """
+    from probe.models.open.transformers_model import context_of
+
+    text = model.config.get_text_config()
+    embedding = model.get_input_embeddings()
+    tokens = trial_tokens(embedding.num_embeddings, context_of(text), embedding.weight.device)
+    lists = [*_outermost_lists(model)]
+    running: list[_Running] = []
+    going = Pass(Hooks({}), lambda _, call: running[-1].calls.append(call) if running else None)
+    handles = []
+    for modules in lists:
+        for module in modules:
+            watch = _Watch(running)
+            handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
+            for child in module.children():
+                handles.append(child.register_forward_hook(watch.child, with_kwargs=True))
+    was_training = model.training
+    try:
+        model.eval()
+        with watched(model, going):
+            model(input_ids=tokens, use_cache=False)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    n_layers = getattr(text, "num_hidden_layers", None)
+    attending = {id(one.module) for one in running if one.calls}
+    chosen = {id(m) for ms in lists if len(ms) == n_layers or any(id(m) in attending for m in ms) for m in ms}
+    blocks = tuple(one.block() for one in running if id(one.module) in chosen)
+    if not any(block.n_heads for block in blocks):
+        raise ProbeError(
+            f"a model whose attention goes through transformers' registry is needed, but a {type(model).__name__} "
+            "never asks it for attention"
+        )
+    return blocks
+
+
+def _outermost_lists(model: nn.Module) -> Iterator[nn.ModuleList]:
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{other}.") for other in names):
+            names.append(name)
+            yield module
+
+
+class _Running:
+    """What was seen of one run of a block."""
+
+    def __init__(self, module: nn.Module, x: Tensor | None) -> None:
+        self.module, self.x = module, x
+        self.calls: list[Call] = []
+        self.children: list[tuple[nn.Module, Tensor | None, Tensor | None, bool]] = []
+
+    def block(self) -> Block:
+        width = self.x.shape[-1] if self.x is not None and self.x.ndim == 3 else 0
+        if not self.calls:
+            return Block(self.module, width)
+        call = self.calls[0]
+        return Block(
+            self.module,
+            width,
+            call.module,
+            call.query.shape[1],
+            len(self.calls),
+            call.window,
+            call.sink,
+            self._middle() if width else None,
+        )
+
+    def _middle(self) -> nn.Module | None:
+        """The first child behind attention that reads neither the block's input nor what a child put out.
+
+        A pre-norm block hands its second norm x + attention(…), which no module put out; one with norms behind
+        attention does so to its MLP or to its third norm. A parallel block has no such child.
+        """
+        seen = [x for x in (self.x,) if x is not None]
+        past = False
+        for child, read, put_out, attended in self.children:
+            known = read is None or any(x.shape == read.shape and torch.equal(x, read) for x in seen)
+            if past and not known:
+                return child
+            past = past or attended
+            if put_out is not None:
+                seen.append(put_out)
+        return None
+
+
+class _Watch:
+    """Hooks that write down the runs of a block and of its children."""
+
+    def __init__(self, running: list[_Running]) -> None:
+        self.running = running
+        self.calls_before = 0
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = _first(args, kwargs)
+        self.running.append(_Running(module, None if x is None else x.clone()))
+        self.calls_before = 0
+
+
+    def child(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        run = self.running[-1]
+        x, put_out = _first(args, kwargs), _first(out if isinstance(out, tuple) else (out,), {})
+        attended = len(run.calls) > self.calls_before
+        self.calls_before = len(run.calls)
+        clones = [None if value is None else value.clone() for value in (x, put_out)]
+        run.children.append((module, clones[0], clones[1], attended))
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    x = args[0] if args else kwargs.get("hidden_states")
+    return x if isinstance(x, Tensor) else None
+
+

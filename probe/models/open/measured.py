@@ -1,0 +1,221 @@
+"""What the layers of a transformers model are, measured: which of them see position, by what, and how far they see.
+
+Each attention module is fed one state again and again, the last one that it got, so that nothing upstream matters: no
+recurrent layer, no sink, no other layer's positions. Then all queries that see no position are the same, and all keys
+are, so the scores of a row are equal. What differs is the layer's own position encoding.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probe.models.layers import Hooks
+from probe.models.mode import evaluating
+from probe.models.open.blocks import Block, trial_tokens
+from probe.models.open.seam import EXPLICIT, Call, Pass
+from probe.models.protocol import ATTENTION, CONVOLUTION, LINEAR, NO_MIXING, RECURRENCE, Layer
+
+if TYPE_CHECKING:
+    from probe.models.open.transformers_model import TransformersModel
+
+# The names of classes of modules that mix tokens without attention. DeltaNets, lightning attention and Kimi's KDA keep
+# a matrix of keys and values, so they are linear attention.
+_MIXERS = {
+    LINEAR: re.compile(r"Delta|Linear_?Attention|Lightning|KDA"),
+    RECURRENCE: re.compile(r"Mamba|Mixer$|SSM|RecurrentBlock|RgLru|Rwkv"),
+    CONVOLUTION: re.compile(r"Short_?Conv"),
+}
+
+# Scores differ by more than this, relative to the largest, where a layer sees position; rounding makes them differ
+# by less, which in half precision is much.
+_DIFFERENT = {torch.float64: 1e-6, torch.float32: 1e-3}
+_DIFFERENT_IN_HALF = 5e-2
+
+
+@torch.no_grad()
+def measured_layers(model: "TransformersModel", blocks: Sequence[Block]) -> tuple[Layer, ...]:
+    """What each block of a model is.
+
+    "rotary" turns queries and keys, whose norms stay. "alibi" adds a number in proportion to the distance to the
+    scores, "relative bias" another. "learned" and "sinusoidal" positions come with the embedding, so every layer reads
+    them. A temperature multiplies the score of a query with its own key by a number that depends on its position; it is
+    looked for at positions up to the model's context.
+    """
+    inner = model.inner
+    seen = _repeated(model, blocks)
+    far = _repeated(model, blocks, stretched=True)
+    absolute = _absolute(model, blocks)
+    least = _DIFFERENT.get(model.dtype, _DIFFERENT_IN_HALF)
+    layers = []
+    for i, block in enumerate(blocks):
+        kind = kind_of(block)
+        if not block.n_heads:
+            layers.append(Layer(kind, "recurrence" if RECURRENCE in kind else "none"))
+            continue
+        relative = seen[i].encoding(least)
+        named = [name for name in (absolute, relative) if name != "none"]
+        layers.append(
+            Layer(
+                kind,
+                "+".join(named) or "none",
+                block.n_heads,
+                _window(block, seen[i], getattr(inner.config.get_text_config(), "layer_types", None)),
+                block.sink,
+                seen[i].warms(least) or far.get(i, seen[i]).warms(least),
+            )
+        )
+    return tuple(layers)
+
+
+def kind_of(block: Block) -> str:
+    """The kind of a block: its mixers by the names of their classes, and attention where it asked for it."""
+    names = [type(module).__name__ for module in block.module.modules()]
+    kinds = [kind for kind, pattern in _MIXERS.items() if any(map(pattern.search, names))]
+    if block.n_heads:
+        kinds = [ATTENTION, *(kind for kind in kinds if kind == RECURRENCE)]
+    return "+".join(kinds) or NO_MIXING
+
+
+def _window(block: Block, seen: "_Seen", types: Sequence[str] | None) -> int | None:
+    """The window of a layer. One longer than the trial's sequences is believed as the module says it, unless the config
+    calls the layer one of full attention."""
+    said, index = block.window, getattr(block.attention, "layer_idx", None)
+    if seen.window or not isinstance(said, int) or not seen.scores.shape[-1] <= said:
+        return seen.window
+    full = types and isinstance(index, int) and index < len(types) and types[index] == "full_attention"
+    return None if full else said
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the attention of a layer did with one state repeated. ``hidden`` is True where a key is hidden."""
+
+    q: Tensor
+    k: Tensor
+    scores: Tensor
+    scale: float
+    hidden: Tensor
+    capped: bool
+
+    @property
+    def window(self) -> int | None:
+        """How many keys a query sees at most, where that is fewer than all up to its own."""
+        n_visible = (~self.hidden[0, 0]).sum(-1)
+        most = int(n_visible.max())
+        wanted = torch.arange(1, len(n_visible) + 1, device=n_visible.device).clamp(max=most)
+        return most if most < len(n_visible) and torch.equal(n_visible, wanted) else None
+
+    def encoding(self, least: float) -> str:
+        """The name of the layer's own encoding, "none" where the scores of every row are equal."""
+        half = self.scores.shape[-1] // 2  # what a convolution before attention makes of the first states is past
+        row, visible = self.scores[:, :, -1, half:].float(), ~self.hidden[:, :, -1, half:]
+        size = row.where(visible, 0.0).abs().amax().clamp(min=1e-30)
+        spread = row.where(visible, -torch.inf).amax(-1) - row.where(visible, torch.inf).amin(-1)
+        if not float(spread.amax()) > least * float(size):
+            return "none"
+        alike = [F.cosine_similarity(x[..., -1:, :], x[..., half:, :], dim=-1) for x in (self.q, self.k)]
+        if any(float(1 - x.amin()) > least for x in alike):
+            return "rotary"
+        away = torch.arange(row.shape[-1] - 1, -1, -1, device=row.device).float()
+        y = row - row[..., -1:]
+        off = (y - _line(y, away, visible)).where(visible, 0.0)
+        return "alibi" if float(off.abs().amax()) < least * float(size) else "relative bias"
+
+    def warms(self, least: float) -> bool:
+        """Whether the score of a query with its own key depends on its position."""
+        own = self.scores.diagonal(dim1=-2, dim2=-1)[..., self.scores.shape[-1] // 2 :].float()
+        size = own.abs().amax(-1).clamp(min=1e-30)
+        return not self.capped and float(((own.amax(-1) - own.amin(-1)) / size).amax()) > least
+
+
+def _line(y: Tensor, x: Tensor, visible: Tensor) -> Tensor:
+    """The least-squares line through the origin of y over x, where visible."""
+    slope = (y * x).where(visible, 0.0).sum(-1) / x.square().where(visible, 0.0).sum(-1).clamp(min=1e-30)
+    return slope[..., None] * x
+
+
+def _repeated(model: "TransformersModel", blocks: Sequence[Block], *, stretched: bool = False) -> dict[int, _Seen]:
+    """What each layer's attention does with one state repeated. ``stretched`` puts the tokens far apart, at positions
+    up to the model's context; a model that takes no positions gives nothing."""
+    from probe.models.open.transformers_model import context_of
+
+    found: dict[int, _Seen] = {}
+    calls: dict[int, Call] = {}
+    n_ctx = context_of(model.inner.config.get_text_config())
+    tokens = trial_tokens(model.inner.get_input_embeddings().num_embeddings, n_ctx, model.device)
+    n = tokens.shape[1]
+
+    def scores_at(layer: int) -> Callable[[Tensor], None]:
+        def hook(scores: Tensor) -> None:
+            call = calls[layer]
+            hidden = scores == -torch.inf
+            found[layer] = _Seen(
+                call.query.float(), call.key.float(), scores, call.scale, hidden, call.softcap is not None
+            )
+
+        return hook
+
+    def on_call(layer: int, call: Call) -> None:
+        calls.setdefault(layer, call)
+
+    hooks = {f"blocks.{i}.attn.hook_attn_scores": scores_at(i) for i, block in enumerate(blocks) if block.n_heads}
+    modules = {id(block.attention): block.attention for block in blocks if block.attention is not None}
+    inputs = {}
+    if stretched:
+        if n_ctx is None or n_ctx <= n:
+            return {}
+        inputs["position_ids"] = torch.linspace(0, n_ctx - 1, n, device=model.device).long().expand(2, n)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model.inner))
+        for module in modules.values():
+            handle = module.register_forward_pre_hook(_one_state, with_kwargs=True)
+            stack.callback(handle.remove)
+        try:
+            model.passed(tokens, Pass(Hooks(hooks), on_call), EXPLICIT, **inputs)
+        except Exception:  # of many kinds: models that take no positions, or not these, say so in many ways
+            if not stretched:
+                raise
+            return {}
+    return found
+
+
+def _one_state(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The input of an attention module with its last state at every position."""
+    x = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(x, Tensor) or x.ndim != 3:
+        return None
+    shape = x.shape  # a module may take the same states more than once, to make queries, keys and values of each
+
+    def same(value: Any) -> Any:
+        alike = isinstance(value, Tensor) and value.shape == shape
+        return value[:, -1:].expand_as(value).contiguous() if alike else value
+
+    return tuple(map(same, args)), {name: same(value) for name, value in kwargs.items()}
+
+
+def _absolute(model: "TransformersModel", blocks: Sequence[Block]) -> str:
+    """The encoding that comes with the embedding: of one token repeated the first block's input differs then.
+
+    "learned" where the model has another table of parameters than that of its tokens, "sinusoidal" otherwise.
+    """
+    seen: list[Tensor] = []
+    tokens = trial_tokens(model.inner.get_input_embeddings().num_embeddings, None, model.device)
+    same = tokens[:, :1].expand_as(tokens[:, :8]).contiguous()
+    first = next((i for i, block in enumerate(blocks) if block.width), None)
+    if first is None:
+        return "none"
+    hooks = {f"blocks.{first}.hook_resid_pre": lambda x: seen.append(x.float())}
+    with evaluating(model.inner):
+        model.passed(same, Pass(Hooks(hooks)))
+    (x,) = seen
+    least = _DIFFERENT.get(model.dtype, _DIFFERENT_IN_HALF)
+    if first != 0 or not float((x - x[:, :1]).abs().max()) > least * float(x.abs().max()):
+        return "none"
+    tables = [m for m in model.inner.modules() if isinstance(m, nn.Embedding)]
+    return "learned" if any(m is not model.inner.get_input_embeddings() for m in tables) else "sinusoidal"
