@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.anatomy import d_vocab_of, n_layers_of, sites_of
+from probe.models.anatomy import n_layers_of, sites_of
 from probe.models.config import SITES
-from probe.models.kinds import Model
-from probe.models.lens.check import check_once
+from probe.models.decoder import Decoder
 from probe.models.mode import evaluating
+from probe.models.open.bridge import hide_keys
+from probe.models.open.ways import as_model
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, first_like_each, token_ids
 from probe.shown import Shown
 
@@ -63,6 +64,18 @@ class Trace(Shown):
         if site not in self.values:
             raise ProbeError(f"the trace holds no {site!r}; it was taken at: {', '.join(self.values) or 'no site'}")
         return self.values[site]
+
+    def layers_at(self, site: str) -> list[int]:
+        """The layers of which the trace holds a site (its name without the layer): of ``PATTERN`` those that have
+        attention, where the trace was taken in every layer.
+
+        Raises:
+            ProbeError: where it holds that site of no layer.
+        """
+        layers = [layer for layer in range(self.n_layers) if block_site(layer, site) in self.values]
+        if not layers:
+            raise ProbeError(f"the trace holds no {site!r}; it was taken at: {', '.join(self.values) or 'no site'}")
+        return layers
 
     def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The attention pattern of a layer, after the softmax: every row sums to 1."""
@@ -174,23 +187,24 @@ def mask_of_scores(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor
 
 
 def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
-    """Full site names; a name without its layer (``"hook_resid_post"``) stands for that site in every layer.
+    """Full site names; one without its layer (``"hook_resid_post"``) stands for that site in every layer that has it.
 
     Raises:
         ProbeError: for a site that the model has not.
     """
-    known, n_layers = sites_of(model), n_layers_of(model)
-    first = block_site(0, "")
-    in_layer = [site.removeprefix(first) for site in known if site.startswith(first)]
+    known = sites_of(model)
+    by_name: dict[str, list[str]] = {}
+    for site in known:
+        by_name.setdefault(site.split(".", 2)[2] if site.startswith("blocks.") else site, []).append(site)
     full: list[str] = []
     for site in sites:
-        full += [block_site(layer, site) for layer in range(n_layers)] if site in in_layer else [site]
-    for site in full:
-        if site not in known:
+        if site not in known and site not in by_name:
+            in_layer = [name for name in by_name if name not in known]
             raise ProbeError(
                 f"unknown site {site!r}; known: {', '.join(SITES)}, and in a layer (with or without "
-                f"'blocks.<layer>.' before it, layers 0…{n_layers - 1}): {', '.join(in_layer)}"
+                f"'blocks.<layer>.' before it, layers 0…{n_layers_of(model) - 1}): {', '.join(in_layer)}"
             )
+        full += by_name.get(site, [site])
     return list(dict.fromkeys(full))
 
 
@@ -206,7 +220,8 @@ def trace(
     """Run a model on token ids and keep the values at ``sites``.
 
     Args:
-        model: a ``Decoder``, a ``ClockworkRNN`` or a TransformerLens ``TransformerBridge``.
+        model: any model: a ``Decoder``, a ``ClockworkRNN``, a model of transformers, a TransformerLens
+            ``TransformerBridge``, or what ``probe.wrap`` returns.
         tokens: ids "batch pos", right-padded where sequences differ in length: integers of any kind, or what has
             such ``tokens`` (see ``token_ids``).
         sites: TransformerLens names (``"blocks.0.hook_resid_post"``); without its layer, a site of every layer.
@@ -222,7 +237,7 @@ def trace(
     kept: dict[str, list[Tensor]] = {}
     hidden: dict[int, list[Tensor | None]] = {}
     sites = expand_sites(sites, model)
-    watched = [] if isinstance(model, Model) else _scores_beside_patterns(sites, model)
+    watched = [] if isinstance(as_model(model).owner, Decoder) else _scores_beside_patterns(sites, model)
 
     def keep(site: str, value: Tensor, rows: slice) -> None:
         if site in watched:
@@ -286,18 +301,15 @@ def visit(
     ids = token_ids(tokens)
     if batch_size < 1:
         raise ProbeError(f"batch_size must be at least 1, got {batch_size}")
-    n_layers = n_layers_of(model)
-    check_ids(ids, d_vocab_of(model))
+    view = as_model(model)
+    check_ids(ids, view.anatomy.d_vocab)
     full = expand_sites(sites, model)
     with evaluating(model):
         for start in range(0, len(ids), batch_size):
             rows = slice(start, min(start + batch_size, len(ids)))
             hooks = {site: _call(fn, site, rows) for site in full}
-            if isinstance(model, Model):
-                model(ids[rows].to(model.device), hooks=hooks)
-            else:
-                _run_bridge(model, ids[rows], hooks)
-    return n_layers
+            view.run(ids[rows], hooks)
+    return len(view.anatomy.layers)
 
 
 @torch.no_grad()
@@ -313,28 +325,12 @@ def logits_with_edits(
         ProbeError: for a site that the model has not, or ids that are no integers or that the model does not know.
     """
     edits, ids = edits or {}, token_ids(tokens)
-    check_ids(ids, d_vocab_of(model))
+    check_ids(ids, as_model(model).anatomy.d_vocab)
+    sites = expand_sites([*edits], model)
     with evaluating(model):
-        if isinstance(model, Model):
-            # The explicit path always: two runs differ by the edit and not by a kernel.
-            logits = model(ids.to(model.device), hooks=edits, attention="explicit")
-        else:
-            sites = expand_sites([*edits], model)
-            hooks = [(site, lambda value, hook, edit=edits[site]: edit(value)) for site in sites]
-            bridge: Any = model  # as expand_sites knows
-            check_once(bridge)
-            logits = bridge.run_with_hooks(ids.to(next(model.parameters()).device), fwd_hooks=hooks)
+        # The explicit path always: two runs differ by the edit and not by a kernel.
+        logits = as_model(model).run(ids, {site: edits[site] for site in sites}, explicit=True)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
-    """Scores with -inf at every hidden key.
-
-    transformers hides keys of the future, and those that a sliding window has left behind, by the lowest finite number
-    of the dtype, which it adds to their scores or puts in their place; a bridge does so for the future.
-    """
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future | (scores < torch.finfo(scores.dtype).min / 2), -torch.inf)
 
 
 def _hides_by_numbers(scores: Tensor) -> bool:
@@ -347,17 +343,3 @@ def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) ->
         fn(site, value, rows)
 
     return hook
-
-
-def _run_bridge(model: Any, tokens: Tensor, hooks: Mapping[str, Callable[[Tensor], None]]) -> None:
-    def at(site: str) -> Callable[[Tensor, Any], None]:
-        def hook(value: Tensor, hook: Any) -> None:
-            if site.endswith(SCORES):
-                value = hide_keys(value)
-            hooks[site](value)
-
-        return hook
-
-    check_once(model)
-    device = next(model.parameters()).device
-    model.run_with_hooks(tokens.to(device), fwd_hooks=[(site, at(site)) for site in hooks])

@@ -21,7 +21,7 @@ from probe.attention.model_distance import AGGREGATES, compare_models, compare_t
 from probe.attention.pooling import pool, pooled_pattern
 from probe.attention.score_split.decomposition import ScoreSplit, split_long_context, split_scores, split_sums
 from probe.attention.streaming.long_context import LongContext, compare_long_context
-from probe.attention.streaming.models import AttentionInputs, ModelStream, attention_inputs, stream
+from probe.attention.streaming.models import ModelStream, attention_inputs, stream
 from probe.attention.streaming.statistics import Divergence, StreamedAttention, stream_attention
 from probe.attention.streaming.template import StreamTemplate
 from probe.attention.summary import attention_summary
@@ -34,6 +34,7 @@ from probe.attention.templates import (
     TemplateContext,
     available_templates,
 )
+from probe.models.protocol import AttentionInputs
 
 __all__ = [
     "AGGREGATES",

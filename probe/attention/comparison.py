@@ -14,7 +14,7 @@ from probe.attention.templates import TEMPLATES, Observed, TemplateContext, avai
 from probe.errors import ProbeError, unknown_name
 from probe.sequences import valid_rows
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import Trace, distinct
+from probe.tracing import PATTERN, Trace, distinct
 
 # The columns of compare_templates that say what was found; all others say of what.
 _FOUND = (
@@ -95,7 +95,7 @@ def compare_templates(
         return {column: each.mean(0).numpy(), f"{prefix}low": low.numpy(), f"{prefix}high": high.numpy()}
 
     rows = []
-    for layer in range(trace.n_layers):
+    for layer in trace.layers_at(PATTERN):
         pattern, n_visible = checked_pattern(trace, layer)[reached], trace.n_visible(layer)[reached[-1]]
         observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on], n_visible), pattern[measured_on]
         uniform = TEMPLATES["uniform"].of(observed, context).pattern
@@ -188,6 +188,12 @@ def check_comparable(name_a: str, a: Trace, name_b: str, b: Trace) -> None:
     if a.n_layers != b.n_layers:
         raise ProbeError(
             f"models are compared layer by layer, but {name_a!r} has {a.n_layers} layers and {name_b!r} {b.n_layers}"
+        )
+    layers_a, layers_b = a.layers_at(PATTERN), b.layers_at(PATTERN)
+    if layers_a != layers_b:
+        raise ProbeError(
+            f"models are compared layer by layer, but {name_a!r} has patterns in layers {layers_a} and {name_b!r} in "
+            f"{layers_b}"
         )
     if a.tokens.shape != b.tokens.shape:
         shapes = f"{tuple(a.tokens.shape)} and {tuple(b.tokens.shape)}"

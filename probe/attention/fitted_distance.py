@@ -28,10 +28,11 @@ def distance_from_template(
     """
     check_names("template", [template], TEMPLATES)
     traced = trace(model, tokens, [PATTERN], lengths=lengths).distinct()
-    fitted = [
-        TEMPLATES[template](checked_pattern(traced, layer), traced.lengths, n_visible=traced.n_visible(layer)).pattern
-        for layer in range(traced.n_layers)
-    ]
+    fit = TEMPLATES[template]
+    fitted = {
+        layer: fit(checked_pattern(traced, layer), traced.lengths, n_visible=traced.n_visible(layer)).pattern
+        for layer in traced.layers_at(PATTERN)
+    }
 
     def measure(layer: int, pattern: Tensor, lengths: Tensor) -> Tensor:
         return pattern_distance(pattern.double(), fitted[layer][None], distance, lengths).mean(-1)

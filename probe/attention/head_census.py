@@ -129,8 +129,8 @@ def census(
         counted = _counted(traced, marks[kept])[measured_on]
         losses = HeadAblations(model, traced.tokens[measured_on], counted, batch_size)
         n_counted = (weights @ counted.sum(-1).double())[:, None].clamp(min=1e-300)
-    found, encodings, steps = [], layer_encodings(model), Steps(traced.n_layers, on_progress)
-    for layer in range(traced.n_layers):
+    found, encodings, steps = [], layer_encodings(model), Steps(len(traced.layers_at(PATTERN)), on_progress)
+    for layer in traced.layers_at(PATTERN):
         heads = _Layer(layer, traced, fitted_on, measured_on, weights)
         scores = heads.scores()
         labels, use = heads.labels(scores), ["not ablated"] * len(heads.best)

@@ -84,7 +84,7 @@ def attention_on(
         return bootstrap.value_and_draws @ by_sequence
 
     encodings, parts = layer_encodings(model), []
-    for layer in range(traced.n_layers):
+    for layer in traced.layers_at(PATTERN):
         pattern = checked_pattern(traced, layer)
         on = {
             name: mean((pattern * mask[:, None]).sum(-1))

@@ -16,7 +16,7 @@ from probe.attention.distances import DISTANCES
 from probe.attention.head_pairs import head_pair_distances
 from probe.errors import ProbeError
 from probe.statistics import N_BOOTSTRAP, NONE, SEQUENCES, Bootstrap, Interval, over_trainings
-from probe.tracing import Trace, distinct
+from probe.tracing import PATTERN, Trace, distinct
 
 Seeds = Trace | Sequence[Trace]
 # The pairs of heads whose distances make a layer's, from the mean distances of all: a head of a and one of b each.
@@ -80,8 +80,8 @@ def compare_models(
     for a, b in pairs:
         pair = {"model_a": a.name, "model_b": b.name}
         of = {"n_seeds_a": len(a.traces), "n_seeds_b": len(b.traces)}
-        found = [measure.layer(a, b, layer) for layer in range(measure.n_layers)]
-        for layer, of_layer in enumerate(found):
+        found = [measure.layer(a, b, layer) for layer in measure.layers]
+        for layer, of_layer in zip(measure.layers, found, strict=True):
             head_a, head_b = of_layer.heads or (pd.NA, pd.NA)
             where = {"scope": "layer", "layer": layer, "head_a": head_a, "head_b": head_b}
             rows.append(pair | where | measure.row(of_layer) | of)
@@ -126,7 +126,7 @@ def compare_to(
         raise ProbeError(f"an order of models wants at least 2 beside the reference, got {', '.join(models) or 'none'}")
     found = {}
     for name, model in models.items():
-        found[name] = _Pairs.mean([measure.layer(fixed, model, layer) for layer in range(measure.n_layers)])
+        found[name] = _Pairs.mean([measure.layer(fixed, model, layer) for layer in measure.layers])
         if not math.isfinite(found[name].value()):
             raise ProbeError(f"differences want finite distances, but that of {reference!r} and {name!r} is infinite")
     rows = []
@@ -192,7 +192,7 @@ class _Pairs:
 class _Measure:
     """All that comparisons have in common."""
 
-    n_layers: int
+    layers: Sequence[int]
     distance: str
     aggregate: str
     chosen_on: slice
@@ -289,7 +289,7 @@ def _prepare(
     chosen_on, measured_on = (every, every) if aggregate == MCGILL or n == 1 else halves(seeds[first][0])
     bootstrap = Bootstrap.draw(measured_on.stop - measured_on.start, n_bootstrap, confidence, seed)
     models = {name: _Model(name, of_model) for name, of_model in seeds.items()}
-    return models, _Measure(seeds[first][0].n_layers, distance, aggregate, chosen_on, measured_on, bootstrap)
+    return models, _Measure(seeds[first][0].layers_at(PATTERN), distance, aggregate, chosen_on, measured_on, bootstrap)
 
 
 def _nearest(mean: Float64[Tensor, "head_a head_b"], pairs: Int[Tensor, "pair 2"]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.special import entr
 
 from probe.attention.comparison import checked_pattern
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import Trace, distinct
+from probe.tracing import PATTERN, Trace, distinct
 
 Pattern = Float64[Tensor, "batch head query key"]
 RowStatistic = Callable[[Pattern], Float64[Tensor, "batch head query"]]
@@ -37,7 +37,7 @@ def attention_summary(
         ProbeError: for values that are no attention patterns, no draw, or a confidence outside (0, 1).
     """
     trace, parts = distinct(trace), []
-    for layer in range(trace.n_layers):
+    for layer in trace.layers_at(PATTERN):
         pattern, n_visible = checked_pattern(trace, layer), trace.n_visible(layer)
         for metric, statistic in ROW_STATISTICS.items():
             rows = _with_intervals(statistic(pattern), trace.lengths, n_bootstrap, confidence, seed)

@@ -67,7 +67,7 @@ def _text_models(
 ) -> "tuple[dict[str, nn.Module], Beyond]":
     """Models of text by name, and what is looked at beyond their length."""
     from probe.device import find_device
-    from probe.models.decoder import Decoder
+    from probe.models.anatomy import n_ctx_of
     from probe.study.beyond import Beyond
     from probe.study.beyond_checkpoints import check_text_models
     from probe.study.places import load_all
@@ -85,7 +85,7 @@ def _text_models(
         values["tokenizer"] = shared_tokenizer(folders)
     models = load_all(checkpoints, str(find_device(options.device)))
     released = [models[name][0] for name, folder in folders.items() if has_tokenizer(folder)]
-    known = [model.config.n_ctx for model in released if isinstance(model, Decoder)]
+    known = [n for n in map(n_ctx_of, released) if n is not None]
     if known:
         values.setdefault("train_length", min(known))
     values["test_length"] = max(values.get("test_length", 0), 2 * values.get("train_length", Passkey.train_length))

@@ -10,11 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.models.anatomy import d_vocab_of
-from probe.models.decoder import Decoder
-from probe.models.kinds import Model
 from probe.models.lens.check import random_tokens, tolerance
 from probe.models.mode import evaluating
+from probe.models.open.ways import as_model
 from probe.models.scaled import restore_rows, scale_rows
 from probe.tracing import SCORES, trace
 
@@ -40,8 +38,9 @@ def check_odds_scale(model: nn.Module, attentions: Sequence[Attention]) -> None:
     """
     if attentions[0][1].weight.is_meta:
         return
-    with evaluating(model), _eager(model):
-        tokens = _tokens(model)
+    with evaluating(model):
+        anatomy = as_model(model).anatomy
+        tokens = random_tokens(anatomy.d_vocab, anatomy.n_ctx, next(model.parameters()).device)
         outputs: dict[nn.Module, Any] = {}
 
         def with_factor(factor: float | None) -> list[Tensor]:
@@ -79,50 +78,9 @@ def _difference(scores: Tensor, zero: Tensor) -> tuple[Tensor, float]:
 
 
 def _scores(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch head query key"]]:
-    """The scores of each layer, or the logarithms of its pattern; -inf where a key is hidden."""
-    if not _is_transformers(model):
-        found = trace(model, tokens, [SCORES])
-        return [found.scores(layer) for layer in range(found.n_layers)]
-    patterns = getattr(model(tokens, output_attentions=True, use_cache=False), "attentions", None)
-    if not patterns or any(pattern is None for pattern in patterns):
-        raise ProbeError(f"a scale needs a model whose attention patterns can be seen, got {type(model).__name__}")
-    return [pattern.log() for pattern in patterns]
-
-
-def _is_transformers(model: Any) -> bool:
-    """Whether a model is a bare one of transformers', and no decoder or bridge.
-
-    Raises:
-        ProbeError: where it is neither.
-    """
-    if isinstance(model, Model) or hasattr(model, "run_with_cache"):
-        return False
-    if not hasattr(model, "set_attn_implementation"):
-        raise ProbeError(f"a scale needs a model whose attention patterns can be seen, got {type(model).__name__}")
-    return True
-
-
-def _tokens(model: Any) -> Int[Tensor, "batch pos"]:
-    if _is_transformers(model):
-        d_vocab = model.get_input_embeddings().num_embeddings
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    else:
-        d_vocab, longest = d_vocab_of(model), (model.config if isinstance(model, Decoder) else model.cfg).n_ctx
-    return random_tokens(d_vocab, longest, next(model.parameters()).device)
-
-
-@contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Attention that hands out patterns, where transformers has to be asked for it."""
-    if not _is_transformers(model):
-        yield
-        return
-    usual = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
+    """The scores of each layer that has attention; -inf where a key is hidden."""
+    found = trace(model, tokens, [SCORES])
+    return [found.scores(layer) for layer in found.layers_at(SCORES)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probe.extrapolation import can_scale
 from probe.measure.data import Examples, Texts, TracedSequences
 from probe.models.anatomy import layer_encodings, n_heads_of, n_layers_of, our_decoder
-from probe.models.kinds import Model
+from probe.models.kinds import OwnModel
 from probe.models.twins import untrained_twin
 from probe.position import has_position_table
 from probe.report.sections import Part
@@ -129,7 +129,7 @@ class Needs:
         lacking = {
             "examples": self.examples and case.examples is None,
             "texts": self.texts and case.texts is None,
-            "ours": self.ours and not isinstance(case.model, Model),
+            "ours": self.ours and not isinstance(case.model, OwnModel),
             "patterns": self.patterns and case.long,
             "scale": self.scale and not can_scale(case.model),
             "table": self.table and not has_position_table(case.model),

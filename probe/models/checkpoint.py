@@ -12,7 +12,7 @@ from probe.digests import check_digests
 from probe.errors import ProbeError
 from probe.files import read_json_object, write_tensors, write_text
 from probe.folders import check_replaced, restore, write_folder
-from probe.models.kinds import Model, build, config_from_dict
+from probe.models.kinds import OwnModel, build, config_from_dict
 from probe.models.scaled import check_not_scaled
 from probe.models.stored import WEIGHTS_FILE, open_tensors
 
@@ -22,7 +22,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 CONFIG_FILE = "config.json"
 
 
-def save(model: Model, folder: str | Path) -> None:
+def save(model: OwnModel, folder: str | Path) -> None:
     """Write a model to a folder, whole or not at all. An older checkpoint there is replaced in one step (see
     ``probe.folders.write_folder``), so that at every moment one whole checkpoint is at this path.
 
@@ -34,7 +34,7 @@ def save(model: Model, folder: str | Path) -> None:
         ProbeError: where the model is no ``Decoder`` or ``ClockworkRNN`` (a bridge, say), the folder has other files
             than a checkpoint's, or the model has a scale on its attention.
     """
-    if not isinstance(model, Model):
+    if not isinstance(model, OwnModel):
         raise ProbeError(f"model must be a Decoder or a ClockworkRNN, got {type(model).__name__}; nothing was written")
     folder = Path(folder)
     if os.path.lexists(folder):
@@ -42,7 +42,7 @@ def save(model: Model, folder: str | Path) -> None:
     write_folder(folder, lambda temporary: write_into(model, temporary))
 
 
-def write_into(model: Model, folder: Path) -> None:
+def write_into(model: OwnModel, folder: Path) -> None:
     """Write a model's two files into a folder that is there."""
     check_not_scaled(model, "saving")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -52,7 +52,7 @@ def write_into(model: Model, folder: Path) -> None:
     write_text(folder / CONFIG_FILE, model.config.to_json())
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
+def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> OwnModel:
     """The model in a folder, in the dtype in which it was saved unless another is asked for.
 
     Raises:

@@ -37,6 +37,7 @@ from probe.errors import ProbeError, unknown_name
 from probe.models.checks import check_call
 from probe.models.config import MOST, SITES
 from probe.models.layers import Hook, Hooks
+from probe.models.protocol import RECURRENCE, Anatomy, Layer, Visit
 from probe.models.undrawn import undrawn
 from probe.sequences import TokenIds
 
@@ -228,6 +229,36 @@ class ClockworkRNN(nn.Module):
     def dtype(self) -> torch.dtype:
         """That of its weights."""
         return self.token_embedding.weight.dtype
+
+    @property
+    def owner(self) -> "ClockworkRNN":
+        """The model itself, which holds its config and weights."""
+        return self
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Its layers, sizes and sites, as its config says."""
+        config = self.config
+        layers = (Layer(RECURRENCE, "recurrence"),) * config.n_layers
+        return Anatomy(layers, config.d_model, config.d_vocab, None, tuple(config.sites()))
+
+    def run(
+        self, tokens: Int[Tensor, "batch pos"], hooks: Mapping[str, Hook], *, explicit: bool = False
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """See ``probe.models.protocol.Model.run``."""
+        return self(tokens.to(self.device), hooks=hooks)
+
+    def attention_inputs(self, tokens: Int[Tensor, "batch pos"], visit: Visit, layers: Sequence[int]) -> None:
+        """Refuse: a recurrent model has no attention.
+
+        Raises:
+            ProbeError: always.
+        """
+        raise ProbeError("streaming needs a model with attention, got a ClockworkRNN")
+
+    def untrained(self, seed: int) -> "ClockworkRNN":
+        """A model of the same config with the weights from which a training with that seed starts."""
+        return ClockworkRNN(self.config, seed).to(self.device, self.dtype).eval()
 
     def own_positions(self, n: int) -> Int[Tensor, "pos"]:
         """The times of n tokens where the caller names none."""

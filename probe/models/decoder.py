@@ -19,6 +19,8 @@ from probe.models.checks import check_call
 from probe.models.config import BLOCK_SITES, SITES, DecoderConfig, sites_of_block
 from probe.models.encodings.base import future_keys
 from probe.models.layers import Block, BlockwiseMask, ContentBias, Hook, Hooks, KVCache
+from probe.models.protocol import ATTENTION, Anatomy, Layer, Visit
+from probe.models.streamed import visit_layers
 from probe.models.undrawn import undrawn
 from probe.sequences import TokenIds
 
@@ -100,6 +102,39 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """That of its weights."""
         return self.token_embedding.weight.dtype
+
+    @property
+    def owner(self) -> "Decoder":
+        """The decoder itself, which holds its config and weights."""
+        return self
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Its layers, sizes and sites, as its config says."""
+        config = self.config
+        layers = tuple(
+            Layer(ATTENTION, config.encoding if config.sees_position(layer) else "none", config.n_heads)
+            for layer in range(config.n_layers)
+        )
+        return Anatomy(layers, config.d_model, config.d_vocab, config.n_ctx, tuple(config.sites()))
+
+    def run(
+        self, tokens: Int[Tensor, "batch pos"], hooks: Mapping[str, Hook], *, explicit: bool = False
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """See ``probe.models.protocol.Model.run``."""
+        return self(tokens.to(self.device), hooks=hooks, attention="explicit" if explicit else "auto")
+
+    def attention_inputs(self, tokens: Int[Tensor, "batch pos"], visit: Visit, layers: Sequence[int]) -> None:
+        """See ``probe.models.protocol.Model.attention_inputs``."""
+
+        def run(hooks: Mapping[str, Hook]) -> Tensor:
+            return self(tokens.to(self.device), hooks=hooks, attention="fused")
+
+        visit_layers(run, self.config, self.encoding, visit, layers)
+
+    def untrained(self, seed: int) -> "Decoder":
+        """A decoder of the same config with the weights from which a training with that seed starts."""
+        return Decoder(self.config, seed).to(self.device, self.dtype).eval()
 
     def own_positions(self, n: int) -> Int[Tensor, "pos"]:
         """The positions of n tokens where the caller names none, outside training."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from probe.models.anatomy import our_decoder
-from probe.models.kinds import Model
+from probe.models.kinds import OwnModel
+from probe.models.open.ways import as_model
 
 # What the config of a Hugging Face model says of where the model came from, and not of what it computes.
 _ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures")
@@ -22,7 +22,7 @@ def weights_digest(model: nn.Module, *, with_dtype: bool = True) -> str:
     keeps their order. The device changes nothing.
 
     Args:
-        model: one of our models, a bridge, or any other module.
+        model: any model that measurements take.
         with_dtype: whether the dtype counts. Without it a model has the same digest in float32 and in float64.
 
     Example:
@@ -30,9 +30,7 @@ def weights_digest(model: nn.Module, *, with_dtype: bool = True) -> str:
         >>> weights_digest(probe.Decoder(config, seed=0)) == weights_digest(probe.Decoder(config, seed=1))
         False
     """
-    decoder = our_decoder(model)
-    owner = model if isinstance(model, Model) else decoder
-    weights = owner if owner is not None else getattr(model, "original_model", model)
+    weights = as_model(model).owner
     digest = hashlib.sha256(_config(weights).encode())
     for parameter in weights.parameters():
         digest.update(f"{tuple(parameter.shape)} {parameter.dtype if with_dtype else ''}".encode())
@@ -41,7 +39,7 @@ def weights_digest(model: nn.Module, *, with_dtype: bool = True) -> str:
 
 
 def _config(model: nn.Module) -> str:
-    if isinstance(model, Model):
+    if isinstance(model, OwnModel):
         return model.config.to_json()
     config: Any = getattr(model, "config", None)
     said = config.to_dict() if hasattr(config, "to_dict") else {}

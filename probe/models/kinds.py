@@ -7,15 +7,15 @@ from probe.errors import unknown_name
 from probe.models.clockwork import ClockworkConfig, ClockworkRNN
 from probe.models.decoder import Decoder, DecoderConfig
 
-Model = Decoder | ClockworkRNN
+OwnModel = Decoder | ClockworkRNN
 ModelConfig = DecoderConfig | ClockworkConfig
 
 
 @overload
 def build(config: DecoderConfig, seed: int | None = 0, device: str = "cpu") -> Decoder: ...
 @overload
-def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> Model: ...
-def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> Model:
+def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> OwnModel: ...
+def build(config: ModelConfig, seed: int | None = 0, device: str = "cpu") -> OwnModel:
     """The model of a config, with weights drawn from the seed, or undrawn where it is None; on the ``device`` "meta"
     they have no memory yet."""
     return dict(MODELS.values())[type(config)](config, seed, device)
@@ -34,7 +34,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     return config.from_dict({name: value for name, value in values.items() if name != "model"})
 
 
-MODELS: dict[str, tuple[type[ModelConfig], Callable[..., Model]]] = {
+MODELS: dict[str, tuple[type[ModelConfig], Callable[..., OwnModel]]] = {
     "decoder": (DecoderConfig, Decoder),
     ClockworkConfig.KIND: (ClockworkConfig, ClockworkRNN),
 }

@@ -15,6 +15,9 @@ from probe.models.checkpoint import DTYPES
 from probe.models.decoder import Decoder
 from probe.models.families import FAMILIES, Family, Fields, Weight
 from probe.models.hub import find_folder
+from probe.models.open.kinds import KINDS
+from probe.models.open.loading import load_transformers
+from probe.models.open.wrapping import wrap_transformers
 from probe.models.stored import WEIGHTS_FILE, Shape, Stored, stored_tensors, weight_files
 
 if TYPE_CHECKING:
@@ -35,9 +38,9 @@ def load_pretrained(
     >>> load_pretrained("EleutherAI/pythia-70m", revision="step1000")
 
     A ``model_type`` in ``FAMILIES`` becomes a ``Decoder`` by key map, and no code but ours is run; weights are read one
-    tensor at a time, so that the peak of memory stays near the size of the model. Any other is Hugging Face's own class
-    under TransformerLens's ``TransformerBridge``, once it has been seen to compute what that class does. Weights keep
-    the dtype in which they are stored unless another is asked for. No code of a checkpoint's own is ever run.
+    tensor at a time, so that the peak of memory stays near the size of the model. Any other is transformers' own class,
+    seen and edited through its attention function (see ``probe.wrap``), once that has been seen to change nothing.
+    Weights keep the dtype in which they are stored unless another is given. No code of a checkpoint's own is ever run.
 
     Args:
         revision: a branch, tag or commit of a name on the hub.
@@ -49,7 +52,7 @@ def load_pretrained(
             (and, for a name, how to fetch it), a pickle in place of safetensors, an unknown ``model_type``, a config
             that our decoder cannot do exactly, a shard that is missing or truncated, and a key that is missing,
             unknown, or of another shape or type. Behind the weights, for a stored head that is not the embedding to
-            which the config ties it, and for a bridge that is not exact.
+            which the config ties it, and for a model of transformers whose attention can't be seen exactly.
     """
     device = find_device(None if device is None else str(device))
     folder = find_folder(name_or_folder, revision)
@@ -64,9 +67,7 @@ def load_pretrained(
         return _load(folder, Fields(values, path), FAMILIES[name](), device, dtype)
     if family is not None:
         raise unknown_name("family", family, FAMILIES)
-    from probe.models.lens.released import load_bridge  # that package hands this function on, too
-
-    return load_bridge(folder, device, dtype)
+    return wrap_transformers(load_transformers(folder, device, dtype), str(folder))
 
 
 def _check_name(name_or_folder: str | Path, folder: Path, values: Mapping[str, Any]) -> None:
@@ -84,15 +85,13 @@ def released_models() -> "pd.DataFrame":
     """The kinds of released models that are known: model_type, positions, how it is loaded, what it is exact against.
 
     Logits, patterns and every head's z of those that become a decoder of ours are equal to the original's, to 1e-4
-    relative and mostly 1e-6, in the tests. A bridge is compared with the original whenever one is loaded. Other kinds
-    that transformers and TransformerLens know are tried in the same way.
+    relative and mostly 1e-6, in the tests. Any other kind is compared with itself, seen and unseen, whenever one is
+    loaded; those in the table were loaded at a tiny size with the version of transformers that ``KINDS_OF`` says.
     """
     import pandas as pd
 
-    from probe.models.lens.released import BRIDGED
-
     ours = [(name, f.positions, "our decoder, by key map", f.oracle) for name, f in FAMILIES.items()]
-    theirs = [(name, position, "transformers' class under a bridge", "itself") for name, position in BRIDGED.items()]
+    theirs = [(name, layers, "transformers' class, through its attention", "itself") for name, layers in KINDS.items()]
     return pd.DataFrame([*ours, *theirs], columns=["model_type", "positions", "loaded as", "exact against"])
 
 

@@ -6,7 +6,7 @@ module answer through the classes in ``probe.models.open``. Nothing above ``prob
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,22 @@ class Layer:
     def attends(self) -> bool:
         """Whether the layer has an attention pattern."""
         return self.n_heads > 0
+
+
+def layers_in_words(layers: Sequence[Layer]) -> str:
+    """What layers are, each sort once with its number: "3 rotary with a window, 1 without position"."""
+    sorts: dict[str, int] = {}
+    for layer in layers:
+        if layer.attends:
+            position = "without position" if layer.encoding == "none" else layer.encoding
+            having = {"a window": layer.window, "a sink": layer.sink, "a temperature": layer.temperature}
+            extra = " and ".join(name for name, there in having.items() if there)
+            words = f"{position} with {extra}" if extra else position
+            words = words if layer.kind == ATTENTION else f"{layer.kind}: {words}"
+        else:
+            words = layer.kind
+        sorts[words] = sorts.get(words, 0) + 1
+    return ", ".join(f"{n} {words}" for words, n in sorts.items())
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,9 @@ class Model(Protocol):
         Raises:
             ProbeError: where a layer's pattern does not follow from its queries and keys.
         """
+
+    def new_cache(self) -> Any:
+        """An empty cache for ``model(tokens, cache=cache)``, with a method ``keep(rows)``; None where there is none."""
 
     def untrained(self, seed: int) -> nn.Module:
         """A model of the same architecture with fresh weights of that seed, on the same device and of the same dtype.

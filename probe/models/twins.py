@@ -5,18 +5,11 @@ numbers of it, wherever it is measured with the same seed.
 """
 
 import hashlib
-from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import nn
 
-from probe.models.anatomy import bridge_config, our_decoder
 from probe.models.identity import weights_digest
-from probe.models.kinds import Model, build
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-M = TypeVar("M", bound=Model)
+from probe.models.open.ways import as_model
 
 
 def untrained_twin(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -28,11 +21,11 @@ def untrained_twin(model: nn.Module, seed: int = 0) -> nn.Module:
     for a finding.
 
     Args:
-        model: one of our models, or a bridge of ours or of a Hugging Face model.
+        model: any model that measurements take.
         seed: of the measurement, at least 0.
 
     Raises:
-        ProbeError: for a bridge of anything else, whose twin nobody can draw.
+        ProbeError: for a model whose architecture nobody can draw.
 
     Example:
         >>> decoder = probe.Decoder(probe.DecoderConfig(d_vocab=11, n_ctx=16, n_layers=1, d_model=8, n_heads=2))
@@ -60,28 +53,14 @@ def twin_seed(model: nn.Module, seed: int = 0) -> int:
 def untrained_like(model: nn.Module, seed: int) -> nn.Module:
     """A model of the same architecture, on the same device and of the same dtype, with fresh weights of that seed.
 
-    One of ours gets the weights from which a training with that seed starts. A Hugging Face model under a bridge gets
-    those that Hugging Face draws. Take ``untrained_twin`` for the control of a measurement: it chooses the seed.
+    One of ours gets the weights from which a training with that seed starts. A model of transformers gets those that
+    transformers draws. Take ``untrained_twin`` for the control of a measurement: it chooses the seed.
 
     Args:
-        model: one of our models, or a bridge of ours or of a Hugging Face model.
+        model: any model that measurements take.
         seed: of the weights, at least 0.
 
     Raises:
-        ProbeError: for a bridge of anything else.
+        ProbeError: for a model whose architecture nobody can draw.
     """
-    if isinstance(model, Model):
-        return _fresh(model, seed)
-    from probe.models.lens import to_bridge, untrained_bridge
-
-    bridge_config(model)  # refuses what is no model that can be looked at
-    decoder = our_decoder(model)
-    if decoder is None:
-        return untrained_bridge(cast("TransformerBridge", model), seed)
-    return to_bridge(_fresh(decoder, seed))
-
-
-def _fresh(model: M, seed: int) -> M:
-    twin = build(model.config, seed=seed).to(model.device, model.dtype).eval()
-    assert isinstance(twin, type(model))  # as MODELS has it
-    return twin
+    return as_model(model).untrained(seed)

@@ -6,8 +6,7 @@ from torch import nn
 
 from probe.measure.base import Case
 from probe.measure.data import Texts
-from probe.models.anatomy import d_vocab_of
-from probe.models.decoder import Decoder
+from probe.models.anatomy import d_vocab_of, n_ctx_of
 from probe.study.config import StudyConfig, StudyData
 from probe.study.places import Place, check_file_names
 from probe.study.texts import sequences_for, text_task
@@ -58,4 +57,5 @@ def measured_cases(
 
 def _known(model: nn.Module, config: StudyConfig) -> int:
     """A quarter of the length with which a released model was trained, as ``text_task`` takes it."""
-    return model.config.n_ctx // 4 if isinstance(model, Decoder) and model.config.n_ctx else config.trace_length
+    known = n_ctx_of(model)
+    return known // 4 if known else config.trace_length

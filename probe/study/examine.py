@@ -23,6 +23,8 @@ from probe.measure.data import Texts, TracedSequences
 from probe.measure.needle import PROMPTS
 from probe.measure.run import measure_models
 from probe.models.anatomy import d_model_of, d_vocab_of, layer_encodings, n_heads_of, n_layers_of, our_decoder
+from probe.models.decoder import Decoder
+from probe.models.open.ways import as_model
 from probe.progress import OnProgress, untold
 from probe.report.page import Line, Section
 from probe.study.command import examine_command
@@ -159,13 +161,13 @@ def _task(model: nn.Module, place: str | Path, config: ExamineConfig) -> Passkey
 
 def _anatomy(case: Case, place: str | Path, where: Path) -> dict[str, str]:
     model = case.model
-    encodings, decoder = layer_encodings(model), our_decoder(model)
+    encodings, owner = layer_encodings(model), as_model(model).owner
     parameters = list(model.parameters())
     commit = f" ({where.name})" if where.parent.name == "snapshots" else ""  # in the hub's cache
     return {
         "model": case.name,
         "from": f"{place}{commit}",
-        "loaded as": "our decoder" if decoder is not None else f"{type(model.original_model).__name__} under a bridge",
+        "loaded as": "our decoder" if isinstance(owner, Decoder) else f"{type(owner).__name__} of transformers",
         "parameters": f"{sum(p.numel() for p in parameters):,}",
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
         "layers × heads": f"{n_layers_of(model)} × {n_heads_of(model)}",

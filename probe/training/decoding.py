@@ -8,7 +8,7 @@ from torch import nn
 from probe.errors import ProbeError
 from probe.losses import likeliest
 from probe.models.anatomy import d_vocab_of
-from probe.models.kinds import Model
+from probe.models.open.ways import as_model
 from probe.sequences import TokenIds, token_ids
 from probe.training.data import at_once
 
@@ -18,8 +18,8 @@ def greedy(model: nn.Module, prompts: TokenIds, *, stop: int, max_new: int | Seq
     """The most likely continuation, token by token, of prompts of one length.
 
     Each continuation ends before the first ``stop`` token, or after ``max_new`` tokens (one number for all, or one for
-    each prompt). So what is said of a prompt does not depend on the others. A bridge, whose cache is not ours to know,
-    computes all of its tokens anew at each step.
+    each prompt). So what is said of a prompt does not depend on the others. A model without a
+    cache that can be had, such as a bridge, computes all of its tokens anew at each step.
 
     Raises:
         ProbeError: for prompts that are no ids "batch pos", or limits that are not one number of at least 1 for each.
@@ -30,7 +30,7 @@ def greedy(model: nn.Module, prompts: TokenIds, *, stop: int, max_new: int | Seq
         raise ProbeError(f"max_new must be at least 1, got {max_new} for {len(ids)} prompts")
     continuations: list[list[int]] = [[] for _ in range(len(ids))]
     alive = torch.arange(len(ids))
-    cache = model.new_cache() if isinstance(model, Model) else None
+    cache = as_model(model).new_cache()
     tokens = ids.to(next(model.parameters()).device)
     for step in range(1, int(most.max()) + 1):
         new = likeliest((model(tokens) if cache is None else model(tokens, cache=cache))[:, -1])

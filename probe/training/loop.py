@@ -20,7 +20,7 @@ from probe.device import fast_products, find_device, gradients
 from probe.errors import ProbeError
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
-from probe.models.kinds import Model, ModelConfig, build
+from probe.models.kinds import ModelConfig, OwnModel, build
 from probe.training.config import TrainingConfig
 from probe.training.data import BatchOrder, EncodedExamples, Feed
 from probe.training.log import OnLog
@@ -38,7 +38,7 @@ def train(
     folder: str | Path | None = None,
     *,
     device: str | None = None,
-    initial: Model | None = None,
+    initial: OwnModel | None = None,
     keep_checkpoints: bool = False,
     on_log: OnLog | None = None,
 ) -> Decoder: ...
@@ -50,10 +50,10 @@ def train(
     folder: str | Path | None = None,
     *,
     device: str | None = None,
-    initial: Model | None = None,
+    initial: OwnModel | None = None,
     keep_checkpoints: bool = False,
     on_log: OnLog | None = None,
-) -> Model: ...
+) -> OwnModel: ...
 @old_arguments(model="config", config="training")
 def train(
     config: ModelConfig,
@@ -62,10 +62,10 @@ def train(
     folder: str | Path | None = None,
     *,
     device: str | None = None,
-    initial: Model | None = None,
+    initial: OwnModel | None = None,
     keep_checkpoints: bool = False,
     on_log: OnLog | None = None,
-) -> Model:
+) -> OwnModel:
     """Train a model on the completions of ``data`` and return it, in eval mode.
 
     With a ``folder``, the run leaves there ``log.jsonl`` (one object every ``log_every`` steps), the newest checkpoint
@@ -107,11 +107,11 @@ def _train(
     config: ModelConfig,
     data: EncodedExamples,
     training: TrainingConfig,
-    initial: Model | None,
+    initial: OwnModel | None,
     run: "RunFolder | None",
     device: torch.device,
     on_log: OnLog,
-) -> Model:
+) -> OwnModel:
     accelerator = _accelerator(training, device)
     decoder = build(config, seed=training.seed)
     if initial is not None:
@@ -201,7 +201,7 @@ def _accelerator(training: TrainingConfig, device: torch.device) -> "Accelerator
     return Accelerator(mixed_precision=training.mixed_precision, cpu=device.type == "cpu")
 
 
-def _compiled(decoder: Model, training: TrainingConfig) -> torch.nn.Module:
+def _compiled(decoder: OwnModel, training: TrainingConfig) -> torch.nn.Module:
     """The decoder itself or, compiled, one beside it that shares its parameters: what is saved and returned is plain.
 
     The layers are alike, so one of them is compiled for all; and with its lengths left open ("dynamic"), so once for
@@ -217,7 +217,7 @@ def _compiled(decoder: Model, training: TrainingConfig) -> torch.nn.Module:
     return compile_regions(decoder, dynamic=True)
 
 
-def _decayed_and_not(decoder: Model, training: TrainingConfig) -> list[dict[str, Any]]:
+def _decayed_and_not(decoder: OwnModel, training: TrainingConfig) -> list[dict[str, Any]]:
     """Weight decay for matrices and tables, none for biases and norms."""
     parameters = list(decoder.parameters())
     return [

@@ -20,7 +20,7 @@ from probe.errors import ProbeError
 from probe.files import read_json_object, write_tensors, write_text
 from probe.folders import restore, write_folder
 from probe.models import checkpoint
-from probe.models.kinds import Model, ModelConfig
+from probe.models.kinds import ModelConfig, OwnModel
 from probe.runs import check_owner, claim_folder
 from probe.training.config import TrainingConfig
 from probe.training.data import EncodedExamples
@@ -45,7 +45,7 @@ class Resumed:
     moments: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-def _moments(optimizer: torch.optim.Optimizer, decoder: Model) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer, decoder: OwnModel) -> dict[str, Tensor]:
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in decoder.named_parameters()
@@ -53,7 +53,7 @@ def _moments(optimizer: torch.optim.Optimizer, decoder: Model) -> dict[str, Tens
     }
 
 
-def _expected_moments(decoder: Model) -> dict[str, Tensor]:
+def _expected_moments(decoder: OwnModel) -> dict[str, Tensor]:
     """Tensors of the shapes that ``_moments`` has."""
     named = dict(decoder.named_parameters())
     return {
@@ -62,7 +62,7 @@ def _expected_moments(decoder: Model) -> dict[str, Tensor]:
     }
 
 
-def load_moments(optimizer: torch.optim.Optimizer, decoder: Model, moments: dict[str, Tensor]) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, decoder: OwnModel, moments: dict[str, Tensor]) -> None:
     """Give the optimizer the moments of a checkpoint."""
     for name, parameter in decoder.named_parameters():
         optimizer.state[parameter] = {
@@ -85,7 +85,7 @@ class RunFolder:
         config: ModelConfig,
         data: EncodedExamples,
         training: TrainingConfig,
-        initial: Model | None,
+        initial: OwnModel | None,
         keep: bool,
     ):
         self.folder, self.keep = folder, keep
@@ -101,7 +101,7 @@ class RunFolder:
             claim_folder(folder, "run.json", identity)
             restore(folder / "final")
 
-    def resume(self, decoder: Model) -> Resumed:
+    def resume(self, decoder: OwnModel) -> Resumed:
         """Load the newest checkpoint into the decoder; return its step and its moments."""
         newest = max((self.folder / "checkpoints").glob(STEPS), default=None)
         if newest is None or not (newest / MOMENTS).exists():  # the weights before the first step have no moments
@@ -117,7 +117,7 @@ class RunFolder:
         checkpoint.check_tensors(newest / MOMENTS, moments, _expected_moments(decoder))
         return Resumed(int(newest.name.removeprefix("step-")), moments)
 
-    def save_checkpoint(self, decoder: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save_checkpoint(self, decoder: OwnModel, optimizer: torch.optim.Optimizer, step: int) -> None:
         def write(folder: Path) -> None:
             checkpoint.write_into(decoder, folder)
             moments = {name: tensor.cpu().contiguous() for name, tensor in _moments(optimizer, decoder).items()}
@@ -156,7 +156,7 @@ class RunFolder:
             write_text(path, "".join(f"{line}\n" for line in lines))
         return open(path, "a", encoding="utf-8")
 
-    def finish(self, decoder: Model) -> None:
+    def finish(self, decoder: OwnModel) -> None:
         self._write("final", lambda place: checkpoint.write_into(decoder, place))
         for outlived in (self.folder / "checkpoints").glob(STEPS):
             self._outlived(outlived)
@@ -165,7 +165,7 @@ class RunFolder:
             (self.folder / "checkpoints").rmdir()
 
 
-def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, Model]]:
+def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, OwnModel]]:
     """The steps and models of a finished run that kept its checkpoints, one at a time, from step 0 to the last.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
-from probe.models.kinds import Model
+from probe.models.kinds import OwnModel
 from probe.models.mode import evaluating
 from probe.sequences import TokenIds, token_ids
 from probe.statistics import N_BOOTSTRAP
@@ -22,7 +22,7 @@ SHIFTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 @torch.no_grad()
 def shifted_positions(
-    model: Model,
+    model: OwnModel,
     examples: EncodedExamples,
     shifts: Sequence[int] = SHIFTS,
     *,
@@ -53,7 +53,7 @@ def shifted_positions(
         check_size("shifts", shift, least=0)
     if not len(examples):
         raise ProbeError("at least one example is needed, got none")
-    if not isinstance(model, Model):
+    if not isinstance(model, OwnModel):
         raise ProbeError(
             f"model must be a Decoder or a ClockworkRNN, got {type(model).__name__}: no other takes positions"
         )
@@ -65,7 +65,9 @@ def shifted_positions(
     return beside_baseline("shift", found, shifts, 0, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
 
 
-def shifted_texts(model: Model, texts: TokenIds, shifts: Sequence[int] | None = None, **options: Any) -> pd.DataFrame:
+def shifted_texts(
+    model: OwnModel, texts: TokenIds, shifts: Sequence[int] | None = None, **options: Any
+) -> pd.DataFrame:
     """``shifted_positions`` of plain texts, of which every token but the first is predicted.
 
     Args:
@@ -83,7 +85,7 @@ def shifted_texts(model: Model, texts: TokenIds, shifts: Sequence[int] | None = 
     return shifted_positions(model, examples, shifts, **options)
 
 
-def _measure(model: Model, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:
+def _measure(model: OwnModel, examples: EncodedExamples, shift: int, batch_size: int) -> dict[str, torch.Tensor]:
     def logits_of(inputs: torch.Tensor) -> torch.Tensor:
         return model(inputs.to(model.device), positions=model.own_positions(inputs.shape[1]) + shift)
 

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from probe.attention.score_split.design import Design, PairCounts
 from probe.attention.score_split.parts import Curves, Left, Stacks, or_nan, settled, share_rows, subsets, with_interval
 from probe.attention.score_split.sums import PARTS, ScoreSums
-from probe.attention.streaming.models import AttentionInputs, attention_inputs
+from probe.attention.streaming.models import attention_inputs
 from probe.deprecation import old_field
 from probe.errors import ProbeError, unknown_name
+from probe.models.protocol import AttentionInputs
 from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import Trace, distinct, nearest_keys
+from probe.tracing import SCORES, Trace, distinct, nearest_keys
 
 CONTENT = ("none", "pair")
 SEEN_PARTS = ("key", "distance", "content")  # within rows, where pairs of tokens are fitted
@@ -99,7 +100,7 @@ def split_scores(
     n = len(trace.tokens)
     weights, parts = bootstrap.value_and_draws if n > 1 else None, []
     design = None
-    for layer in range(trace.n_layers) if layers is None else layers:
+    for layer in trace.layers_at(SCORES) if layers is None else layers:
         n_visible = trace.n_visible(layer)[:n_position]
         seen = valid_rows(trace.lengths, n_position)[..., None] & nearest_keys(n_visible)
         if design is None or not torch.equal(design.n_visible, n_visible):  # most layers hide the same keys

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from probe.attention.distance_family import DistanceMass, fit
 from probe.attention.pooling import BINS, bin_starts, pooled_pattern
-from probe.attention.streaming.models import AttentionInputs, attention_inputs
+from probe.attention.streaming.models import attention_inputs
 from probe.attention.streaming.statistics import stream_attention
 from probe.attention.streaming.template import StreamTemplate
 from probe.attention.templates import ALIBI, POWER_LAW, T5, Kernel
 from probe.deprecation import old_field
 from probe.errors import ProbeError
+from probe.models.protocol import AttentionInputs
 from probe.sequences import Sequences, TokenIds
 from probe.shown import Shown
 from probe.statistics import N_BOOTSTRAP, Bootstrap

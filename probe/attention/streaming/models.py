@@ -1,8 +1,7 @@
 """Streaming statistics of a model's own attention: its queries and keys as they are computed, one layer at a time."""
 
-import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,175 +14,39 @@ from torch.nn import functional as F
 from probe.attention.streaming.statistics import StreamedAttention, stream_attention
 from probe.attention.streaming.template import StreamTemplate
 from probe.errors import ProbeError
-from probe.models.anatomy import d_vocab_of, n_layers_of, our_decoder
-from probe.models.decoder import Decoder
-from probe.models.encodings import RelativeBias
-from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
+from probe.models.open.ways import as_model
+from probe.models.protocol import AttentionInputs, Visit
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, token_ids
 from probe.shown import Shown
-from probe.tracing import PATTERN, SCORES, block_site, hide_keys, mask_of_scores
-
-ROT_Q, ROT_K = "attn.hook_rot_q", "attn.hook_rot_k"
-
-# A bridge's own pattern is compared in so many rows with what its queries and keys make.
-_WITNESSES = 64
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """All that a layer's pattern follows from: softmax(scale q_t·k_i + bias[t - i]), t - window < i ≤ t."""
-
-    q: Float[Tensor, "batch head query d_head"]  #: as they enter the scores, after any rotation
-    k: Float[Tensor, "batch kv_head query d_head"]  #: likewise
-    scale: float  #: what q·k is multiplied with
-    bias: Float[Tensor, "head query"] | None = None  #: by distance, in nats
-    window: int | None = None  #: how many keys a query sees at most; all up to its own where None
-
-
-Visit = Callable[[int, AttentionInputs], None]
 
 
 @torch.no_grad()
 def attention_inputs(model: nn.Module, tokens: TokenIds, visit: Visit, layers: Sequence[int] | None = None) -> None:
     """Run a model once and call ``visit(layer, inputs)`` at each layer's attention; nothing is kept.
 
-    A decoder runs by fused attention and stops at the last layer that is asked for: memory grows with the length, not
-    with its square. A bridge holds every pattern, so it goes only as far as it can run.
+    A decoder and a model of transformers run by fused attention and stop at the last of the layers: memory grows with
+    the length, not with its square. A bridge holds every pattern, so it goes only as far as it can run.
+
+    Args:
+        model: any model with attention.
+        tokens: ids "batch pos".
+        visit: called at each layer, in order.
+        layers: those to visit; by default all that have attention.
 
     Raises:
-        ProbeError: for a layer that does not exist, a model that is neither a ``Decoder`` nor a ``TransformerBridge``,
-            or one whose pattern does not follow from its queries and keys (a bias or a cap that the bridge does not
-            show, as BLOOM's) or is no softmax (entmax).
+        ProbeError: for a layer that does not exist or has no attention, a model without any, or one whose pattern does
+            not follow from its queries and keys (a bias, a cap or a sink) or is no softmax (entmax).
     """
-    if not isinstance(model, Decoder) and not hasattr(model, "run_with_hooks"):
-        raise ProbeError(f"streaming wants a Decoder or a TransformerBridge, got {type(model).__name__}")
-    n_layers, ids = n_layers_of(model), token_ids(tokens)
-    check_ids(ids, d_vocab_of(model))
-    layers = range(n_layers) if layers is None else sorted({*layers})
-    if not layers or not all(0 <= layer < n_layers for layer in layers):
-        raise ProbeError(f"layers must be some of 0…{n_layers - 1}, got {list(layers)}")
-    decoder = our_decoder(model)
-    if decoder is not None and not decoder.config.is_softmax:
-        name = decoder.config.attention_function
-        raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
+    view, ids = as_model(model), token_ids(tokens)
+    n_layers = len(view.anatomy.layers)
+    check_ids(ids, view.anatomy.d_vocab)
+    attending = [i for i, layer in enumerate(view.anatomy.layers) if layer.attends]
+    layers = attending if layers is None else sorted({*layers})
+    if not layers or not {*layers} <= {*attending}:
+        raise ProbeError(f"layers must be some of {attending}, those of {n_layers} that have attention, got {layers}")
     with evaluating(model):
-        if isinstance(model, Decoder):
-            _from_decoder(model, ids, visit, layers)
-        else:
-            _from_bridge(model, ids, visit, layers)
-
-
-class _Enough(Exception):
-    """The last layer that was asked for has been seen; the logits of a long text alone may fill the memory."""
-
-
-def _from_decoder(model: Decoder, tokens: Tensor, visit: Visit, layers: Sequence[int]) -> None:
-    pending: list[Tensor] = []
-
-    def hook_k(layer: int) -> Callable[[Tensor], None]:
-        def hook(k: Tensor) -> None:
-            visit(layer, _inputs(model, layer, pending.pop(), k))
-            if layer == layers[-1]:
-                raise _Enough
-
-        return hook
-
-    hooks = {block_site(layer, ROT_Q): pending.append for layer in layers}
-    hooks |= {block_site(layer, ROT_K): hook_k(layer) for layer in layers}
-    with contextlib.suppress(_Enough):
-        model(tokens.to(model.device), hooks=hooks, attention="fused")
-
-
-def _inputs(decoder: Decoder, layer: int, q: Tensor, k: Tensor) -> AttentionInputs:
-    """Those of a decoder's layer, from the values at its sites, "batch pos head d_head"."""
-    encoding, bias, distance = decoder.encoding, None, torch.arange(q.shape[1])
-    if decoder.config.sees_position(layer):
-        if encoding.reads_content:
-            raise ProbeError(f"streaming wants scores of q·k and the distance alone, got {type(encoding).__name__}")
-        if isinstance(encoding, RelativeBias):
-            bias = encoding.by_distance(distance, q).detach()
-        elif encoding.bias(distance[:1], distance[:1], q) is not None:
-            raise ProbeError(
-                f"streaming wants a bias that depends on the distance alone, got {type(encoding).__name__}"
-            )
-    return AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), decoder.config.score_scale, bias)
-
-
-def _from_bridge(model: Any, tokens: Tensor, visit: Visit, layers: Sequence[int]) -> None:
-    decoder = our_decoder(model)
-    seen: dict[str, Tensor] = {}
-    visited = set()
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(value: Tensor, hook: Any) -> None:
-            seen[name] = value
-
-        return hook
-
-    def hook_pattern(layer: int) -> Callable[..., None]:
-        def hook(pattern: Tensor, hook: Any) -> None:
-            if not {"q", "k"} <= seen.keys():
-                return  # what that means is said below
-            q, k, scores = seen.pop("q"), seen.pop("k"), seen.pop("scores", None)
-            if decoder is not None:
-                inputs = _inputs(decoder, layer, q, k)
-            else:
-                scale = getattr(model.blocks[layer].attn.original_component, "scaling", None) or q.shape[-1] ** -0.5
-                window = None if scores is None else _window_of(scores, layer)
-                inputs = AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), float(scale), window=window)
-            _check_pattern(layer, inputs, pattern)
-            visited.add(layer)
-            visit(layer, inputs)
-
-        return hook
-
-    hooks: list[tuple[str, Callable[..., None]]] = []
-    for layer in layers:
-        turned = block_site(layer, ROT_Q) in model.hook_dict
-        sites = {"q": ROT_Q, "k": ROT_K} if turned else {"q": "attn.hook_q", "k": "attn.hook_k"}
-        if block_site(layer, SCORES) in model.hook_dict:
-            sites["scores"] = SCORES
-        hooks += [(block_site(layer, site), keep(name)) for name, site in sites.items()]
-        hooks.append((block_site(layer, PATTERN), hook_pattern(layer)))
-    missing = [name for name, _ in hooks if name not in model.hook_dict]
-    if missing:
-        raise ProbeError(f"this bridge shows no queries, keys and patterns to stream: it has no {missing[0]}")
-    check_once(model)
-    model.run_with_hooks(tokens.to(next(model.parameters()).device), fwd_hooks=hooks)
-    for layer in layers:
-        if layer not in visited:
-            raise ProbeError(f"this bridge has sites for the queries and keys of layer {layer}, but never calls them")
-
-
-def _window_of(scores: Float[Tensor, "batch head query key"], layer: int) -> int | None:
-    """How many keys each query sees at most; None where it sees all up to its own."""
-    mask = mask_of_scores(hide_keys(scores))
-    if mask is None:
-        return None
-    n_visible = mask[0, 0].sum(-1)
-    window = int(n_visible.max())
-    if mask.shape[:2] != (1, 1) or not torch.equal(n_visible, torch.arange(1, len(n_visible) + 1).clamp(max=window)):
-        raise ProbeError(f"streaming needs a causal mask or a sliding window, but layer {layer} hides other keys")
-    return window
-
-
-def _check_pattern(layer: int, inputs: AttentionInputs, pattern: Float[Tensor, "batch head query key"]) -> None:
-    """Refuse where some rows of the model's own pattern are not what the inputs make."""
-    n = pattern.shape[-1]
-    rows = torch.linspace(0, n - 1, min(n, _WITNESSES), device=pattern.device).long()
-    k = inputs.k.repeat_interleave(inputs.q.shape[1] // inputs.k.shape[1], dim=1).float()
-    scores = inputs.scale * inputs.q[:, :, rows].float() @ k.transpose(-1, -2)
-    away = rows[:, None] - torch.arange(n, device=rows.device)
-    if inputs.bias is not None:
-        scores += inputs.bias[:, away.clamp(min=0)]
-    hidden = (away < 0) | (away >= (inputs.window or n))
-    expected = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    if not (expected - pattern[:, :, rows]).abs().max() <= torch.finfo(pattern.dtype).eps ** 0.5:
-        raise ProbeError(
-            f"the pattern of layer {layer} is not softmax(scale q·k): the model has a bias or a cap that this bridge "
-            "does not show"
-        )
+        view.attention_inputs(ids, visit, layers)
 
 
 @dataclass(frozen=True)
@@ -268,7 +131,7 @@ def stream(
     >>> stream(decoder, tokens, {"alibi": StreamTemplate.alibi(alibi_slopes(8))}).rows()
 
     Args:
-        model: a ``Decoder``, or a ``TransformerBridge`` as far as it can run.
+        model: any model with attention; a ``TransformerBridge`` as far as it can run.
         tokens: ids, right-padded where sequences differ in length.
         templates, histogram, jensen_shannon: as in ``stream_attention``.
         layers: all by default.

@@ -70,7 +70,7 @@ class Witness:
             pass
         else:
             fused = model(tokens, use_cache=False).logits
-            _agree(fused, eager.logits, f"{whose}: the logits of transformers' fused and eager attention")
+            agree(fused, eager.logits, f"{whose}: the logits of transformers' fused and eager attention")
             model.set_attn_implementation("eager")
         return cls(tokens, eager.logits, patterns)
 
@@ -90,11 +90,11 @@ def check_bridge(bridge: Any, witness: Witness, whose: str) -> None:
     run = _Runs(bridge, witness.tokens, whose)
     with torch.no_grad():
         plain = run()
-        _agree(plain.logits, witness.logits, f"{whose}: the bridge's logits and transformers'")
+        agree(plain.logits, witness.logits, f"{whose}: the bridge's logits and transformers'")
         if len(plain.pattern) != len(witness.patterns):
             raise ProbeError(f"{whose}: there must be {len(witness.patterns)} patterns, got {len(plain.pattern)}")
         for layer, (pattern, theirs) in enumerate(zip(plain.pattern, witness.patterns, strict=True)):
-            _agree(pattern, theirs, f"{whose}: layer {layer}'s pattern in the bridge and in transformers")
+            agree(pattern, theirs, f"{whose}: layer {layer}'s pattern in the bridge and in transformers")
         _check_edits(run, plain)
     _checked.add(bridge)
 
@@ -127,7 +127,7 @@ def _check_edits(run: "_Runs", plain: "_Values") -> None:
     """
     whose, hidden = run.whose, []  # hidden: True where a layer hides a key from a query
     for layer, (scores, pattern) in enumerate(zip(plain.scores, plain.pattern, strict=True)):
-        _agree(scores.float().softmax(-1), pattern, f"{whose}: the softmax of layer {layer}'s scores and its pattern")
+        agree(scores.float().softmax(-1), pattern, f"{whose}: the softmax of layer {layer}'s scores and its pattern")
         hidden.append(scores <= torch.finfo(scores.dtype).min / 2)
 
     # Equal scores and a uniform pattern are the same edit, made at two places, of all layers at once.
@@ -135,11 +135,11 @@ def _check_edits(run: "_Runs", plain: "_Values") -> None:
     by_scores = run("scores", [torch.zeros(h.shape).masked_fill(h.cpu(), -torch.inf) for h in hidden])
     by_pattern = run("pattern", uniform)
     for layer, wanted in enumerate(uniform):
-        _agree(by_scores.pattern[layer], wanted, f"{whose}: layer {layer}'s pattern and that of its edited scores")
+        agree(by_scores.pattern[layer], wanted, f"{whose}: layer {layer}'s pattern and that of its edited scores")
         v = by_pattern.v[layer].transpose(1, 2).float()
         z = (wanted @ v.repeat_interleave(wanted.shape[1] // v.shape[1], dim=1)).transpose(1, 2)
-        _agree(by_pattern.z[layer].reshape(z.shape), z, f"{whose}: layer {layer}'s z and that of its edited pattern")
-    _agree(by_scores.logits, by_pattern.logits, f"{whose}: logits with edited scores and with an edited pattern")
+        agree(by_pattern.z[layer].reshape(z.shape), z, f"{whose}: layer {layer}'s z and that of its edited pattern")
+    agree(by_scores.logits, by_pattern.logits, f"{whose}: logits with edited scores and with an edited pattern")
     for layer, out in enumerate(run("z", [torch.zeros_like(z) for z in plain.z]).out):
         left, size = (out - out[:1, :1]).abs().max(), plain.out[layer].abs().max()
         if left > tolerance(out) * size:
@@ -196,9 +196,14 @@ def tolerance(x: Tensor) -> float:
     return TOLERANCES.get(x.dtype, TOLERANCES[torch.float16])
 
 
-def _agree(got: Tensor, wanted: Tensor, what: str) -> None:
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest number that was wanted."""
+    return float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def agree(got: Tensor, wanted: Tensor, what: str) -> None:
     """Refuse an error that is no rounding, relative to the largest number."""
     most = max(tolerance(got), tolerance(wanted))
-    error = float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+    error = relative_error(got, wanted)
     if not error <= most:
         raise ProbeError(f"{what} must agree to {most:g}, got a relative error of {error:.2g}")

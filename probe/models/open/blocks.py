@@ -1,6 +1,6 @@
 """Where the blocks of a transformers model are, and what in each of them can be reached: found by running it once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,15 @@ def trial_tokens(d_vocab: int, n_ctx: int | None, device: torch.device) -> Tenso
     return torch.randint(d_vocab, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
+def context_of(text_config: Any) -> int | None:
+    """The longest sequence that a config says a model takes, if it says so."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        length = getattr(text_config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return None
+
+
 @torch.no_grad()
 def find_blocks(model: "PreTrainedModel") -> tuple[Block, ...]:
     """The blocks of a model in the order in which they run.
@@ -49,10 +58,8 @@ def find_blocks(model: "PreTrainedModel") -> tuple[Block, ...]:
     Raises:
         ProbeError: for a model that never asks for attention.
     """
-    from probe.models.open.transformers_model import context_of
-
     text = model.config.get_text_config()
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     tokens = trial_tokens(embedding.num_embeddings, context_of(text), embedding.weight.device)
     lists = [*_outermost_lists(model)]
     running: list[_Running] = []
@@ -147,7 +154,6 @@ class _Watch:
         self.running.append(_Running(module, None if x is None else x.clone()))
         self.calls_before = 0
 
-
     def child(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         run = self.running[-1]
         x, put_out = _first(args, kwargs), _first(out if isinstance(out, tuple) else (out,), {})
@@ -160,5 +166,3 @@ class _Watch:
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     x = args[0] if args else kwargs.get("hidden_states")
     return x if isinstance(x, Tensor) else None
-
-

@@ -17,12 +17,15 @@ from torch.nn import functional as F
 
 from probe.models.layers import Hooks
 from probe.models.mode import evaluating
-from probe.models.open.blocks import Block, trial_tokens
+from probe.models.open.blocks import Block, context_of, trial_tokens
 from probe.models.open.seam import EXPLICIT, Call, Pass
 from probe.models.protocol import ATTENTION, CONVOLUTION, LINEAR, NO_MIXING, RECURRENCE, Layer
 
 if TYPE_CHECKING:
-    from probe.models.open.transformers_model import TransformersModel
+    from transformers import PreTrainedModel
+
+# Runs the model on tokens under a pass, and perhaps with further inputs: see ``TransformersModel.passed``.
+Run = Callable[..., Tensor]
 
 # The names of classes of modules that mix tokens without attention. DeltaNets, lightning attention and Kimi's KDA keep
 # a matrix of keys and values, so they are linear attention.
@@ -39,7 +42,7 @@ _DIFFERENT_IN_HALF = 5e-2
 
 
 @torch.no_grad()
-def measured_layers(model: "TransformersModel", blocks: Sequence[Block]) -> tuple[Layer, ...]:
+def measured_layers(model: "PreTrainedModel", run: Run, blocks: Sequence[Block]) -> tuple[Layer, ...]:
     """What each block of a model is.
 
     "rotary" turns queries and keys, whose norms stay. "alibi" adds a number in proportion to the distance to the
@@ -47,11 +50,10 @@ def measured_layers(model: "TransformersModel", blocks: Sequence[Block]) -> tupl
     them. A temperature multiplies the score of a query with its own key by a number that depends on its position; it is
     looked for at positions up to the model's context.
     """
-    inner = model.inner
-    seen = _repeated(model, blocks)
-    far = _repeated(model, blocks, stretched=True)
-    absolute = _absolute(model, blocks)
-    least = _DIFFERENT.get(model.dtype, _DIFFERENT_IN_HALF)
+    seen = _repeated(model, run, blocks)
+    far = _repeated(model, run, blocks, stretched=True)
+    least = _DIFFERENT.get(_table(model).weight.dtype, _DIFFERENT_IN_HALF)
+    absolute = _absolute(model, run, blocks, least)
     layers = []
     for i, block in enumerate(blocks):
         kind = kind_of(block)
@@ -65,7 +67,7 @@ def measured_layers(model: "TransformersModel", blocks: Sequence[Block]) -> tupl
                 kind,
                 "+".join(named) or "none",
                 block.n_heads,
-                _window(block, seen[i], getattr(inner.config.get_text_config(), "layer_types", None)),
+                _window(block, seen[i], getattr(model.config.get_text_config(), "layer_types", None)),
                 block.sink,
                 seen[i].warms(least) or far.get(i, seen[i]).warms(least),
             )
@@ -140,15 +142,15 @@ def _line(y: Tensor, x: Tensor, visible: Tensor) -> Tensor:
     return slope[..., None] * x
 
 
-def _repeated(model: "TransformersModel", blocks: Sequence[Block], *, stretched: bool = False) -> dict[int, _Seen]:
+def _repeated(
+    model: "PreTrainedModel", run: Run, blocks: Sequence[Block], *, stretched: bool = False
+) -> dict[int, _Seen]:
     """What each layer's attention does with one state repeated. ``stretched`` puts the tokens far apart, at positions
     up to the model's context; a model that takes no positions gives nothing."""
-    from probe.models.open.transformers_model import context_of
-
     found: dict[int, _Seen] = {}
     calls: dict[int, Call] = {}
-    n_ctx = context_of(model.inner.config.get_text_config())
-    tokens = trial_tokens(model.inner.get_input_embeddings().num_embeddings, n_ctx, model.device)
+    n_ctx = context_of(model.config.get_text_config())
+    tokens = trial_tokens(_table(model).num_embeddings, n_ctx, _table(model).weight.device)
     n = tokens.shape[1]
 
     def scores_at(layer: int) -> Callable[[Tensor], None]:
@@ -170,14 +172,14 @@ def _repeated(model: "TransformersModel", blocks: Sequence[Block], *, stretched:
     if stretched:
         if n_ctx is None or n_ctx <= n:
             return {}
-        inputs["position_ids"] = torch.linspace(0, n_ctx - 1, n, device=model.device).long().expand(2, n)
+        inputs["position_ids"] = torch.linspace(0, n_ctx - 1, n, device=tokens.device).long().expand(2, n)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model.inner))
+        stack.enter_context(evaluating(model))
         for module in modules.values():
             handle = module.register_forward_pre_hook(_one_state, with_kwargs=True)
             stack.callback(handle.remove)
         try:
-            model.passed(tokens, Pass(Hooks(hooks), on_call), EXPLICIT, **inputs)
+            run(tokens, Pass(Hooks(hooks), on_call), EXPLICIT, **inputs)
         except Exception:  # of many kinds: models that take no positions, or not these, say so in many ways
             if not stretched:
                 raise
@@ -199,23 +201,26 @@ def _one_state(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return tuple(map(same, args)), {name: same(value) for name, value in kwargs.items()}
 
 
-def _absolute(model: "TransformersModel", blocks: Sequence[Block]) -> str:
+def _absolute(model: "PreTrainedModel", run: Run, blocks: Sequence[Block], least: float) -> str:
     """The encoding that comes with the embedding: of one token repeated the first block's input differs then.
 
     "learned" where the model has another table of parameters than that of its tokens, "sinusoidal" otherwise.
     """
     seen: list[Tensor] = []
-    tokens = trial_tokens(model.inner.get_input_embeddings().num_embeddings, None, model.device)
+    tokens = trial_tokens(_table(model).num_embeddings, None, _table(model).weight.device)
     same = tokens[:, :1].expand_as(tokens[:, :8]).contiguous()
     first = next((i for i, block in enumerate(blocks) if block.width), None)
     if first is None:
         return "none"
     hooks = {f"blocks.{first}.hook_resid_pre": lambda x: seen.append(x.float())}
-    with evaluating(model.inner):
-        model.passed(same, Pass(Hooks(hooks)))
+    with evaluating(model):
+        run(same, Pass(Hooks(hooks)))
     (x,) = seen
-    least = _DIFFERENT.get(model.dtype, _DIFFERENT_IN_HALF)
     if first != 0 or not float((x - x[:, :1]).abs().max()) > least * float(x.abs().max()):
         return "none"
-    tables = [m for m in model.inner.modules() if isinstance(m, nn.Embedding)]
-    return "learned" if any(m is not model.inner.get_input_embeddings() for m in tables) else "sinusoidal"
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    return "learned" if any(m is not _table(model) for m in tables) else "sinusoidal"
+
+
+def _table(model: "PreTrainedModel") -> Any:
+    return model.get_input_embeddings()

@@ -22,8 +22,9 @@ from probe.models.layers import Hooks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The names in the registry: attention by scores and pattern, and by one kernel that holds neither.
-EXPLICIT, FUSED = "position_probe", "position_probe_fused"
+# The names in the registry: attention by scores and pattern, and by one kernel that holds neither. The kernel is given
+# masks of booleans, or none for a causal one; a model that works on its masks needs those of eager attention.
+EXPLICIT, FUSED, FUSED_BY_MASKS = "position_probe", "position_probe_fused", "position_probe_fused_by_masks"
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ def _register() -> None:
 
     AttentionInterface.register(EXPLICIT, functools.partial(_attention, fused=False))
     AttentionInterface.register(FUSED, functools.partial(_attention, fused=True))
+    AttentionInterface.register(FUSED_BY_MASKS, functools.partial(_attention, fused=True))
     AttentionMaskInterface.register(EXPLICIT, eager_mask)
     AttentionMaskInterface.register(FUSED, sdpa_mask)
+    AttentionMaskInterface.register(FUSED_BY_MASKS, eager_mask)
 
 
 def _attention(
@@ -136,7 +139,8 @@ def _attention(
     if again is None:
         query, key = _turned(going, "hook_rot_q", query), _turned(going, "hook_rot_k", key)
         value = _turned(going, "hook_v", value)
-    causal = hidden is None and query.shape[-2] > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)  # fmt: skip
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = hidden is None and query.shape[-2] > 1 and bool(is_causal)
     if fused and added is None and softcap is None and s_aux is None and position_bias is None:
         visible = None if hidden is None else ~hidden
         z = F.scaled_dot_product_attention(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.layers import Hooks
-from probe.models.open.blocks import Block, find_blocks
+from probe.models.open.blocks import Block, context_of, find_blocks
+from probe.models.open.measured import measured_layers
 from probe.models.open.quiet import quiet_transformers
 from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass, watched
 from probe.models.protocol import Anatomy, AttentionInputs, Hook, Visit
@@ -51,6 +52,7 @@ class TransformersModel(nn.Module):
         self.inner = model
         self._blocks = find_blocks(model)
         self._anatomy: Anatomy | None = None
+        self.fused = FUSED  #: the name in the registry under which its fused attention runs
 
     @property
     def config(self) -> Any:
@@ -65,32 +67,36 @@ class TransformersModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its tokens go."""
-        return self.inner.get_input_embeddings().weight.device
+        device: torch.device = self._table.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """That of its weights."""
-        return self.inner.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = self._table.weight.dtype
+        return dtype
+
+    @property
+    def _table(self) -> Any:
+        return self.inner.get_input_embeddings()
 
     @property
     def anatomy(self) -> Anatomy:
         """Its layers, sizes and sites. What its layers are is measured once, see ``probe.models.open.measured``."""
         if self._anatomy is None:
-            from probe.models.open.measured import measured_layers
-
             text = self.inner.config.get_text_config()
             blocks = self._blocks
             self._anatomy = Anatomy(
-                measured_layers(self, blocks),
+                measured_layers(self.inner, self.passed, blocks),
                 d_model=next((block.width for block in blocks if block.width), text.hidden_size),
-                d_vocab=self.inner.get_input_embeddings().num_embeddings,
+                d_vocab=self._table.num_embeddings,
                 n_ctx=context_of(text),
                 sites=("hook_embed", *(f"blocks.{i}.{site}" for i, b in enumerate(blocks) for site in sites_of(b))),
             )
         return self._anatomy
 
     def forward(
-        self, tokens: TokenIds, *, hooks: Mapping[str, Hook] | None = None
+        self, tokens: TokenIds, *, hooks: Mapping[str, Hook] | None = None, cache: "TransformersCache | None" = None
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits before the softmax.
 
@@ -98,13 +104,18 @@ class TransformersModel(nn.Module):
             tokens: ids "batch pos", integers of any kind.
             hooks: functions by site name. Each is called with the value at its site; what it returns, if anything,
                 replaces the value. Without hooks the model runs by its own attention function.
+            cache: what was computed of an earlier prefix; this call's is added to it. Not together with hooks.
 
         Raises:
             ProbeError: for an empty batch, ids outside the vocabulary, or a site that does not exist.
         """
         ids = token_ids(tokens)
         if ids.device.type == "cpu":
-            check_ids(ids, self.inner.get_input_embeddings().num_embeddings)
+            check_ids(ids, self._table.num_embeddings)
+        if cache is not None:
+            if hooks:
+                raise ProbeError("hooks and a cache can't be given together to a model of transformers")
+            return cache.next(self.inner, ids.to(self.device))
         if not hooks:
             return self.inner(input_ids=ids.to(self.device), use_cache=False).logits
         for site in hooks:
@@ -120,7 +131,7 @@ class TransformersModel(nn.Module):
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """See ``probe.models.protocol.Model.run``."""
         explicit = explicit or any(site.endswith(_OF_PATTERNS) for site in hooks)
-        return self.passed(tokens, Pass(Hooks(hooks)), EXPLICIT if explicit else FUSED)
+        return self.passed(tokens, Pass(Hooks(hooks)), EXPLICIT if explicit else self.fused)
 
     def passed(
         self, tokens: Tensor, going: Pass, implementation: str = EXPLICIT, **inputs: Any
@@ -133,9 +144,8 @@ class TransformersModel(nn.Module):
     def _hooked(self, going: Pass) -> Iterator[None]:
         """Hooks on the modules: which block runs, and the states before, in and after it."""
         handles = []
-        embedding = self.inner.get_input_embeddings()
         if going.hooks.has("hook_embed"):
-            handles.append(embedding.register_forward_hook(lambda _, __, out: going.hooks("hook_embed", out)))
+            handles.append(self._table.register_forward_hook(lambda _, __, out: going.hooks("hook_embed", out)))
         before, after = _before(going, self._blocks), _after(going)
         for module in {id(block.module): block.module for block in self._blocks}.values():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -166,11 +176,37 @@ class TransformersModel(nn.Module):
 
         if left:
             with contextlib.suppress(Enough):
-                self.passed(tokens, Pass(Hooks({}), on_call), FUSED)
+                self.passed(tokens, Pass(Hooks({}), on_call), self.fused)
+
+    def new_cache(self) -> "TransformersCache":
+        """An empty cache, for calls that go on from where the one before ended."""
+        return TransformersCache()
 
     def untrained(self, seed: int) -> "TransformersModel":
         """The same architecture with fresh weights, as transformers draws them."""
         return TransformersModel(drawn_like(self.inner, seed))
+
+
+class TransformersCache:
+    """transformers' own cache of a model, of whatever kind it is, and the tokens that it holds."""
+
+    def __init__(self) -> None:
+        self._tokens: Tensor | None = None
+        self._inner: Any = None
+
+    def next(self, model: "PreTrainedModel", tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The logits of tokens that follow those before."""
+        new = tokens.shape[1]
+        self._tokens = tokens if self._tokens is None else torch.cat((self._tokens, tokens), 1)
+        given = tokens if self._inner is not None else self._tokens
+        out: Any = model(input_ids=given, past_key_values=self._inner, use_cache=True)
+        self._inner = getattr(out, "past_key_values", None)
+        logits: Tensor = out.logits[:, -new:]
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only those sequences of the batch. Some kinds of caches can't, so the next call makes it anew."""
+        self._tokens, self._inner = None if self._tokens is None else self._tokens[rows], None
 
 
 def drawn_like(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":
@@ -180,15 +216,6 @@ def drawn_like(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":
         torch.manual_seed(seed)
         fresh: Any = type(model)(copy.deepcopy(model.config))
     return fresh.to(parameter.device, parameter.dtype).eval()
-
-
-def context_of(text_config: Any) -> int | None:
-    """The longest sequence that a config says a model takes, if it says so."""
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        length = getattr(text_config, name, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return None
 
 
 def sites_of(block: Block) -> list[str]:

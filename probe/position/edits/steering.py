@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
+from probe.models.open.bridge import hide_keys
 from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
 from probe.position.edits.setting import MOST_BY_CHANCE, Edit, Setting, first_layer_behind, keys_of, one_site
 from probe.position.edits.subspaces import Subspace, Whitening, concept_subspace
 from probe.sequences import TokenIds
 from probe.statistics import N_BOOTSTRAP, p_value
-from probe.tracing import SCORES, block_site, hide_keys, logits_with_edits
+from probe.tracing import SCORES, block_site, logits_with_edits
 
 STILL = 1e-4  # tokens per token: less is what rounding makes of attention that stands still, and is no more than any
 FOLLOWS = 0.5  # tokens per token: a slope above it is nearer to 1, attention that follows, than to 0, one that does not
