@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
@@ -45,6 +45,8 @@ class Trace(Shown):
     n_layers: int  #: of the model
     #: by layer, which keys a query sees where that is not all keys up to its own: layers with a sliding window, say
     masks: dict[int, Bool[Tensor, "#batch #head query key"]] = field(default_factory=dict)
+    #: layers with a learned sink, whose rows sum to 1 less its share
+    sinks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse what no measurement could read; ids and lengths of any kind become int64."""
@@ -78,8 +80,19 @@ class Trace(Shown):
         return layers
 
     def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
-        """The attention pattern of a layer, after the softmax: every row sums to 1."""
+        """The attention pattern of a layer, after the softmax: every row sums to 1, or in a layer with a learned sink
+        to 1 less ``sink_mass``."""
         return self._cells(layer, PATTERN)
+
+    def sink_mass(self, layer: int) -> Float64[Tensor, "batch head query"]:
+        """The share of each row of attention that the layer's learned sink takes, in [0, 1]; 0 without a sink.
+
+        gpt-oss and Granite 4 learn a number for each head that enters the softmax as the score of one more key, which
+        has no value: what it takes is taken from the tokens.
+        """
+        if layer not in self.sinks:
+            return torch.zeros(self.pattern(layer).shape[:3], dtype=torch.float64)
+        return (1 - self.pattern(layer).sum(-1, dtype=torch.float64)).clamp(min=0, max=1)
 
     def scores(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The scores of a layer, before the softmax; -inf where the key is hidden from the query."""
@@ -105,7 +118,7 @@ class Trace(Shown):
         kept[again] = False
         masks = {layer: mask if len(mask) == 1 else mask[kept] for layer, mask in self.masks.items()}
         values = {site: value[kept] for site, value in self.values.items()}
-        return Trace(self.tokens[kept], self.lengths[kept], values, self.n_layers, masks)
+        return Trace(self.tokens[kept], self.lengths[kept], values, self.n_layers, masks, self.sinks)
 
     def _alike(self, a: int, b: int) -> bool:
         """Whether the values of two sequences are the same but for rounding; padding does not count."""
@@ -250,7 +263,8 @@ def trace(
     # What came in one batch is kept as it is: patterns are large, and a copy takes as long as a layer.
     whole = {site: parts[0].contiguous() if len(parts) == 1 else torch.cat(parts) for site, parts in kept.items()}
     values = {site: whole[site] for site in sites}
-    return Trace(tokens, lengths, values, n_layers, _masks(hidden, len(tokens), batch_size))
+    sinks = frozenset(i for i, layer in enumerate(as_model(model).anatomy.layers) if layer.sink)
+    return Trace(tokens, lengths, values, n_layers, _masks(hidden, len(tokens), batch_size), sinks)
 
 
 def _scores_beside_patterns(sites: Sequence[str], model: nn.Module) -> list[str]:

@@ -97,27 +97,30 @@ def compare_templates(
     rows = []
     for layer in trace.layers_at(PATTERN):
         pattern, n_visible = checked_pattern(trace, layer)[reached], trace.n_visible(layer)[reached[-1]]
-        observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on], n_visible), pattern[measured_on]
+        sink = layer in trace.sinks
+        observed, held_out = Observed(pattern[fitted_on], lengths[fitted_on], n_visible, sink), pattern[measured_on]
         uniform = TEMPLATES["uniform"].of(observed, context).pattern
         if nulls:
             shuffle = shuffled(pattern, n_visible, generator)
-            shuffled_observed = Observed(shuffle[fitted_on], lengths[fitted_on], n_visible)
+            shuffled_observed = Observed(shuffle[fitted_on], lengths[fitted_on], n_visible, sink)
             shuffled_held_out = shuffle[measured_on]
         of_uniform, of_seed = {}, {}
         for distance in distances:
-            each = pattern_distance(held_out, uniform[None], distance, lengths[measured_on])
+            each = pattern_distance(held_out, uniform[None], distance, lengths[measured_on], sink=sink)
             of_uniform[distance] = each.mean(0)
             if nulls:
                 of_seed[distance] = torch.full_like(each, torch.nan)
                 if other_seed is not None:
                     other = checked_pattern(other_seed, layer, "the other seed, ")[reached]
-                    of_seed[distance] = nearest_head_distance(pattern, other, lengths, fitted_on, measured_on, distance)
+                    of_seed[distance] = nearest_head_distance(
+                        pattern, other, lengths, fitted_on, measured_on, distance, sink
+                    )
         for name in templates:
             template = TEMPLATES[name].of(observed, context)
             if nulls:
                 of_shuffled = TEMPLATES[name].of(shuffled_observed, context).pattern[None]
             for distance in distances:
-                each = pattern_distance(held_out, template.pattern[None], distance, lengths[measured_on])
+                each = pattern_distance(held_out, template.pattern[None], distance, lengths[measured_on], sink=sink)
                 far = of_uniform[distance]
                 explained = (1 - each.mean(0) / far).where((far > _NOTHING) & far.isfinite(), torch.nan)
                 found = (
@@ -131,7 +134,7 @@ def compare_templates(
                     }
                 )
                 if nulls:
-                    each = pattern_distance(shuffled_held_out, of_shuffled, distance, lengths[measured_on])
+                    each = pattern_distance(shuffled_held_out, of_shuffled, distance, lengths[measured_on], sink=sink)
                     found |= {"null_uniform": far.numpy()} | measured("null_shuffled", each)
                     found |= measured("null_seed", of_seed[distance])
                 rows.append(pd.DataFrame(found))
@@ -165,14 +168,19 @@ def halves(trace: Trace) -> tuple[slice, slice]:
 
 
 def checked_pattern(trace: Trace, layer: int, of: str = "") -> Float64[Tensor, "batch head query key"]:
-    """A layer's pattern, checked, in float64, its rows divided by their sum, with zeros in the rows of the padding."""
-    pattern = trace.pattern(layer)
+    """A layer's pattern, checked, in float64, its rows divided by their sum, with zeros in the rows of the padding.
+
+    Rows of a layer with a learned sink are as they are: they sum to 1 less its share.
+    """
+    pattern, sink = trace.pattern(layer), layer in trace.sinks
     try:
-        check_pattern(pattern, trace.lengths)
+        check_pattern(pattern, trace.lengths, sink=sink)
     except ProbeError as error:
         raise ProbeError(f"{of}layer {layer}: {error}") from None
     valid = valid_rows(trace.lengths, pattern.shape[-1])[:, None, :, None]
     pattern = pattern.double().where(valid, 0.0)
+    if sink:
+        return pattern
     return pattern / pattern.sum(-1, keepdim=True).where(valid, 1.0)
 
 
@@ -198,6 +206,11 @@ def check_comparable(name_a: str, a: Trace, name_b: str, b: Trace) -> None:
     if a.tokens.shape != b.tokens.shape:
         shapes = f"{tuple(a.tokens.shape)} and {tuple(b.tokens.shape)}"
         raise ProbeError(f"{name_a!r} and {name_b!r} must be traced on the same tokens, got shapes {shapes}")
+    if a.sinks != b.sinks:
+        raise ProbeError(
+            f"{name_a!r} has learned sinks in layers {sorted(a.sinks)} and {name_b!r} in {sorted(b.sinks)}: a sink "
+            "is a key, and models are compared on the same keys"
+        )
     if not torch.equal(a.lengths, b.lengths):
         where = int((a.lengths != b.lengths).nonzero()[0])
         raise ProbeError(

@@ -100,6 +100,8 @@ def pattern_distance(
     q: Float[Tensor, "#batch #head query key"],
     distance: str = "jensen_shannon",
     lengths: Int[Tensor, "batch"] | None = None,
+    *,
+    sink: bool = False,
 ) -> Float64[Tensor, "batch head"]:
     """D(P, Q) = (1/T) Σ_t d(P_t, Q_t): the mean over a sequence's T query rows of the distance between two rows.
 
@@ -109,12 +111,16 @@ def pattern_distance(
         p, q: causal patterns (see ``check_pattern``; keys after the query are not read). Batch and head broadcast.
         distance: a name in ``DISTANCES``.
         lengths: T of each sequence; rows beyond it do not count. All rows by default.
+        sink: whether what a row lacks of 1 is the share of a learned sink, which counts as one more key.
 
     Raises:
-        ProbeError: for an unknown distance, or lengths that do not fit.
+        ProbeError: for an unknown distance, lengths that do not fit, or a sink with a distance that needs to know where
+            each key stands.
     """
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
+    if sink:
+        check_takes_sink(distance)
     n_query = p.shape[-2]
     if lengths is not None:
         lengths = checked_lengths(lengths, max(len(p), len(q)), n_query)
@@ -123,14 +129,35 @@ def pattern_distance(
     compare, rows = DISTANCES[distance], []
     for start in range(0, n_query, block):
         end = start + block  # rows before it see no key beyond it: in all, half of the work
-        rows.append(compare(p[..., start:end, :end], q[..., start:end, :end]))
+        blocks = (p[..., start:end, :end], q[..., start:end, :end])
+        rows.append(compare(*map(with_sink, blocks)) if sink else compare(*blocks))
     by_row = torch.cat(rows, dim=-1)
     if lengths is None:
         return by_row.mean(-1)
     return by_row.where(valid_rows(lengths, n_query)[:, None], 0.0).sum(-1) / lengths[:, None]
 
 
-def check_pattern(pattern: Tensor, lengths: Tensor | None = None, tolerance: float | None = None) -> None:
+def with_sink(rows: Rows) -> Rows:
+    """Rows with one more key, the last, that takes what they lack of 1: the share of a learned sink."""
+    return torch.cat((rows, (1 - rows.sum(-1, keepdim=True)).clamp(min=0)), -1)
+
+
+def check_takes_sink(distance: str) -> None:
+    """Refuse a distance that needs to know where each key stands.
+
+    Raises:
+        ProbeError: for Wasserstein's.
+    """
+    if distance == "wasserstein":
+        raise ProbeError(
+            "the distance 'wasserstein' needs a position for every key, but the learned sink of this layer has none; "
+            f"use one of {', '.join(name for name in sorted(DISTANCES) if name != distance)}"
+        )
+
+
+def check_pattern(
+    pattern: Tensor, lengths: Tensor | None = None, tolerance: float | None = None, *, sink: bool = False
+) -> None:
     """Refuse what is no causal attention pattern after the softmax.
 
     Args:
@@ -138,6 +165,7 @@ def check_pattern(pattern: Tensor, lengths: Tensor | None = None, tolerance: flo
         lengths: the number of rows of each sequence that count, "batch"; the others may hold anything, NaN too.
         tolerance: how far a row's sum may be from 1; by default the square root of the dtype's machine epsilon
             (3.5e-4 in float32, 0.09 in bfloat16).
+        sink: whether rows may sum to less than 1, because a learned sink takes the rest.
 
     Raises:
         ProbeError: for a wrong shape, lengths that do not fit, a weight that is negative or NaN, any weight on a key
@@ -159,6 +187,11 @@ def check_pattern(pattern: Tensor, lengths: Tensor | None = None, tolerance: flo
     future = pattern.triu(1).amax(-1)
     _refuse(valid & (future > 0), "no weight on keys after the query", "has", future)
     total = pattern.sum(-1, dtype=torch.float64)
+    if sink:
+        _refuse(
+            valid & ~(total <= 1 + tolerance), f"rows that sum to at most 1 (within {tolerance:.1e})", "sums to", total
+        )
+        return
     _refuse(valid & ~((total - 1).abs() <= tolerance), f"rows that sum to 1 (within {tolerance:.1e})", "sums to", total)
 
 

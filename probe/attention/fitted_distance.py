@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from probe.attention.comparison import check_names, checked_pattern
 from probe.attention.distances import pattern_distance
-from probe.attention.templates import TEMPLATES
+from probe.attention.templates import TEMPLATES, Observed, TemplateContext
 from probe.sequences import Integers, TokenIds
 from probe.tracing import PATTERN, trace
 
@@ -30,11 +30,16 @@ def distance_from_template(
     traced = trace(model, tokens, [PATTERN], lengths=lengths).distinct()
     fit = TEMPLATES[template]
     fitted = {
-        layer: fit(checked_pattern(traced, layer), traced.lengths, n_visible=traced.n_visible(layer)).pattern
+        layer: fit.of(
+            Observed(checked_pattern(traced, layer), traced.lengths, traced.n_visible(layer), layer in traced.sinks),
+            TemplateContext(),
+        ).pattern
         for layer in traced.layers_at(PATTERN)
     }
 
     def measure(layer: int, pattern: Tensor, lengths: Tensor) -> Tensor:
-        return pattern_distance(pattern.double(), fitted[layer][None], distance, lengths).mean(-1)
+        return pattern_distance(
+            pattern.double(), fitted[layer][None], distance, lengths, sink=layer in traced.sinks
+        ).mean(-1)
 
     return measure

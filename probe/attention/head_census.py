@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from probe.attention.ablation import OF_OUTPUT, HeadAblations, mean_output, used_for
 from probe.attention.comparison import checked_pattern, halves
-from probe.attention.distances import pattern_distance
-from probe.attention.templates import TEMPLATES
+from probe.attention.distances import pattern_distance, with_sink
+from probe.attention.templates import TEMPLATES, Observed, TemplateContext
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
 from probe.progress import OnProgress, Steps, untold
@@ -28,8 +28,8 @@ SIMPLE = {
     "power_law": "decay",
 }
 KIND_OF = {**SIMPLE, "t5_fitted": "relative", "sink_t5": "relative"}
-LABELS = (*dict.fromkeys(KIND_OF.values()), "uniform", "induction", "duplicate", "content")
-ON_ONE_KEY = ("sink", "previous_token", "diagonal")
+LABELS = (*dict.fromkeys(KIND_OF.values()), "learned_sink", "uniform", "induction", "duplicate", "content")
+ON_ONE_KEY = ("sink", "learned_sink", "previous_token", "diagonal")
 BY_TOKEN = ("induction", "duplicate")
 
 FALLS = {"alibi_fitted": "slope", "power_law": "exponent"}  # the parameter that is > 0 where attention falls
@@ -62,7 +62,9 @@ def census(
 
     - "sink", "previous_token", "diagonal": attention on key 0, on the key before the query, on the query's own; that on
       key 0 over the rows that see it (in a layer with a sliding window, the first ones only);
-    - "uniform": entropy as a share of the greatest possible, ln n for n visible keys, t + 1 where none is hidden;
+    - "learned_sink", in layers that have one (see ``Trace.sink_mass``): the share that it takes;
+    - "uniform": entropy as a share of the greatest possible, ln n for n visible keys, t + 1 where none is hidden, and a
+      learned sink is one more;
     - "window", "decay": the share of the Jensen–Shannon divergence from uniform that the fitted window, and the better
       of exponential (ALiBi) and power-law decay, explains; 0 where they are worse than uniform, or rise with distance;
     - "induction": attention on keys that follow an earlier occurrence of the query's token, over the rows that see
@@ -74,7 +76,7 @@ def census(
     The best template is that of the smallest distance among those of one or two parameters, T5's buckets, and a sink
     beside T5's buckets: the head's positional part, as far as position has one. The label is the first that holds:
     "uniform" (score at least 0.99); the larger of "induction" and "duplicate" (0.5 or more, and twice the expected);
-    the largest of "sink",
+    the largest of "sink", "learned_sink",
     "previous_token", "diagonal" (0.5 or more); the kind of the best template with one or two parameters, where it
     explains at least half; "relative", where the best template does; else "content". The thresholds are constants of
     this module.
@@ -189,16 +191,19 @@ class _Layer:
 
     def __init__(self, layer: int, traced: Trace, fitted_on: slice, measured_on: slice, weights: Tensor):
         pattern, self.n_visible = checked_pattern(traced, layer), traced.n_visible(layer)
+        self.sink = layer in traced.sinks
         self.weights = weights
         self.pattern, self.lengths = pattern[measured_on], traced.lengths[measured_on]
         self.tokens = traced.tokens[measured_on]
         self.rows = valid_rows(self.lengths, pattern.shape[-1]) & (self.n_visible > 1)
-        uniform = TEMPLATES["uniform"](pattern[fitted_on], n_visible=self.n_visible).pattern
+        observed = Observed(pattern[fitted_on], traced.lengths[fitted_on], self.n_visible, self.sink)
+        context = TemplateContext()
+        uniform = TEMPLATES["uniform"].of(observed, context).pattern
         self.from_uniform = self._distance(uniform)
         self.explained = {}
         templates = {}
         for name in KIND_OF:
-            template = TEMPLATES[name](pattern[fitted_on], traced.lengths[fitted_on], n_visible=self.n_visible)
+            template = TEMPLATES[name].of(observed, context)
             templates[name] = template.pattern
             share = 1 - self._distance(template.pattern) / self.from_uniform.where(self.from_uniform > 0, 1.0)
             self.explained[name] = share.where(self.from_uniform > 0, 0.0)
@@ -212,7 +217,9 @@ class _Layer:
         self.uniform = uniform
 
     def _distance(self, template: Float64[Tensor, "head query key"]) -> Float64[Tensor, "draw head"]:
-        return self.weights @ pattern_distance(self.pattern, template[None], "jensen_shannon", self.lengths)
+        return self.weights @ pattern_distance(
+            self.pattern, template[None], "jensen_shannon", self.lengths, sink=self.sink
+        )
 
     def _mean(
         self, by_row: Float64[Tensor, "batch head query"], rows: Bool[Tensor, "batch query"] | None = None
@@ -227,7 +234,8 @@ class _Layer:
         pattern, n_query = self.pattern, self.pattern.shape[-1]
         query = torch.arange(n_query)
         best = torch.stack([self.explained[name][:, h] for h, name in enumerate(self.best)], dim=-1)
-        greatest = self.n_visible.double().log().expand(len(pattern), 1, -1)
+        greatest = (self.n_visible + self.sink).double().log().expand(len(pattern), 1, -1)  # a sink is one more key
+        entropy = torch.special.entr(with_sink(pattern) if self.sink else pattern).sum(-1)
         follows = follows_earlier(self.tokens) & nearest_keys(self.n_visible)
         sees_first = self.rows & (self.n_visible == query + 1)
         same = same_earlier(self.tokens) & nearest_keys(self.n_visible)
@@ -237,13 +245,14 @@ class _Layer:
             for name, of in (("template", self.templates), ("uniform", self.uniform))
         }
         against = self.weights @ squares["uniform"]
-        return {
+        learned = {"learned_sink": self._mean(1 - pattern.sum(-1))} if self.sink else {}
+        return learned | {
             "sink": self._mean(pattern[..., 0], sees_first),
             "previous_token": self._mean(pattern[..., query, (query - 1).clamp(min=0)]),
             "diagonal": self._mean(pattern.diagonal(dim1=-2, dim2=-1)),
             "window": self.explained["window"].clamp(min=0),
             "decay": torch.stack([self.explained[name] for name in FALLS]).amax(0).clamp(min=0),
-            "uniform": self._mean(torch.special.entr(pattern).sum(-1)) / self._mean(greatest),
+            "uniform": self._mean(entropy) / self._mean(greatest),
             "induction": self._mean((pattern * follows[:, None]).sum(-1), has_such),
             "induction_expected": self._mean((self.templates * follows[:, None]).sum(-1), has_such),
             "duplicate": self._mean((pattern * same[:, None]).sum(-1), has_same),
@@ -258,7 +267,7 @@ class _Layer:
         found = []
         for head in range(len(self.best)):
             value = {metric: float(stack[0, head]) for metric, stack in scores.items()}
-            on_one_key = max(ON_ONE_KEY, key=value.__getitem__)
+            on_one_key = max((key for key in ON_ONE_KEY if key in value), key=value.__getitem__)
             by_token = max(BY_TOKEN, key=value.__getitem__)
             if value["uniform"] >= UNIFORM:
                 found.append("uniform")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from probe.attention.distances import DISTANCES, FLOOR, ln, pattern_distance
+from probe.attention.distances import DISTANCES, FLOOR, check_takes_sink, ln, pattern_distance, with_sink
 from probe.errors import unknown_name
 from probe.sequences import checked_lengths
 
@@ -34,6 +34,8 @@ def head_pair_distances(
     b: Float[Tensor, "batch head_b query key"],
     distance: str = "jensen_shannon",
     lengths: Int[Tensor, "batch"] | None = None,
+    *,
+    sink: bool = False,
 ) -> Float64[Tensor, "batch head_a head_b"]:
     """D(P_h, Q_h′) of each sequence and each two heads: ``pattern_distance`` to 1e-12. Unit and range are its own.
 
@@ -41,19 +43,24 @@ def head_pair_distances(
         a, b: causal patterns on the same sequences (see ``check_pattern``; keys after the query are not read).
         distance: a name in ``DISTANCES``.
         lengths: the number of rows of each sequence that count; all of them by default.
+        sink: whether what a row lacks of 1 is the share of a learned sink, which counts as one more key.
 
     Raises:
-        ProbeError: for an unknown distance, or lengths that do not fit.
+        ProbeError: as ``pattern_distance``.
     """
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
+    if sink:
+        check_takes_sink(distance)
     lengths = checked_lengths(lengths, len(a), a.shape[-1])
     if distance not in FORMULAS:
-        return torch.stack([pattern_distance(head, b, distance, lengths) for head in a.split(1, dim=1)], dim=1)
+        return torch.stack(
+            [pattern_distance(head, b, distance, lengths, sink=sink) for head in a.split(1, dim=1)], dim=1
+        )
     sequences = zip(a, b, lengths.tolist(), strict=True)
-    values = torch.stack([_of_sequence(*of, FORMULAS[distance]) for of in sequences])
+    values = torch.stack([_of_sequence(*of, FORMULAS[distance], sink) for of in sequences])
     for h, k in (values < NEAR).any(0).nonzero().tolist():
-        values[:, h, k] = pattern_distance(a[:, h : h + 1], b[:, k : k + 1], distance, lengths)[:, 0]
+        values[:, h, k] = pattern_distance(a[:, h : h + 1], b[:, k : k + 1], distance, lengths, sink=sink)[:, 0]
     return values
 
 
@@ -62,9 +69,14 @@ def _of_sequence(
     q: Float[Tensor, "head_b query key"],
     length: int,
     formula: Callable[[EntriesA, EntriesB], Sums],
+    sink: bool,
 ) -> Sums:
     """The mean over the rows, taken as the sum over a block of entries at a time."""
     row, key = torch.tril_indices(length, length)
+    if sink:  # the last key of every row
+        p, q = with_sink(p.double()), with_sink(q.double())
+        row = torch.cat((row, torch.arange(length)))
+        key = torch.cat((key, torch.full((length,), p.shape[-1] - 1)))
     seen, p_flat, q_flat = row * p.shape[-1] + key, p.flatten(1), q.flatten(1)
     sums = torch.zeros(len(p), len(q), dtype=torch.float64)
     for entries in seen.split(max(1, _BLOCK // max(len(p), len(q)))):

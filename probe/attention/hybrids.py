@@ -42,7 +42,8 @@ def attention_on(
     - "on_keys": on the marked keys;
     - "on_first": on key 0, where that is not marked;
     - "on_recent": on the last ``window`` keys, the query's own among them, but for those above;
-    - "elsewhere": on all others. These four add up to 1;
+    - "on_sink", in layers with a learned sink (see ``Trace.sink_mass``): the share that it takes;
+    - "elsewhere": on all others. All of these add up to 1;
     - "on_keys_uniform": what uniform attention over the keys that the layer shows has on the marked ones: the control,
       0 where a sliding window hides all of them;
     - "reach": Σ_i p_i (t - i) / (t / 2), the mean attended distance compared with that of uniform attention on all keys
@@ -90,6 +91,8 @@ def attention_on(
             name: mean((pattern * mask[:, None]).sum(-1))
             for name, mask in (("on_keys", needle), ("on_first", first), ("on_recent", recent))
         }
+        if layer in traced.sinks:
+            on["on_sink"] = mean(1 - pattern.sum(-1))
         on["elsewhere"] = 1 - sum(on.values(), start=torch.zeros(()))
         n_visible = traced.n_visible(layer)
         uniform = (needle & nearest_keys(n_visible)).sum(-1).double() / n_visible

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.attention.comparison import checked_pattern, compare_templates, halves, nearest_template
-from probe.attention.pooling import bin_starts, pool
+from probe.attention.pooling import bin_starts, pool, pool_rows
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext
 from probe.sequences import valid_rows
 from probe.tracing import Trace, distinct
+
+SINK = -1  # stands for a layer's learned sink among the keys
 
 
 def attention_maps(
@@ -30,9 +32,9 @@ def attention_maps(
     Maps of more than ``bins`` positions are pooled to that many (see ``pool``); a page of many wants fewer.
 
     Returns:
-        One row for each key that a query sees: layer, head, template, distance (nats), query, key (0-based
+        One row for each key that a query sees: layer, head, template, template_distance (nats), query, key (0-based
         positions; the first of its bin where maps are pooled), pattern, template_pattern. Rows of the pattern beyond
-        all lengths are left out.
+        all lengths are left out. In a layer with a learned sink, the sink is one more key, -1.
 
     Raises:
         ProbeError: as ``compare_templates``.
@@ -51,23 +53,25 @@ def attention_maps(
     query, key = torch.tril_indices(len(starts), len(starts))
     for layer, heads in nearest_template(rows).groupby("layer"):
         pattern = checked_pattern(trace, layer)
-        observed = Observed(pattern[fitted_on], trace.lengths[fitted_on], trace.n_visible(layer))
+        observed = Observed(pattern[fitted_on], trace.lengths[fitted_on], trace.n_visible(layer), layer in trace.sinks)
         fitted = {name: TEMPLATES[name].of(observed, context).pattern for name in heads["template"].unique()}
         mean = pool((pattern[measured_on].sum(0)[:, :longest] / reached[:longest, None])[..., :longest], bins)
+        sink = trace.sink_mass(layer)[measured_on].sum(0)[:, :longest] / reached[:longest]
         for best in heads.itertuples():
             template = pool(fitted[best.template][best.head, :longest, :longest], bins)
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "layer": layer,
-                        "head": best.head,
-                        "template": best.template,
-                        "template_distance": best.value,
-                        "query": starts[query].numpy(),
-                        "key": starts[key].numpy(),
-                        "pattern": mean[best.head, query, key].numpy(),
-                        "template_pattern": template[query, key].numpy(),
-                    }
-                )
-            )
+            of = {"layer": layer, "head": best.head, "template": best.template, "template_distance": best.value}
+            on_tokens = {
+                "query": starts[query].numpy(),
+                "key": starts[key].numpy(),
+                "pattern": mean[best.head, query, key].numpy(),
+                "template_pattern": template[query, key].numpy(),
+            }
+            parts.append(pd.DataFrame(of | on_tokens))
+            if layer in trace.sinks:
+                given = 1 - fitted[best.template][best.head, :longest].sum(-1)
+                shares = {
+                    "pattern": pool_rows(sink[best.head], bins).numpy(),
+                    "template_pattern": pool_rows(given, bins).numpy(),
+                }
+                parts.append(pd.DataFrame(of | {"query": starts.numpy(), "key": SINK} | shares))
     return pd.concat(parts, ignore_index=True)

@@ -213,7 +213,8 @@ class _Measure:
                 continue
             p = checked_pattern(a.traces[i], layer, f"model {a.name!r}, ")
             q = checked_pattern(b.traces[j], layer, f"model {b.name!r}, ")
-            each = head_pair_distances(p, q, self.distance, a.traces[i].lengths)
+            lengths, sink = a.traces[i].lengths, layer in a.traces[i].sinks
+            each = head_pair_distances(p, q, self.distance, lengths, sink=sink)
             head_a, head_b = AGGREGATES[self.aggregate](each[self.chosen_on].mean(0))
             of_sequence = each[self.measured_on][:, head_a, head_b].mean(1)
             values[i, j], draws[:, i, j] = of_sequence.mean(), self.bootstrap.means(of_sequence)

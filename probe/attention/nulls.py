@@ -30,8 +30,10 @@ def nearest_head_distance(
     chosen_on: slice,
     measured_on: slice,
     distance: str,
+    sink: bool = False,
 ) -> Float64[Tensor, "measured head"]:
     """D of each head from the one of ``other`` that is nearest on the sequences ``chosen_on``, on ``measured_on``."""
-    pairs = head_pair_distances(pattern[chosen_on], other[chosen_on], distance, lengths[chosen_on])
+    pairs = head_pair_distances(pattern[chosen_on], other[chosen_on], distance, lengths[chosen_on], sink=sink)
     nearest = pairs.mean(0).argmin(-1)
-    return pattern_distance(pattern[measured_on], other[measured_on][:, nearest], distance, lengths[measured_on])
+    measured = (pattern[measured_on], other[measured_on][:, nearest])
+    return pattern_distance(*measured, distance, lengths[measured_on], sink=sink)

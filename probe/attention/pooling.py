@@ -30,6 +30,15 @@ def pool(pattern: Float[Tensor, "*stack query key"], bins: int = BINS) -> Float6
     return total / torch.bincount(index, minlength=bins)[:, None]
 
 
+def pool_rows(values: Float64[Tensor, "*stack query"], bins: int = BINS) -> Float64[Tensor, "*stack query_bin"]:
+    """The mean over the queries of each bin."""
+    n = values.shape[-1]
+    bins = min(n, bins)
+    index = torch.arange(n, device=values.device) * bins // n
+    total = values.new_zeros(*values.shape[:-1], bins).index_add_(-1, index, values)
+    return total / torch.bincount(index, minlength=bins)
+
+
 def pooled_pattern(
     q: Float[Tensor, "head query d_head"],
     k: Float[Tensor, "kv_head query d_head"],

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.special import entr
 
 from probe.attention.comparison import checked_pattern
+from probe.attention.distances import with_sink
 from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.tracing import PATTERN, Trace, distinct
 
@@ -21,9 +22,10 @@ def attention_summary(
 ) -> pd.DataFrame:
     """The mean over sequences of ``ROW_STATISTICS``, for every layer, head and query position.
 
-    entropy is in nats, in [0, ln n_visible]; mean_distance, Σ_i p_i (query - i), in tokens, in [0, query]; first,
-    previous and self are the mass on key 0, on the key before the query (0 where there is none), and on its own key.
-    ``low`` and ``high`` are the bootstrap interval over sequences. The dense counterpart of ``stream``.
+    A learned sink counts as one more key, without a position: "learned_sink" is its share, in layers that have one.
+    entropy is in nats, in [0, ln n_visible]; mean_distance, Σ_i p_i (query - i) / Σ_i p_i, in tokens, in [0, query];
+    first, previous and self are the mass on key 0, on the key before the query (0 where there is none), and on its own
+    key.    ``low`` and ``high`` are the bootstrap interval over sequences. The dense counterpart of ``stream``.
 
     Args:
         trace: patterns of every layer. Rows beyond a sequence's length do not count.
@@ -39,7 +41,8 @@ def attention_summary(
     trace, parts = distinct(trace), []
     for layer in trace.layers_at(PATTERN):
         pattern, n_visible = checked_pattern(trace, layer), trace.n_visible(layer)
-        for metric, statistic in ROW_STATISTICS.items():
+        statistics = ROW_STATISTICS | (_WITH_A_SINK if layer in trace.sinks else {})
+        for metric, statistic in statistics.items():
             rows = _with_intervals(statistic(pattern), trace.lengths, n_bootstrap, confidence, seed)
             parts.append(rows.assign(layer=layer, metric=metric, n_visible=n_visible.numpy()[rows["query"]]))
     columns = ["layer", "head", "query", "metric", "value", "low", "high", "n", "n_visible"]
@@ -83,4 +86,11 @@ ROW_STATISTICS: dict[str, RowStatistic] = {
     "first": lambda pattern: pattern[..., 0],
     "previous": _previous,
     "self": lambda pattern: pattern.diagonal(dim1=-2, dim2=-1),
+}
+
+# What differs in a layer with a learned sink: it is one more key, and it stands at no position.
+_WITH_A_SINK: dict[str, RowStatistic] = {
+    "entropy": lambda pattern: entr(with_sink(pattern)).sum(-1),
+    "mean_distance": lambda pattern: _mean_distance(pattern) / pattern.sum(-1).clamp(min=1e-300),
+    "learned_sink": lambda pattern: 1 - pattern.sum(-1),
 }

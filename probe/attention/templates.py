@@ -9,7 +9,7 @@ line, ``Template(Kernel(features, names).alone)``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,7 @@ from probe.attention.log_odds import fit_log_odds
 from probe.attention.mixtures import fit_sink_mixture
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
+from probe.sequences import checked_lengths, valid_rows
 from probe.tracing import nearest_keys
 
 T5_BUCKETS = 32  # T5's own number, with its max_distance 128
@@ -42,23 +43,35 @@ class TemplateContext:
 
 @dataclass(frozen=True)
 class FittedTemplate:
-    """A causal pattern whose rows sum to 1, the parameters of each head, and how many of them were fitted."""
+    """A causal pattern, the parameters of each head, and how many of them were fitted."""
 
-    pattern: Float64[Tensor, "head query key"]  #: rows sum to 1, 0 for hidden keys
+    pattern: Float64[Tensor, "head query key"]  #: rows sum to 1 less the sink's share, 0 for hidden keys
     parameters: dict[str, Float64[Tensor, "head ..."]] = field(default_factory=dict)  #: by name, in nats or tokens
     n_parameters: int = 0  #: fitted for each head
 
 
 class Observed:
     """What a template may read: patterns "batch head query key" (causal, see ``check_pattern``), their lengths, and how
-    many keys each query sees, all up to its own where ``n_visible`` is None (see ``Trace.n_visible``)."""
+    many keys each query sees, all up to its own where ``n_visible`` is None (see ``Trace.n_visible``).
+
+    In a layer with a learned sink (``sink``) a template is fitted to the attention that falls on tokens, and gives the
+    sink the share that it has in each row on average. So a sink is one more key, of which no template says anything.
+    """
 
     def __init__(
         self,
         pattern: Float[Tensor, "batch head query key"],
         lengths: Int[Tensor, "batch"] | None = None,
         n_visible: Int[Tensor, "query"] | None = None,
+        sink: bool = False,
     ):
+        #: the share of each row on tokens, as a mean over the sequences that reach it; None without a sink
+        self.on_tokens: Float64[Tensor, "head query"] | None = None
+        if sink:
+            share = pattern.sum(-1, dtype=torch.float64)
+            reach = valid_rows(checked_lengths(lengths, len(pattern), pattern.shape[-1]), pattern.shape[-1])[:, None]
+            self.on_tokens = share.where(reach, 0.0).sum(0) / reach.sum(0).clamp(min=1)
+            pattern = pattern / share[..., None].clamp(min=1e-300)
         self._pattern, self._lengths = pattern, lengths
         self.n_heads, n_query = pattern.shape[1:3]
         self.n_visible = torch.arange(1, n_query + 1) if n_visible is None else n_visible[:n_query]
@@ -92,8 +105,9 @@ class Template:
         lengths: Int[Tensor, "batch"] | None = None,
         context: TemplateContext | None = None,
         n_visible: Int[Tensor, "query"] | None = None,
+        sink: bool = False,
     ) -> FittedTemplate:
-        return self.of(Observed(pattern, lengths, n_visible), context or TemplateContext())
+        return self.of(Observed(pattern, lengths, n_visible, sink), context or TemplateContext())
 
     def of(self, observed: Observed, context: TemplateContext) -> FittedTemplate:
         """The template for what was observed, which several may share.
@@ -103,7 +117,10 @@ class Template:
         """
         if self.needs_t5_table and context.t5_table is None:
             raise ProbeError("this template wants a trained T5 table (t5_table, n_buckets × head), got none")
-        return self.make(observed, context)
+        fitted = self.make(observed, context)
+        if observed.on_tokens is None:
+            return fitted
+        return replace(fitted, pattern=fitted.pattern * observed.on_tokens[..., None])
 
 
 def available_templates(context: TemplateContext) -> list[str]:

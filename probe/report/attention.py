@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from probe.errors import ProbeError
-from probe.report.drawing import add_band, counted, interval, interval_bars, matrix, plain, signed_zero, some
+from probe.report.drawing import SINK, add_band, counted, interval, interval_bars, matrix, plain, signed_zero, some
 from probe.report.style import (
     ATTENTION_SCALE,
     BENEATH_TEXT,
@@ -96,24 +96,32 @@ def _add_map(
     figure: go.Figure, z: np.ndarray, positions: np.ndarray, labels: Sequence[str] | None, axis: str,
     place: dict[str, int],
 ) -> None:  # fmt: skip
-    """A triangle of queries and keys. Places are numbers even where tokens name them: two may be alike."""
-    if labels is None:
-        at, hover, names = positions.tolist(), "query %{y}, key %{x}", None
-    else:
-        if len(labels) != len(z):
-            raise ProbeError(f"labels want one a position, {len(z)}, got {len(labels)}")
-        at, hover, names = list(range(len(z))), "query %{customdata}", [plain(label) for label in labels]
-    pairs = None if names is None else [[f"{q}, key {k}" for k in names] for q in names]
+    """A triangle of queries and keys. Places are numbers even where tokens name them: two may be alike.
+
+    A learned sink is a key before the first token, named so.
+    """
+    sink = [SINK] if SINK in positions else []
+    if labels is not None and len(labels) != len(z):
+        raise ProbeError(f"labels must be one for each position, {len(z)}, got {len(labels)}")
+    queries = positions[len(sink) :].tolist() if labels is None else list(range(len(z)))
+    names = [str(q) for q in queries] if labels is None else [plain(label) for label in labels]
+    of_keys = [*("sink" for _ in sink), *names]
     figure.add_heatmap(
-        z=z, x=at, y=at, coloraxis=axis, hoverongaps=False, customdata=pairs,
-        hovertemplate=hover + ": %{z:.3f}<extra></extra>", **place,
+        z=z, x=[*sink, *queries], y=queries, coloraxis=axis, hoverongaps=False,
+        customdata=[[f"query {q}, key {k}" for k in of_keys] for q in names] if sink or labels is not None else None,
+        hovertemplate=("%{customdata}" if sink or labels is not None else "query %{y}, key %{x}") +
+        ": %{z:.3f}<extra></extra>", **place,
     )  # fmt: skip
-    if names:
+    if labels is not None:
         shown = range(0, len(names), -(-len(names) // MOST_LABELS))
         few = len(shown) <= FEW_LABELS
         ticks = {"tickvals": list(shown), "ticktext": [names[i] for i in shown], "tickfont": {"size": 11 if few else 9}}
         figure.update_xaxes(**ticks, tickangle=0 if few and max(map(len, names)) < 4 else -90, **place)
         figure.update_yaxes(**ticks, **place)
+    if sink:
+        every = queries[:: -(-len(queries) // (4 if labels is None else MOST_LABELS))]
+        named = [names[queries.index(q)] for q in every]
+        figure.update_xaxes(tickvals=[SINK, *every], ticktext=["sink", *named], tickangle=-90, **place)
     figure.update_xaxes(constrain="domain", **place)
     figure.update_yaxes(autorange="reversed", **place)
 

@@ -49,16 +49,21 @@ def counted(rows: pd.DataFrame, what: str = "sequences", column: str = "n") -> s
     return f" (n = {least:,}{'' if least == most else f'–{most:,}'}{f' {what}' if what else ''})"
 
 
+SINK = -1  #: stands for a layer's learned sink among the keys of a map
+
+
 def short_site(site: str) -> str:
     """``blocks.0.hook_resid_post`` -> ``0.resid_post``."""
     return site.removeprefix("blocks.").replace("hook_", "")
 
 
 def matrix(part: pd.DataFrame, value: str) -> np.ndarray:
-    """Query × key, the future left blank."""
-    # All that an eye can see.
-    matrix = part.pivot(index="query", columns="key", values=value).to_numpy(dtype=np.float32)
-    return np.where(np.tri(*matrix.shape, dtype=np.bool_), matrix, np.nan)
+    """Query × key, the future left blank. A learned sink is the first of the keys, -1."""
+    table = part.pivot(index="query", columns="key", values=value)
+    matrix = table.to_numpy(dtype=np.float32)  # all that an eye can see
+    n_query, n_key = matrix.shape
+    seen = np.tri(n_query, n_key, k=int(SINK in table.columns)) > 0
+    return np.where(seen, matrix, np.nan)
 
 
 def plain(text: object) -> str:
