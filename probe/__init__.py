@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # the same names, for whoever reads types and runs nothing
     from probe.models.encodings import alibi_slopes as alibi_slopes
     from probe.models.encodings import t5_bucket as t5_bucket
     from probe.models.lens import to_bridge as to_bridge
+    from probe.models.open.wrapping import wrap as wrap
     from probe.models.pretrained import load_pretrained as load_pretrained
     from probe.models.variants import variant as variant
     from probe.position import fit_position_probe as fit_position_probe
@@ -72,6 +73,7 @@ _HOMES = {
     "load": "probe.models.checkpoint",
     "save": "probe.models.checkpoint",
     "load_pretrained": "probe.models.pretrained",
+    "wrap": "probe.models.open.wrapping",
     "variant": "probe.models.variants",
     "to_bridge": "probe.models.lens",
     "TASKS": "probe.tasks",

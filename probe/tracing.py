@@ -1,6 +1,6 @@
 """The one door between models and measurements: run a model, keep what was asked for, under one set of names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,7 @@ class Trace(Shown):
     #: by layer, which keys a query sees where that is not all keys up to its own: layers with a sliding window, say
     masks: dict[int, Bool[Tensor, "#batch #head query key"]] = field(default_factory=dict)
     #: layers with a learned sink, whose rows sum to 1 less its share
-    sinks: frozenset[int] = frozenset()
+    sinks: Collection[int] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse what no measurement could read; ids and lengths of any kind become int64."""
@@ -54,6 +54,7 @@ class Trace(Shown):
         object.__setattr__(self, "tokens", sequences.tokens)
         object.__setattr__(self, "lengths", sequences.lengths)
         object.__setattr__(self, "values", dict(self.values))
+        object.__setattr__(self, "sinks", frozenset(self.sinks))
         for site, value in self.values.items():
             if not isinstance(value, Tensor) or value.shape[:1] != self.tokens.shape[:1]:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -137,7 +137,7 @@ def pattern_distance(
     return by_row.where(valid_rows(lengths, n_query)[:, None], 0.0).sum(-1) / lengths[:, None]
 
 
-def with_sink(rows: Rows) -> Rows:
+def with_sink(rows: Rows) -> Float[Tensor, "... key_or_sink"]:
     """Rows with one more key, the last, that takes what they lack of 1: the share of a learned sink."""
     return torch.cat((rows, (1 - rows.sum(-1, keepdim=True)).clamp(min=0)), -1)
 

@@ -396,6 +396,7 @@ _CENSUS = {
         "A label for every head, how well it fits, and what the model loses without the head's pattern."
     ),
     "sink": "Mean attention on the first key; as a label, at least half.",
+    "learned_sink": "The mean share that a layer's learned sink takes of a head's attention; as a label, at least half.",
     "previous_token (metric)": "Mean attention on the key before the query; 0…1.",
     "previous_token (label)": "At least half of the attention is on the key before the query.",
     "diagonal (metric)": "Mean attention on the query's own key; 0…1.",
@@ -476,6 +477,7 @@ _MODELS = {
     "on_keys": "Attention on the key that is asked for; 0…1.",
     "on_keys_uniform": "What uniform attention has there: the control.",
     "on_first": "Attention on the first token; 0…1.",
+    "on_sink": "The share of attention that the layer's learned sink takes; 0…1.",
     "on_recent": "Attention on the last 16 tokens; 0…1.",
     "elsewhere": "Attention on all other tokens; 0…1.",
     "reach": "The mean attended distance beside that of uniform attention, Σ p_i (t - i) / (t / 2); 0…2.",
