@@ -14,10 +14,7 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from torch import Tensor
 
 from probe.errors import ProbeError
-
-# Rows that are centred and multiplied at once: their copy stays in a core's cache, and the rounding of float32 products
-# is that of so many rows.
-CHUNK = 2048
+from probe.limits import current
 
 
 def eigen(
@@ -87,16 +84,16 @@ class Moments:
 
     def and_rows(self, x: Float[Tensor, "row feature"], y: Float[Tensor, "row target"]) -> "Moments":
         """These moments and those of more rows."""
-        d, total = self.n_features, self.lower.clone()
+        d, total, n_rows = self.n_features, self.lower.clone(), current().moment_rows
         origin, y = self.origin.to(self.products), y.to(x.device)
-        z = x.new_empty(min(CHUNK, len(x)), len(total), dtype=self.products)
+        z = x.new_empty(min(n_rows, len(x)), len(total), dtype=self.products)
         z[:, -1] = 1
         product = torch.zeros_like(total, dtype=self.products)
-        for i in range(0, len(x), CHUNK):
+        for i in range(0, len(x), n_rows):
             rows = z[: len(x) - i]
-            torch.sub(x[i : i + CHUNK], origin[:d], out=rows[:, :d])
+            torch.sub(x[i : i + n_rows], origin[:d], out=rows[:, :d])
             # Targets are float64, and may be far from what float32 holds: they are centred first.
-            rows[:, d:-1] = y[i : i + CHUNK] - self.origin[d:]
+            rows[:, d:-1] = y[i : i + n_rows] - self.origin[d:]
             if z.device.type == "cpu":
                 # Half the work of a product that does not know its result to be symmetric. Fortran takes every matrix
                 # for its transpose: the rows, and the triangle above the diagonal.
