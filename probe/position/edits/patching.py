@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
+from probe.position.edits.readable import READABLE, apart_from, least_squares, readable, token_parts
 from probe.position.edits.setting import Change, Edit, Outcome, Setting, first_layer_behind, keys_of, one_site
-from probe.position.edits.subspaces import Subspace, Whitening, with_controls
+from probe.position.edits.subspaces import Subspace, with_controls
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import RESID_POST, block_site
@@ -199,9 +199,8 @@ def _exchange(
 
 def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
     """The least squares reading of the position."""
-    whitening, offset = Whitening.of(states), positions.double().mean()
-    weight, _ = whitening.reading(states, positions)
-    return lambda value: (value.double().cpu() - whitening.mean) @ weight + offset
+    probe = least_squares(states, positions)
+    return lambda value: probe.predict(value.cpu())
 
 
 def _run_and_read(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
+from probe.position.edits.readable import READABLE, apart_from, least_squares, readable, token_parts
 from probe.position.edits.setting import MOST_BY_CHANCE, Edit, Setting, first_layer_behind, keys_of, one_site
 from probe.position.edits.subspaces import Subspace, Whitening, concept_subspace
 from probe.sequences import TokenIds
@@ -33,7 +33,8 @@ def position_direction(
     Along the covariance of states and position, the direction in which positions lie (Haufe et al. 2014), as far as
     moves the reading of the least squares probe by 1.
     """
-    reading, along = Whitening.of(states).reading(states, positions)
+    along = Whitening.of(states).covariance(states, positions)
+    reading = least_squares(states, positions).solution.weights[:, 0]
     return along / (reading @ along), concept_subspace(states, positions[:, None].double())
 
 

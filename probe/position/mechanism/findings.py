@@ -3,10 +3,8 @@
 import functools
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 from probe.models.decoder import Decoder
@@ -31,6 +29,7 @@ from probe.position.mechanism.interventions import NORMAL, first_twice, mix_sequ
 from probe.position.mechanism.subject import Subject, decoded_shift, readout_sums
 from probe.position.mechanism.use import Use
 from probe.position.probes.moments import precision
+from probe.position.probes.ridge import LinearProbe
 from probe.position.probes.scores import r2
 from probe.tracing import EMBED, PATTERN, RESID_POST, block_site, trace
 
@@ -77,10 +76,10 @@ def _variance_decay(subject: Subject, evidence: Evidence) -> Finding:
     row = evidence.put("variance_exponent", value, low, high, where, site)
     centre = traced["train"][site].double().mean((0, 1))
     x = {part: _log_norm(each[site], centre) for part, each in traced.items()}
-    log_t = torch.arange(1, subject.test.shape[1] + 1, dtype=torch.float64).log().numpy()
-    line = LinearRegression().fit(x["train"].reshape(-1, 1), np.tile(log_t, len(x["train"])))
-    group = np.repeat(np.arange(len(x["test"])), len(log_t))
-    sums = readout_sums(line.predict(x["test"].reshape(-1, 1)), np.tile(log_t, len(x["test"])), group)
+    log_t = torch.arange(1, subject.test.shape[1] + 1, dtype=torch.float64).log()
+    line = LinearProbe((0.0,)).fit(x["train"].reshape(-1, 1), log_t.repeat(len(x["train"])))
+    group = torch.arange(len(x["test"])).repeat_interleave(len(log_t))
+    sums = readout_sums(line.predict(x["test"].reshape(-1, 1)), log_t.repeat(len(x["test"])), group)
     readable = evidence.add("r2_log_position_from_norm", r2(subject.draws.sequences @ sums), where, site)
     available = row["low"] > DECAYS and readable["value"] >= READABLE
 
@@ -181,11 +180,13 @@ def _gone(before: float, after: float) -> bool:
     return before >= READABLE and before - max(after, 0.0) >= LOST * before
 
 
-def _log_norm(x: Float[Tensor, "batch pos d_model"], centre: Float64[Tensor, "d_model"]) -> np.ndarray:
+def _log_norm(
+    x: Float[Tensor, "batch pos d_model"], centre: Float64[Tensor, "d_model"]
+) -> Float64[Tensor, "batch pos"]:
     """ln ‖x - centre‖², not below what rounding makes of x."""
     rounding = precision(x.dtype) ** 2 * x.double().square().sum(-1).mean()
     least = max(float(rounding), torch.finfo(torch.float64).tiny)
-    return (x.double() - centre).square().sum(-1).clamp(min=least).log().numpy()
+    return (x.double() - centre).square().sum(-1).clamp(min=least).log()
 
 
 def _of_pattern(subject: Subject, layer: int, edit: Callable[[Tensor], Tensor], pretends: bool = True) -> Disturbance:

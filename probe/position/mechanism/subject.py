@@ -3,16 +3,13 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.position.mechanism.interventions import INTERVENTIONS, NORMAL, Edits, Input
+from probe.position.probes.ridge import LinearProbe
 from probe.position.probes.scores import Draws, mean_absolute_error, r2
 from probe.tracing import EMBED, PATTERN, RESID_POST, logits_with_edits, trace, visit
 
@@ -66,15 +63,14 @@ class Subject:
             values.setdefault(site, []).append(value[:, 1:].detach().cpu())
 
         visit(self.model, self.train[:n], [RESID_POST], keep, batch_size=self.batch_size)
-        y = np.tile(np.arange(1, self.train.shape[1]), n)
+        y = torch.arange(1, self.train.shape[1]).repeat(n)
         half = n // 2 * (self.train.shape[1] - 1)
         scores = {}
         for site in sorted(values, key=lambda site: int(site.split(".")[1])):
             x, _ = token_rows(torch.cat(values.pop(site)))
-            if not np.isfinite(x).all():
+            if not x.isfinite().all():
                 raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
-            probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x[:half], y[:half])
-            scores[site] = float(probe.score(x[half:], y[half:]))
+            scores[site] = float(new_probe().fit(x[:half], y[:half]).r2(x[half:], y[half:]))
         return [site for site, score in scores.items() if score >= max(scores.values()) - AS_WELL][-1]
 
     def _applies(self, name: str) -> bool:
@@ -109,20 +105,20 @@ class Subject:
             raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
         return value, logits
 
-    def states(self, name: str, part: str, site: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def states(self, name: str, part: str, site: str) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states under an intervention, their positions, and the number of their sequence; one row a token."""
         given, tokens, edits = self.given(name, part)
         value, _ = self.run(tokens, lambda rows: edits, site)
         first = INTERVENTIONS[name].first(given)
-        return (*token_rows(value[:, first:]), np.tile(np.arange(first, given.length), len(tokens)))
+        return (*token_rows(value[:, first:]), torch.arange(first, given.length).repeat(len(tokens)))
 
-    def read(self, name: str, site: str) -> tuple[Pipeline, Tensor]:
+    def read(self, name: str, site: str) -> tuple[LinearProbe, Tensor]:
         """A ridge probe fitted under an intervention, and its ``readout_sums`` there on other sequences."""
         x, _, y = self.states(name, "train", site)
-        probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x, y)
+        probe = new_probe().fit(x, y)
         return probe, self.score(probe, name, site)
 
-    def score(self, probe: Pipeline, name: str, site: str) -> Tensor:
+    def score(self, probe: LinearProbe, name: str, site: str) -> Tensor:
         x, group, y = self.states(name, "test", site)
         return readout_sums(probe.predict(x), y, group)
 
@@ -130,7 +126,7 @@ class Subject:
         """What the probe decodes on normal sequences while values are replaced."""
         value, _ = self.run(self.test, lambda rows: edits, self.site)
         x, group = token_rows(value[:, 1:])
-        return readout_sums(self.probe.predict(x), np.tile(np.arange(1, value.shape[1]), len(value)), group)
+        return readout_sums(self.probe.predict(x), torch.arange(1, value.shape[1]).repeat(len(value)), group)
 
     def _outcome(self, name: str) -> dict[str, Tensor]:
         """By metric, on every draw."""
@@ -163,18 +159,23 @@ class Subject:
         }
 
 
-def token_rows(x: Float[Tensor, "batch pos d_model"]) -> tuple[np.ndarray, np.ndarray]:
-    """One row a token, and the number of its sequence."""
-    return x.flatten(0, 1).double().numpy(), np.repeat(np.arange(len(x)), x.shape[1])
+def new_probe() -> LinearProbe:
+    """What reads position everywhere here: a ridge probe of strength 1 on standardised features."""
+    return LinearProbe((1.0,), standardize=True)
 
 
-def readout_sums(decoded: np.ndarray, y: np.ndarray, group: np.ndarray) -> Float64[Tensor, "sequence sum"]:
+def token_rows(x: Float[Tensor, "batch pos d_model"]) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, "row"]]:
+    """One row per token, and the number of its sequence."""
+    return x.flatten(0, 1), torch.arange(len(x)).repeat_interleave(x.shape[1])
+
+
+def readout_sums(
+    decoded: Float64[Tensor, "row"], y: Shaped[Tensor, "row"], group: Int[Tensor, "row"]
+) -> Float64[Tensor, "sequence sum"]:
     """Over the tokens of each sequence: 1, y, y², e², |e|, as ``probe.position.probes.scores`` has them, and e, y e."""
-    e = decoded - y
-    each = np.stack((np.ones_like(e), y, y**2, e**2, np.abs(e), e, y * e), axis=1)
-    return torch.zeros(group.max() + 1, 7, dtype=torch.float64).index_add_(
-        0, torch.from_numpy(group), torch.from_numpy(each)
-    )
+    e, y = decoded - y, y.double()
+    each = torch.stack((torch.ones_like(e), y, y**2, e**2, e.abs(), e, y * e), dim=1)
+    return torch.zeros(int(group.max()) + 1, 7, dtype=torch.float64).index_add_(0, group, each)
 
 
 def decoded_shift(sums: Float64[Tensor, "*lead sum"]) -> Float64[Tensor, "*lead"]:

@@ -23,7 +23,7 @@ class Use:
 
     def _decoded(self, value: Float[Tensor, "batch pos d_model"]) -> Float64[Tensor, "batch scored_pos"]:
         x, _ = token_rows(value[:, 1:])
-        return torch.from_numpy(self.subject.probe.predict(x)).view(len(value), -1)
+        return self.subject.probe.predict(x).view(len(value), -1)
 
     def _losses(self, logits: list[Tensor]) -> Float64[Tensor, "sequence"]:
         """The cross entropy of each sequence's scored tokens, summed, in nats."""

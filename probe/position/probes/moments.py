@@ -40,6 +40,26 @@ def precision(dtype: torch.dtype) -> float:
     return max(eps, 16 * min(eps, float(torch.finfo(torch.float32).eps)))
 
 
+def unit_scale(
+    std: Float64[Tensor, "feature"], mean: Float64[Tensor, "feature"], eps: float
+) -> Float64[Tensor, "feature"]:
+    """What brings each feature to unit variance: 1 / its standard deviation, and 0 for a feature that is constant to
+    the relative precision ``eps`` of the rows. All linear probes and edits go by this rule."""
+    return torch.where(std > eps * mean.abs(), 1 / std, 0.0)
+
+
+def unscale(x: Float[Tensor, "row feature"]) -> Float64[Tensor, "feature"]:
+    """``unit_scale`` of the features of these rows."""
+    std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+    return unit_scale(std, mean, precision(x.dtype))
+
+
+def least_variance(values: Float64[Tensor, "feature"], eps: float) -> Float64[Tensor, ""]:
+    """The variance up to which a direction counts as none, of the eigenvalues of a covariance in ascending order: what
+    is smaller was made by rounding, of the rows with their relative precision ``eps`` or of the decomposition."""
+    return values[-1].clamp(min=0) * max(eps**2, len(values) * torch.finfo(torch.float64).eps)
+
+
 @dataclass(frozen=True)
 class Moments:
     """The moments of rows z = (x, y), x of ``n_features`` features and y of some targets: Σ (z - o, 1)(z - o, 1)ᵀ.
@@ -103,6 +123,10 @@ class Moments:
                 torch.mm(rows.T, rows, out=product)
             total += product
         return replace(self, lower=total)
+
+    def emptied(self) -> "Moments":
+        """The moments of no row, about the same origin."""
+        return replace(self, lower=torch.zeros_like(self.lower))
 
     @functools.cached_property
     def gram(self) -> Float64[Tensor, "bordered bordered"]:
