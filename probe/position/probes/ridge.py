@@ -113,7 +113,6 @@ class LinearProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
     Attributes:
         coef_, intercept_: as scikit-learn's.
         alpha_: the strength of each target; a number where ``y`` was a vector.
-        solution: the same as tensors, where the hidden states are.
     """
 
     moments_: dict[int, Moments]  #: the moments of the rows of each fold
@@ -214,7 +213,7 @@ class LinearProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
 
     @property
     def solution(self) -> LinearMap:
-        """The map as tensors."""
+        """The map as tensors, where the hidden states were."""
         check_is_fitted(self)
         if self._solution is None:
             self._solution = self._solve()
