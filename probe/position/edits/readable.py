@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from probe.position.edits.setting import Setting, States
+from probe.position.edits.comparison import Comparison
 from probe.position.edits.subspaces import Subspace, TokenMeans
 from probe.position.probes.moments import precision, unscale
 from probe.position.probes.ridge import ALPHAS, LinearProbe
 from probe.position.probes.scores import r2, token_sums
+from probe.position.setting import States
 
 READABLE = 0.3  # R² from which on position can be read
 
@@ -46,7 +47,7 @@ def least_squares(states: Float[Tensor, "row feature"], positions: Shaped[Tensor
 
 
 def readable(
-    setting: Setting, states: States, apart: Float64[Tensor, "row feature"], erased: Subspace | None = None
+    comparison: Comparison, states: States, apart: Float64[Tensor, "row feature"], erased: Subspace | None = None
 ) -> Float64[Tensor, "draw"]:
     """The R² with which position is read in states of the second half, in every draw of its sequences: ridge probes of
     one half of them, scored on the other.
@@ -62,5 +63,5 @@ def readable(
         several = len(sequence[~own].unique()) > 1  # else its tokens are the folds that choose the strength
         probe = LinearProbe(ALPHAS, folds=2).fit(x[~own], y[~own], sequence[~own] if several else None)
         decoded[own] = probe.predict(x[own])
-    sums = token_sums(y[:, None], (decoded - y)[:, None], sequence, len(setting.weights[0]))[:, 0]
-    return r2(setting.weights @ sums)
+    sums = token_sums(y[:, None], (decoded - y)[:, None], sequence, len(comparison.weights[0]))[:, 0]
+    return r2(comparison.weights @ sums)

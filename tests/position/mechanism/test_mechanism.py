@@ -415,7 +415,7 @@ def test_beyond_the_reach_of_a_window_nothing_is_counted(stops):
             r"scored must be booleans of the tokens' shape \(80, 24\)",
         ),
         (content(), {"site": "blocks.9.hook_resid_post"}, "unknown site"),
-        (content(), {"site": "blocks.0.attn.hook_z"}, "holds no hidden states"),
+        (content(), {"site": "blocks.0.attn.hook_z"}, "must hold hidden states"),
         (content(), {"test_share": 1.5}, "test_share"),
     ],
 )
