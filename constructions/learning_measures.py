@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import Ridge
-from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from constructions.layout import Layout
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, Hook
+from probe.position import LinearProbe
 from probe.tracing import EMBED, PATTERN, RESID_POST, SCORES, block_site, expand_sites, trace
 
 RESID_MID = "hook_resid_mid"
@@ -163,12 +162,9 @@ def site_measures(decoder: Decoder, tokens: Int[Tensor, "batch pos"], alpha: flo
     for site, layer in sites:
         hidden = traced.hidden(site if layer is None else block_site(layer, site)).double()[:, 1:]
         fit, test = hidden[:half].flatten(0, 1), hidden[half:].flatten(0, 1)
-        mean, deviation = fit.mean(0), fit.std(0, correction=0)
-        varies = deviation > ROUNDING * fit.square().mean().sqrt()
-        scale = torch.where(varies, 1 / deviation, 0)
-        ridge = Ridge(alpha=alpha).fit(((fit - mean) * scale).numpy(), fitted_on.numpy())
-        predicted = ridge.predict(((test - mean) * scale).numpy())
-        values = r2_score(scored_on.numpy(), predicted, multioutput="raw_values")
+        varies = fit.std(0, correction=0) > ROUNDING * fit.square().mean().sqrt()
+        probe = LinearProbe((alpha,), standardize=True).fit(fit * varies, fitted_on)
+        values = probe.r2(test * varies, scored_on)
         metrics = ("r2_reciprocal", "r2_log", "r2_position")
         found += [Measured(site, layer, None, *pair) for pair in zip(metrics, values.tolist(), strict=True)]
     return found

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probe.errors import ProbeError
-from probe.files import MOST_JSON, open_plain, read_rows, write_file, write_text
+from probe.files import open_plain, read_rows, write_file, write_text
+from probe.limits import current
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def check_digests(path: Path, names: Collection[str] = ()) -> bool:
     if not digest_file(path).exists():
         return False
     with open_plain(digest_file(path)) as file:
-        lines = file.read(MOST_JSON).decode("utf-8", "replace").splitlines()
+        lines = file.read(current().json_bytes).decode("utf-8", "replace").splitlines()
     kept = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in [f"../{path.name}/{each}" for each in names] or [f"../{path.name}"]:
         file_path = path.parent / name.removeprefix("../")

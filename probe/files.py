@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from probe.errors import ProbeError
+from probe.limits import current
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# The largest file is the index of a released model, whose 150,000 tensors take 15 MB.
-MOST_JSON = 2**25  # bytes
-MOST_VALUES = 2**20  # values, of which the smallest take a hundred bytes of memory each
 
 KINDS_OF_FILE = {
     stat.S_IFDIR: "a folder",
@@ -109,7 +106,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Stricter than JSON, which allows a key twice and strings that no file name or page can hold.
     """
     with open_plain(path) as file:
-        content = file.read(MOST_JSON + 1)
+        content = file.read(current().json_bytes + 1)
     check_json_size(content, path)
     try:
         values = json.loads(content.decode("utf-8"), object_pairs_hook=_each_once)
@@ -130,12 +127,13 @@ def check_json_size(content: bytes, where: object) -> None:
         where: what the error begins with.
 
     Raises:
-        ProbeError: where there are more than ``MOST_JSON`` bytes, or may be more than ``MOST_VALUES`` values.
+        ProbeError: where it has more bytes than the limit ``json_bytes``, or may have more values than ``json_values``.
     """
-    if len(content) > MOST_JSON:
-        raise ProbeError(f"{where}: must be JSON of at most {MOST_JSON} bytes, got more")
-    if sum(map(content.count, (b"[", b"{", b":", b","))) > MOST_VALUES:
-        raise ProbeError(f"{where}: must be JSON of at most {MOST_VALUES} values, got more")
+    n_bytes, n_values = current().json_bytes, current().json_values
+    if len(content) > n_bytes:
+        raise ProbeError(f"{where}: must be JSON of at most {n_bytes} bytes, got more")
+    if sum(map(content.count, (b"[", b"{", b":", b","))) > n_values:
+        raise ProbeError(f"{where}: must be JSON of at most {n_values} values, got more")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

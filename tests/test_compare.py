@@ -13,6 +13,7 @@ from defined import undefined
 
 from probe.attention import census, compare_models, compare_templates, split_scores
 from probe.cli import main
+from probe.limits import limits
 from probe.models import checkpoint
 from probe.models.decoder import Decoder, DecoderConfig
 from probe.position import probe_positions
@@ -64,11 +65,11 @@ def test_compare_writes_rows_and_a_page(folder, tmp_path, capsys, told):
     assert len(page) < 5_000_000
 
 
-def test_long_sequences_are_streamed(folder, tmp_path, capsys, monkeypatch, told):
-    monkeypatch.setattr("probe.measure.base.DENSE", 1)
+def test_long_sequences_are_streamed(folder, tmp_path, capsys, told):
     models = [f"nope={folder / 'a'}", f"t5={folder / 'c'}"]
     out = tmp_path / "out"
-    assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out), "--json"]) == 0
+    with limits(dense_numbers=1):
+        assert main(["compare", *models, "--tokens", str(folder / "tokens.npy"), "--folder", str(out), "--json"]) == 0
     printed, said = capsys.readouterr()
     assert "models not compared with each other" in said
     assert told.to_the_end() == (0, 2 * 5)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from probe.cli import main
 from probe.errors import ProbeError
 from probe.extrapolation import ScaleTraining, passkey, perplexity, sweep_scale, train_scale
+from probe.limits import limits
 from probe.measure import MEASUREMENTS
 from probe.models.pretrained import load_pretrained
 from probe.study import StudyConfig, run_study, train_one
@@ -174,10 +175,11 @@ def test_no_more_logits_are_held_than_are_allowed(place, monkeypatch):
     ]
     free = [measure() for measure in measures]
     assert max(held) > wanted
-    monkeypatch.setattr("probe.training.data.LOGITS_AT_ONCE", wanted)
     for measure, expected in zip(measures, free, strict=True):
         held.clear()
-        torch.testing.assert_close(torch.tensor([*measure()]), torch.tensor([*expected]), atol=1e-5, rtol=1e-5)
+        with limits(logits_at_once=wanted):
+            found = torch.tensor([*measure()])
+        torch.testing.assert_close(found, torch.tensor([*expected]), atol=1e-5, rtol=1e-5)
         assert 0 < max(held) <= wanted
 
 

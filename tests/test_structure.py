@@ -18,7 +18,9 @@ PACKAGES = ("probe", "constructions")
 #: What may import what, from the bottom to the top: a part of the house imports only what stands before its line.
 ORDER = (
     ("deprecation", "errors", "options", "processes", "progress", "shown"),
-    ("config", "files", "losses", "rows", "sequences"),
+    ("config",),
+    ("limits",),
+    ("files", "losses", "rows", "sequences"),
     ("device", "digests", "folders", "staged", "statistics"),
     ("runs",),
     ("league", "provenance"),

@@ -20,13 +20,14 @@ from sphinx.util.docutils import SphinxDirective
 
 LOGGER = logging.getLogger(__name__)
 OURS = ("probe", "constructions")
+BESIDE = ("probe.limits",)  # modules that are in no package with public names
 METHODS = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
 
 
 @functools.cache
 def packages() -> tuple[str, ...]:
-    """The packages with public names: those that have an ``__all__``."""
-    names = list(OURS)
+    """The packages with public names: those that have an ``__all__``, and the modules of ``BESIDE``."""
+    names = [*OURS, *BESIDE]
     for root in OURS:
         paths = importlib.import_module(root).__path__
         names += [found.name for found in pkgutil.walk_packages(paths, f"{root}.") if found.ispkg]

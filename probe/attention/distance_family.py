@@ -12,13 +12,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.sequences import checked_lengths, valid_rows
 
 # Where no finite θ is best (a head that never attends some distance wants a bias of -∞ there) or the best one is not
 # unique (softmax does not see a constant), ½ RIDGE |θ|² decides. It shifts a well-determined θ by RIDGE θ / Var φ.
 RIDGE = 1e-9
 
-_MAX_STEPS = 500
 _EPS = torch.finfo(torch.float64).eps
 
 Features = Float64[Tensor, "distance feature"]
@@ -156,8 +156,9 @@ def descend(
     Raises:
         ArithmeticError: where that takes too many steps.
     """
+    most = current().descent_steps
     value, rounding = objective(theta)
-    for _ in range(_MAX_STEPS):
+    for _ in range(most):
         gradient, full_step = step(theta)
         decrement = (gradient * full_step).sum(-1)  # twice what a full step is going to gain, in nats
         # The covariance of a saturated head is 0, and what rounding makes of it may be negative: such a head stays.
@@ -175,7 +176,7 @@ def descend(
         yield theta, value
         if converged:
             return
-    raise ArithmeticError(f"Newton's method did not converge in {_MAX_STEPS} steps; it stands at θ = {theta.tolist()}")
+    raise ArithmeticError(f"Newton's method did not converge in {most} steps; it stands at θ = {theta.tolist()}")
 
 
 def objective(theta: Theta, observed: DistanceMass, features: Features) -> tuple[PerHead, PerHead]:

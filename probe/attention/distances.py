@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.special import xlogy
 
 from probe.errors import ProbeError, unknown_name
+from probe.limits import current
 from probe.sequences import checked_lengths, valid_rows
 
 Rows = Float[Tensor, "... key"]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 FLOOR = 1e-300  # stands for 0 in x ln x, which is then -7e-298; smaller numbers would make the logarithm slow
-
-# pattern_distance holds about this many numbers in each intermediate result: half a MiB in float64, for the cache.
-BLOCK = 2**16
 
 
 def jensen_shannon(p: Rows, q: Rows) -> Float64[Tensor, "..."]:
@@ -125,7 +123,7 @@ def pattern_distance(
     if lengths is not None:
         lengths = checked_lengths(lengths, max(len(p), len(q)), n_query)
     n_patterns = math.prod(torch.broadcast_shapes(p.shape[:2], q.shape[:2]))
-    block = max(1, BLOCK // max(1, n_patterns * n_query))
+    block = max(1, current().distance_block // max(1, n_patterns * n_query))
     compare, rows = DISTANCES[distance], []
     for start in range(0, n_query, block):
         end = start + block  # rows before it see no key beyond it: in all, half of the work

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probe.attention.distances import DISTANCES, FLOOR, check_takes_sink, ln, pattern_distance, with_sink
 from probe.errors import unknown_name
+from probe.limits import current
 from probe.sequences import checked_lengths
 
 # Of the rows of a sequence, one after the other: the keys that they see.
@@ -25,8 +26,6 @@ Sums = Float64[Tensor, "head_a head_b"]
 # Differences of large sums leave some 1e-14 of rounding. A pair that is closer than this is taken anew, entry by entry,
 # so that equal heads are at 0 and small distances keep their digits.
 NEAR = 1e-6
-
-_BLOCK = 2**15  # numbers in a buffer: a few of 256 KiB stay in the cache
 
 
 def head_pair_distances(
@@ -79,7 +78,7 @@ def _of_sequence(
         key = torch.cat((key, torch.full((length,), p.shape[-1] - 1)))
     seen, p_flat, q_flat = row * p.shape[-1] + key, p.flatten(1), q.flatten(1)
     sums = torch.zeros(len(p), len(q), dtype=torch.float64)
-    for entries in seen.split(max(1, _BLOCK // max(len(p), len(q)))):
+    for entries in seen.split(max(1, current().head_pair_block // max(len(p), len(q)))):
         p_block, q_block = (x.gather(1, entries.expand(len(x), -1)).double() for x in (p_flat, q_flat))
         sums += formula(p_block, q_block)
     return sums / length

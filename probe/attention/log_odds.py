@@ -9,9 +9,9 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from probe.attention.distance_family import RIDGE
+from probe.limits import current
 
 _HIGHEST = 40.0  # beyond any optimum: there the ridge pulls by RIDGE · 40, and the attention lacks T e⁻⁴⁰ of 1
-_STEPS = 200
 _STEP = 1e-6  # Newton's last step: its square is what θ is off by, or the rounding of a saturated head's slope
 
 
@@ -41,7 +41,7 @@ def fit_log_odds(
     prior = favoured.double().log() - others.double().log()
     theta = torch.zeros_like(mass)
     low, high = torch.full_like(mass, -_HIGHEST), torch.full_like(mass, _HIGHEST)
-    for _ in range(_STEPS):
+    for _ in range(current().log_odds_steps):
         share = torch.sigmoid(theta[..., None] + prior)
         weighted = rows * share
         slope = weighted.sum(-1) - mass + RIDGE * theta

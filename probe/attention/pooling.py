@@ -5,11 +5,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from probe.attention.streaming.statistics import score_dtype
+from probe.limits import current
 
 BINS = 128  # of a pooled map on each side
-
-# Numbers in a block of rows of the pattern (16 MiB in float32).
-_BLOCK = 2**22
 
 
 def bin_starts(n: int, bins: int = BINS) -> Int[Tensor, "bin"]:
@@ -58,7 +56,7 @@ def pooled_pattern(
     bins = min(n, bins)
     index = torch.arange(n, device=q.device) * bins // n
     total = torch.zeros(n_heads, bins, bins, dtype=torch.float64, device=q.device)
-    step = max(1, _BLOCK // (n_heads * n))
+    step = max(1, current().pattern_block // (n_heads * n))
     # The widest block goes first, so that all later ones find room in what it leaves; growing ones would find none.
     for start in range((n - 1) // step * step, -1, -step):
         end = min(start + step, n)

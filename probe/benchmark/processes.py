@@ -1,10 +1,12 @@
 """Independent pieces of work, one after the other or side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+
+from probe.limits import adopt, current
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -16,5 +18,10 @@ def in_processes(fn: Callable[[Work], Result], work: Sequence[Work], jobs: int) 
     if jobs == 1:
         yield from map(fn, work)
         return
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(current().changed(),)) as pool:
         yield from pool.map(fn, work)
+
+
+def _begin(given: Mapping[str, Any]) -> None:
+    adopt(given)
+    torch.set_num_threads(1)

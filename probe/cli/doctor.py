@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PACKAGE = "position-probe"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-HUB_SECONDS = 2.0
 ACCURATE = 1e-5  # relative error of a product of float32 matrices; TF32 and bfloat16 have 1e-3 and more
 GIB = 2**30
 
@@ -205,8 +204,13 @@ def browser() -> Finding:
     return Finding("browser", "ok", found)
 
 
-def hub(*, offline: bool = False) -> Iterator[Finding]:
-    """The cache of released models, and whether more can be had."""
+def hub(*, offline: bool = False, seconds: float = 2.0) -> Iterator[Finding]:
+    """The cache of released models, and whether more can be had.
+
+    Args:
+        offline: do not ask the hub.
+        seconds: how long to wait for its answer.
+    """
     if importlib.util.find_spec("huggingface_hub") is None:
         return  # said among the packages
     from huggingface_hub import constants
@@ -221,7 +225,7 @@ def hub(*, offline: bool = False) -> Iterator[Finding]:
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
         yield Finding("hub", "ok", f"not asked ({why}): models come from folders and from the cache")
         return
-    answer = _within(HUB_SECONDS, lambda: _head(constants.ENDPOINT))
+    answer = _within(seconds, lambda: _head(constants.ENDPOINT, seconds))
     if answer is None:
         yield Finding("hub", "ok", f"{constants.ENDPOINT} answers")
     else:
@@ -229,14 +233,14 @@ def hub(*, offline: bool = False) -> Iterator[Finding]:
         yield Finding("hub", "note", f"{constants.ENDPOINT} is out of reach ({answer})", advice)
 
 
-def _head(url: str) -> str | None:
+def _head(url: str, seconds: float) -> str | None:
     """Why a server does not answer; None where it does, whatever it says."""
     import http.client
     import urllib.error
     import urllib.request
 
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_SECONDS).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError:
         return None
     # No network, no such name, time is up; a proxy's or endpoint's bad address.

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.extrapolation.fitting import device_of, logits_of, vocabulary_of
+from probe.limits import current
 from probe.losses import token_losses
 from probe.models.mode import evaluating
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Sequences, TokenIds, token_ids
 from probe.statistics import N_BOOTSTRAP, Bootstrap
 from probe.training.data import at_once
-
-# Tokens in one forward pass, at most, where that is more than one window.
-TOKENS_AT_ONCE = 2**13
 
 
 def perplexity(
@@ -144,7 +142,7 @@ def sliding_losses(
     found = torch.full(texts.shape, torch.nan, dtype=torch.float64)
     front = torch.tensor(prefix, dtype=texts.dtype).expand(len(texts), -1)
     with torch.no_grad(), evaluating(model):
-        n = at_once(max(1, TOKENS_AT_ONCE // context), context, d_vocab)
+        n = at_once(max(1, current().window_tokens // context), context, d_vocab)
         for start, end, new in _windows(texts.shape[1], room, stride):
             if end <= score_from:
                 continue

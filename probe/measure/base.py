@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from probe.extrapolation import can_scale
+from probe.limits import current
 from probe.measure.data import Examples, Texts, TracedSequences
 from probe.models.anatomy import layer_encodings, n_heads_of, n_layers_of, our_decoder
 from probe.models.kinds import OwnModel
@@ -20,10 +21,6 @@ from probe.report.sections import Part
 from probe.sequences import first_of_each
 
 T = TypeVar("T")
-
-# Attention is streamed where sequences are longer, or all patterns of a model hold more numbers (1 GiB in float32).
-DENSE_LENGTH = 1024
-DENSE = 2**28
 
 
 @dataclass
@@ -80,7 +77,7 @@ class Case:
         """Whether the patterns are too large to be held, so that attention is streamed."""
         n, length = self.tokens.shape
         heads = n_layers_of(self.model) * n_heads_of(self.model)
-        return length > DENSE_LENGTH or n * heads * length**2 > DENSE
+        return length > current().dense_length or n * heads * length**2 > current().dense_numbers
 
     def once(self, key: object, make: Callable[[], T]) -> T:
         """What several measurements have in common, computed when the first of them needs it."""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.models.checks import check_call
 from probe.models.config import BLOCK_SITES, SITES, DecoderConfig, sites_of_block
 from probe.models.encodings.base import future_keys
@@ -25,14 +26,6 @@ from probe.models.undrawn import undrawn
 from probe.sequences import TokenIds
 
 __all__ = ["BLOCK_SITES", "SITES", "Decoder", "DecoderConfig", "Hook", "KVCache"]
-
-# Up to this length a CPU is faster with two batched products and a softmax than with the fused kernel.
-EXPLICIT_LENGTH_ON_CPU = 512
-
-# The fused path makes a mask of more numbers than this (256 MiB in float32) for some queries at a time, so many that
-# their part of it has about as many as the second says.
-WHOLE_MASK = 2**26
-MASK_BLOCK = 2**22
 
 
 def check_decoder(model: object) -> None:
@@ -184,7 +177,7 @@ class Decoder(nn.Module):
         query_positions = key_positions[past:]
         sees_scores = hooks is not None and any(s.endswith(("hook_attn_scores", "hook_pattern")) for s in hooks)
         if attention == "auto":
-            short_on_cpu = ids.device.type == "cpu" and n_key <= EXPLICIT_LENGTH_ON_CPU
+            short_on_cpu = ids.device.type == "cpu" and n_key <= current().explicit_length
             explicit = sees_scores or short_on_cpu or not self.config.is_softmax
             attention = "explicit" if explicit else "fused"
         fused = attention == "fused"
@@ -249,8 +242,8 @@ class Decoder(nn.Module):
         row = len(key) * (self.config.n_heads if biased else 1)
         if self.encoding.reads_content:  # its bias is added to the mask, and differs from sequence to sequence
             row = len(key) * self.config.n_heads * len(like)
-        if fused and len(query) * row > WHOLE_MASK:
-            return BlockwiseMask(rows, max(1, MASK_BLOCK // row))
+        if fused and len(query) * row > current().whole_mask:
+            return BlockwiseMask(rows, max(1, current().mask_block // row))
         return rows(0, len(query))
 
     def _content_bias(self, layer: int, positions: Int[Tensor, "key"]) -> ContentBias:

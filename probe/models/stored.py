@@ -12,13 +12,13 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.files import open_plain, read_json_object
+from probe.limits import current
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ENDING = ".safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-MOST_HEADER = 2**24  # bytes; a file of ten thousand tensors has a tenth of that
 
 Shape = tuple[int, ...]
 
@@ -47,8 +47,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """
     with open_plain(path) as file:
         size = int.from_bytes(file.read(8), "little")
-    if size > MOST_HEADER:
-        raise ProbeError(f"{path}: not a whole safetensors file (a header of at most {MOST_HEADER} bytes, got {size})")
+    if size > (most := current().header_bytes):
+        raise ProbeError(f"{path}: not a whole safetensors file (a header of at most {most} bytes, got {size})")
     try:
         with safe_open(path, framework="pt") as tensors:
             yield tensors

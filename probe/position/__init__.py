@@ -1,5 +1,8 @@
 """Where position lives in hidden states: linear probes, what they may be asked, and what they must be compared with."""
 
+from typing import TYPE_CHECKING
+
+from probe.deprecation import old_names
 from probe.position.edits.erasing import erase_position, position_used
 from probe.position.edits.patching import patch_position, patched_position_used
 from probe.position.edits.steering import attention_follows, steer_position
@@ -20,7 +23,7 @@ from probe.position.probes.emergence import probe_over_training
 from probe.position.probes.linear import PROBES, fit_position_probe
 from probe.position.probes.moments import Moments
 from probe.position.probes.pairs import PAIR_PROBES, pair_probe
-from probe.position.probes.ridge import ALPHAS, RidgeProbe, fit_folds, ridge_path
+from probe.position.probes.ridge import ALPHAS, LinearProbe, fit_folds, ridge_path
 from probe.position.probes.splits import Split, constant_tokens, random_tokens
 from probe.position.probes.streaming import ALL_SITES, probe_positions
 from probe.position.probes.targets import TARGETS, Target, TargetContext, position_classes, target_values
@@ -35,9 +38,9 @@ __all__ = [
     "PROBES",
     "TARGETS",
     "HiddenDecomposition",
+    "LinearProbe",
     "Moments",
     "PositionTable",
-    "RidgeProbe",
     "SoftmaxProbe",
     "Split",
     "Target",
@@ -67,3 +70,6 @@ __all__ = [
     "target_values",
     "variance_by_position",
 ]
+
+if not TYPE_CHECKING:  # types know the new names alone
+    __getattr__ = old_names(__name__, {"RidgeProbe": "LinearProbe"})

@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from probe.config import check_number
 from probe.errors import ProbeError
 from probe.files import check_json_size, open_plain
+from probe.limits import current
 from probe.progress import OnProgress, Steps, untold
 from probe.report.page import content_policy
 from probe.report.style import FONT, at_width, least_width
@@ -27,11 +28,7 @@ FORMATS = ("png", "svg", "pdf")
 MM = 96 / 25.4  # CSS pixels
 POINT = 96 / 72
 TEXT = 7  # points: the size of text in print, where the width lets it
-AT_ONCE = 8  # figures that a browser is given before it is told how far it is
 
-MOST_PAGE = 2**26  # bytes of a page, ten times as large as those that are written
-MOST_FIGURE = 2**24  # bytes of a figure's JSON
-MOST_FIGURES = 500
 MOST_NAME = 150  # characters of a figure's name: an ending goes behind it
 TRACES = ("scatter", "heatmap", "bar")  # the kinds that reports are drawn with: none of them requests anything
 ABROAD = ("images", "map", "mapbox", "geo")  # parts of a layout that may request something
@@ -50,10 +47,11 @@ def read_page(path: Path) -> str:
     Raises:
         ProbeError: where it is no plain file, or larger than any page.
     """
+    most = current().read_page_bytes
     with open_plain(path) as file:
-        content = file.read(MOST_PAGE + 1)
-    if len(content) > MOST_PAGE:
-        raise ProbeError(f"{path}: must be a report of at most {MOST_PAGE} bytes, got more")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ProbeError(f"{path}: must be a report of at most {most} bytes, got more")
     return content.decode("utf-8", "replace")
 
 
@@ -69,8 +67,8 @@ def figures_of(page: str) -> dict[str, go.Figure]:
     """
     found: dict[str, go.Figure] = {}
     tags = _FIGURE.findall(page)
-    if len(tags) > MOST_FIGURES:
-        raise ProbeError(f"the page must be a report with at most {MOST_FIGURES} figures, got {len(tags)}")
+    if len(tags) > (most := current().figures):
+        raise ProbeError(f"the page must be a report with at most {most} figures, got {len(tags)}")
     for i, (told, packed) in enumerate(tags, start=1):
         name = re.sub(r"[^\w.-]+", "-", html.unescape(told)).lstrip(".-")[:MOST_NAME] or "figure"
         if len(name.encode()) > MOST_NAME:  # letters of several bytes
@@ -84,11 +82,12 @@ def figures_of(page: str) -> dict[str, go.Figure]:
 
 def _figure(packed: str, where: str) -> go.Figure:
     """A figure out of gzip in base64."""
+    most = current().figure_bytes
     try:
         unpacker = zlib.decompressobj(wbits=31)  # gzip
-        content = unpacker.decompress(base64.b64decode(packed, validate=True), MOST_FIGURE + 1)
-        if len(content) > MOST_FIGURE:
-            raise ProbeError(f"{where} must have at most {MOST_FIGURE} bytes, got more")
+        content = unpacker.decompress(base64.b64decode(packed, validate=True), most + 1)
+        if len(content) > most:
+            raise ProbeError(f"{where} must have at most {most} bytes, got more")
         if not unpacker.eof or unpacker.unused_data:
             raise ValueError("the data are cut off or too long")
         check_json_size(content, where)
@@ -183,9 +182,9 @@ def pictures(
         raise ProbeError("pictures want kaleido and a browser: pip install 'position-probe[figures]'")
     names = list(figures)
     found: dict[str, bytes] = {}
-    steps = Steps(len(names), on_progress)
-    for start in range(0, len(names), AT_ONCE):
-        sized = {name: print_size(figures[name], width)[:2] for name in names[start : start + AT_ONCE]}
+    steps, at_once = Steps(len(names), on_progress), current().figures_at_once
+    for start in range(0, len(names), at_once):
+        sized = {name: print_size(figures[name], width)[:2] for name in names[start : start + at_once]}
         found |= _drawn([(name, kind, *sized[name]) for name in sized for kind in formats], width * MM, dpi)
         for _ in sized:
             steps.step()

@@ -396,7 +396,7 @@ _CENSUS = {
         "A label for every head, how well it fits, and what the model loses without the head's pattern."
     ),
     "sink": "Mean attention on the first key; as a label, at least half.",
-    "learned_sink": "The mean share that a layer's learned sink takes of a head's attention; as a label, at least half.",
+    "learned_sink": "The mean share of a head's attention that its learned sink takes; as a label, at least half.",
     "previous_token (metric)": "Mean attention on the key before the query; 0…1.",
     "previous_token (label)": "At least half of the attention is on the key before the query.",
     "diagonal (metric)": "Mean attention on the query's own key; 0…1.",

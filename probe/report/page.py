@@ -22,11 +22,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.report.cells import harmless_csv, is_number, sort_keys, table_csv, text_of
 from probe.report.glossary import DEFINITIONS, IN_WORDS, definition_of
 from probe.report.style import least_width
 
-LARGEST = 6_000_000  # bytes of a page: rows that would make it larger stay outside
 FILTERED = 20  # rows from which on a table can be filtered
 Piece = tuple[str, str | None]  # words, and the id of their definition
 
@@ -110,7 +110,7 @@ def render_page(
         return without
     table = harmless_csv(rows)
     packed = {"data": _packed(table), "size": _size(len(table.encode()))}
-    fits = len(without.encode()) + len(packed["data"]) + 1000 <= LARGEST
+    fits = len(without.encode()) + len(packed["data"]) + 1000 <= current().page_bytes
     return page(rows_csv=packed) if fits else without
 
 

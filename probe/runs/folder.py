@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from probe.digests import check_digests, read_finished_rows, write_finished_rows
 from probe.errors import ProbeError
 from probe.files import write_rows, write_text
+from probe.limits import current
 from probe.runs.owners import COMMANDS, at_work, claim_folder
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ FORMAT = 2  #: of the records and rows that commands leave in their folders
 class RunFolder:
     """The folder of one run of a command, whose lock this process holds.
 
-    A run is known by its identity: the digests of the weights and of the tokens, and every setting that changes a
-    number. The record in the folder holds it. A stage is a table that is measured once: its rows are in
-    ``rows/<name>.parquet``, with a digest beside them, and are read when the same run is started again.
+    A run is known by its identity: the digests of the weights and of the tokens, every setting that changes a number,
+    and those limits, where they are changed, that decide what is measured. The record in the folder holds it. A stage
+    is a table that is measured once: its rows are in ``rows/<name>.parquet``, with a digest beside them, and are read
+    when the same run is started again.
     """
 
     path: Path  #: where it is
@@ -46,7 +48,9 @@ class RunFolder:
         path, record = Path(path), Path(path) / COMMANDS[command].record
         with at_work(path, command):
             new = not record.exists()
-            claim_folder(path, record.name, {"format": FORMAT, **identity})
+            decisive = {name: value for name, value in current().changed().items() if name.startswith("dense_")}
+            limited = {"limits": decisive} if decisive else {}
+            claim_folder(path, record.name, {"format": FORMAT, **identity, **limited})
             try:
                 yield cls(path, command)
             finally:

@@ -97,6 +97,7 @@ class StudyConfig:
         """A study from its JSON object: a config file, or the ``study.json`` that a study left in its folder."""
         values = dict(values)
         found = values.pop("format", FORMAT)
+        values.pop("limits", None)  # of the process that began the study
         if found not in FORMATS:
             raise ProbeError(f"a study must have one of the formats {', '.join(map(str, FORMATS))}, got {found!r}")
         if isinstance(values.get("training"), Mapping):

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,6 +29,7 @@ from probe.device import find_device, share_cores, use_threads
 from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
 from probe.files import write_rows
+from probe.limits import adopt, current
 from probe.measure.run import Missing, measure_between, measure_case
 from probe.models.anatomy import d_vocab_of, layer_encodings
 from probe.models.decoder import Decoder
@@ -170,7 +171,10 @@ def _study_models_side_by_side(
     """The models and the constructions in processes of their own, one core or a few each. Returns what failed."""
     missing: list[Missing] = []
     with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads, run.path)
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(threads, run.path, current().changed()),
     ) as pool:
         others = set(multiprocessing.active_children())
         with deaf_to_interrupts():
@@ -209,7 +213,8 @@ def _result(future: Future[tuple[str, list[Missing]]]) -> tuple[str, list[Missin
         ) from None
 
 
-def _begin(threads: int, folder: Path) -> None:
+def _begin(threads: int, folder: Path, given: Mapping[str, Any]) -> None:
+    adopt(given)
     end_with_parent()
     use_threads(threads)
     _WORK.enter_context(working_in(folder))

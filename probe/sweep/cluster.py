@@ -2,20 +2,19 @@
 
 import logging
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.device import use_threads
 from probe.errors import ProbeError
+from probe.limits import adopt, current
 from probe.runs import working_in
 from probe.sweep.config import Run, SweepConfig
 from probe.sweep.local import Outcome, attempt
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ANSWER_SECONDS = 30.0  # a new worker takes some seconds to start
 
 
 def run_on_ray(
@@ -55,7 +54,7 @@ def run_on_ray(
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_on_worker)
 
         def place(run: Run) -> Any:
-            return remote.remote(sweep, run, str(folder), device, max(1, int(cpus)))
+            return remote.remote(sweep, run, str(folder), device, max(1, int(cpus)), current().changed())
 
         waiting |= {place(run): (run, 0) for run in runs}
         orphaned = 0  # runs whose nodes died too often
@@ -100,7 +99,7 @@ def _of_the_run(ray: Any) -> tuple[type, ...]:
 def _answers(ray: Any) -> bool:
     """Whether the cluster still executes what it is given. A task without a share of a core is executed at once."""
     try:
-        return ray.get(ray.remote(num_cpus=0, max_retries=0)(_answer).remote(), timeout=ANSWER_SECONDS)
+        return ray.get(ray.remote(num_cpus=0, max_retries=0)(_answer).remote(), timeout=current().cluster_seconds)
     except (ray.exceptions.RayError, OSError, RuntimeError):
         return False
 
@@ -118,7 +117,10 @@ def _lost(address: str, error: str, left: int) -> str:
     return f"the Ray cluster at {address!r} is lost ({error}); the same command tries the {left} runs that are left"
 
 
-def _on_worker(sweep: SweepConfig, run: Run, folder: str, device: str | None, threads: int) -> "pd.DataFrame | str":
+def _on_worker(
+    sweep: SweepConfig, run: Run, folder: str, device: str | None, threads: int, given: Mapping[str, Any]
+) -> "pd.DataFrame | str":
+    adopt(given)
     use_threads(threads)
     with working_in(folder):
         return attempt(sweep, run, folder, device)

@@ -1,15 +1,17 @@
 """Runs in processes of this machine, one process a run: what kills one kills no other."""
 
 import multiprocessing
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from probe.device import use_threads
 from probe.errors import ProbeError
+from probe.limits import adopt, current
 from probe.processes import deaf_to_interrupts, end, end_with_parent
 from probe.runs import working_in
 from probe.sweep.config import Run, SweepConfig
@@ -39,7 +41,7 @@ def run_locally(
                 run, tries = todo.pop()
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_child, args=(sweep, run, folder, device, threads, theirs), daemon=True
+                    target=_child, args=(sweep, run, folder, device, threads, current().changed(), theirs), daemon=True
                 )
                 with deaf_to_interrupts():
                     process.start()
@@ -65,8 +67,15 @@ def run_locally(
 
 
 def _child(
-    sweep: SweepConfig, run: Run, folder: Path, device: str | None, threads: int, connection: Connection
+    sweep: SweepConfig,
+    run: Run,
+    folder: Path,
+    device: str | None,
+    threads: int,
+    given: Mapping[str, Any],
+    connection: Connection,
 ) -> None:
+    adopt(given)
     end_with_parent()
     use_threads(threads)
     with working_in(folder):

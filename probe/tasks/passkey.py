@@ -16,6 +16,7 @@ import numpy as np
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.tasks.base import Example, Splits, Task
 from probe.tasks.byte_vocabulary import ByteVocabulary, byte_tokens
 from probe.tasks.corpus import PYTHON, Corpus, read_corpus
@@ -31,7 +32,6 @@ NAMES = (
 DEPTHS = tuple(round(i / 9, 3) for i in range(10))
 # By which the room that a key takes is known: nine first digits, and more.
 SAMPLE_KEYS = tuple(str(k) for k in (*range(11_111, 100_000, 11_111), *range(10_007, 100_000, 9_001)))
-DRAWS = 1000  # until a prompt is given up
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ class Passkey(Task):
             raise ProbeError(f"depth must lie in 0…1, got {depth}")
         names = rng.permutation(NAMES)[: self.n_keys].tolist() if self.n_keys > 1 else [""]
         tokenize, asked = self.vocabulary.tokenize, _asked(self.vocabulary, names[0])
-        for _ in range(DRAWS):
+        most = current().passkey_draws
+        for _ in range(most):
             keys = [str(k) for k in rng.integers(10**4, 10**5, self.n_keys).tolist()]
             told = [tokenize(_told(name, key)) for name, key in zip(names, keys, strict=True)]
             answered = tokenize(_answered(names[0], keys[0]))
@@ -146,7 +147,7 @@ class Passkey(Task):
                 example = Example(source, target, length, ends=not self.tokenizer)
                 came_out = int(places[0]) / n_filler if n_filler else 0.0
                 return Prompt(example, text, keys[0], came_out, text.index(keys[0].encode()))
-        raise ProbeError(f"a prompt of {length} tokens that holds its key once was wanted, got none in {DRAWS:,} draws")
+        raise ProbeError(f"a prompt of {length} tokens that holds its key once was wanted, got none in {most:,} draws")
 
     def _filler(self, n: int, split: str, rng: np.random.Generator) -> tuple[str, ...]:
         if self.filler == "text":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe.errors import ProbeError
 from probe.files import open_plain, read_json_object
+from probe.limits import current
 from probe.staged import staged
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ PARTS = ("vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.mod
 BESIDE = ("merges.txt", "added_tokens.json")  # read along with them
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")  # where special tokens are named, the first that does
 
-MOST_BYTES = 2**26  # of a file; Gemma's vocabulary of 262,144 tokens takes half of that
-MOST_GROWTH = 2**12  # times the characters of a text, in all steps together; a normal tokenizer's is below 100
 
 # By how much a step may lengthen a text, by its type, where its options don't say.
 GROWTH = {"ByteLevel": 4, "Precompiled": 18, "NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "BertNormalizer": 3}
@@ -87,21 +86,23 @@ def read_by_library(what: str) -> Iterator[None]:
 
 
 def _read_within_bounds(path: Path) -> bytes:
+    most = current().tokenizer_bytes
     with open_plain(path) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ProbeError(f"{path}: a tokenizer's file must have at most {MOST_BYTES} bytes, got more")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ProbeError(f"{path}: a tokenizer's file must have at most {most} bytes, got more")
     return content
 
 
 def _check_growth(path: Path, content: bytes) -> None:
     """Refuse steps that make a text many times as long: thirty that double it make gigabytes of a word."""
+    most = current().tokenizer_growth
     try:
         values = json.loads(content)
         for steps in STEPS:
             growth = math.prod(_growth(values.get(name)) for name in steps)
-            if not growth <= MOST_GROWTH:
-                what = f"{path}: {' and '.join(steps)} must make a text at most {MOST_GROWTH} times as long"
+            if not growth <= most:
+                what = f"{path}: {' and '.join(steps)} must make a text at most {most} times as long"
                 raise ProbeError(f"{what}, got {growth:.3g}")
     except ProbeError:
         raise

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from probe.errors import ProbeError
 from probe.files import state_of
+from probe.limits import current
 from probe.tasks.base import Example, Vocabulary
 from probe.tasks.tokenizer_files import files_of, has_tokenizer, read_by_library, read_tokenizer_of
-
-MOST_TOKENS = 2**22  # ids may have gaps, and every id gets a string
 
 # Stands before a piece of text while that is tokenised: what some tokenizers put in front of a text is put before it.
 ANCHOR = "x"
@@ -52,8 +51,8 @@ class TextVocabulary(Vocabulary):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         n = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        if n > MOST_TOKENS:
-            raise ProbeError(f"{folder}: a tokenizer of at most {MOST_TOKENS} ids was wanted, got one of {n}")
+        if n > (most := current().tokenizer_ids):
+            raise ProbeError(f"{folder}: a tokenizer must have at most {most} ids, got {n}")
         self.tokens = tuple(self._spelled(i) for i in range(n))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         if not n or len(self.ids) != n:

@@ -9,15 +9,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.sequences import first_of_each
 from probe.tasks.base import Example, Vocabulary
 
 # Batches are cut from pools of this many, sorted by length, so that little is padded: 0.4 to 2.2 % of the slots for
 # the tasks here, at 64 a batch, where pools of 16 leave 2 to 12 %.
 BATCHES_IN_POOL = 128
-
-# Logits that are held at once, half a GiB in float32: of the vocabularies of released models, a few thousand tokens'.
-LOGITS_AT_ONCE = 2**27
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,9 @@ def encode(examples: Sequence[Example], vocabulary: Vocabulary) -> EncodedExampl
 
 
 def at_once(n: int, length: int, d_vocab: int) -> int:
-    """How many of n sequences of a length a model is given at once: at least one, and as many as ``LOGITS_AT_ONCE``
-    allows."""
-    return max(1, min(n, LOGITS_AT_ONCE // (length * d_vocab)))
+    """How many of n sequences of a length a model is given at once: at least one, and as many as the limit
+    ``logits_at_once`` allows."""
+    return max(1, min(n, current().logits_at_once // (length * d_vocab)))
 
 
 class BatchOrder:

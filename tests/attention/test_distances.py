@@ -13,6 +13,7 @@ from scipy.stats import wasserstein_distance
 from probe.attention import DISTANCES, check_pattern, pattern_distance
 from probe.attention import distances as module
 from probe.errors import ProbeError
+from probe.limits import limits
 
 METRICS = {
     "total_variation": lambda d: d,
@@ -173,10 +174,10 @@ def test_pattern_distance_of_literal_patterns():
 
 @pytest.mark.parametrize("block", [1, 40, 10**9])
 @pytest.mark.parametrize("name", DISTANCES)
-def test_pattern_distance_equals_a_loop_over_rows(name, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
+def test_pattern_distance_equals_a_loop_over_rows(name, block):
     p, q, lengths = causal(3, 2, 7, 1), causal(1, 2, 7, 2), torch.tensor([7, 1, 4])
-    got = pattern_distance(p, q, name, lengths)
+    with limits(distance_block=block):
+        got = pattern_distance(p, q, name, lengths)
     for b in range(3):
         for h in range(2):
             rows = [DISTANCES[name](p[b, h, t], q[0, h, t]) for t in range(int(lengths[b]))]
@@ -202,10 +203,10 @@ def test_pattern_distance_takes_half_a_mebibyte_at_once_and_no_key_after_the_las
     assert math.prod(pieces[-1]) * torch.float64.itemsize == 2**19
 
 
-def test_pattern_distance_of_the_least_pieces(pieces, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 11)  # two rows of one pattern, one of three
-    pattern_distance(causal(1, 1, 5), causal(1, 1, 5), "seen")
-    pattern_distance(causal(1, 1, 3), causal(3, 1, 3), "seen")
+def test_pattern_distance_of_the_least_pieces(pieces):
+    with limits(distance_block=11):  # two rows of one pattern, one of three
+        pattern_distance(causal(1, 1, 5), causal(1, 1, 5), "seen")
+        pattern_distance(causal(1, 1, 3), causal(3, 1, 3), "seen")
     assert pieces == [(1, 1, 2, 2), (1, 1, 2, 4), (1, 1, 1, 5)] + [(3, 1, 1, keys) for keys in (1, 2, 3)]
 
 

@@ -12,6 +12,7 @@ from probe.attention.distance_family import RIDGE, DistanceMass, descend, fit, p
 from probe.attention.log_odds import fit_log_odds
 from probe.attention.mixtures import NO_SINK, TOLERANCE, SinkMixture, fit_sink_mixture
 from probe.errors import ProbeError
+from probe.limits import limits
 from probe.models.encodings import t5_bucket
 
 FIXED = ("uniform", "previous_token", "diagonal", "first_token", "alibi", "t5")
@@ -264,9 +265,8 @@ def test_the_descent_of_a_mixture_is_monotone_and_its_derivatives_are_right(feat
     assert 1 < n_steps < 60
 
 
-def test_a_descent_that_does_not_end_says_so(monkeypatch):
-    monkeypatch.setattr("probe.attention.distance_family._MAX_STEPS", 2)
-    with pytest.raises(ArithmeticError, match="did not converge in 2 steps"):
+def test_a_descent_that_does_not_end_says_so():
+    with limits(descent_steps=2), pytest.raises(ArithmeticError, match="did not converge in 2 steps"):
         fit(DistanceMass.of(random_pattern(1, 1, 20)), DISTANCE[:20, None])
 
 

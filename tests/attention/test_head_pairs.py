@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from benchmarks.head_pairs import lean_loop, loop
 from probe.attention import DISTANCES, head_pair_distances, pattern_distance
-from probe.attention import head_pairs as module
 from probe.errors import ProbeError
+from probe.limits import limits
 
 
 def causal(batch, head, n, seed=0, zeros=False):
@@ -38,11 +38,11 @@ def pair_by_pair(a, b, distance, lengths):
 @pytest.mark.parametrize("block", [1, 50, 2**15])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("name", DISTANCES)
-def test_equals_pattern_distance(name, zeros, block, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", block)
+def test_equals_pattern_distance(name, zeros, block):
     a, b, lengths = causal(3, 4, 17, 1, zeros), causal(3, 2, 17, 2, zeros), torch.tensor([17, 1, 9])
     for of in (lengths, None):
-        got = head_pair_distances(a, b, name, of)
+        with limits(head_pair_block=block):
+            got = head_pair_distances(a, b, name, of)
         torch.testing.assert_close(got, pair_by_pair(a, b, name, of), rtol=1e-12, atol=1e-12)
         assert not got.isnan().any()
 

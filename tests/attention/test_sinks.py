@@ -1,4 +1,4 @@
-"""Heads with a learned sink: it is one more key everywhere, and the oracle is the same head with that key written out."""
+"""Heads with a learned sink: it is one more key, and the oracle is the same head with that key written out."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,8 @@ def whole():
 
 def test_a_traces_sink_mass_is_what_the_extra_key_has(whole):
     torch.testing.assert_close(traced(whole).sink_mass(0), whole[..., 0])
-    plain = Trace(torch.zeros(1, 2, dtype=torch.long), torch.tensor([2]), {"blocks.0.attn.hook_pattern": torch.eye(2)[None, None]}, 1)  # fmt: skip
+    eye = {"blocks.0.attn.hook_pattern": torch.eye(2)[None, None]}
+    plain = Trace(torch.zeros(1, 2, dtype=torch.long), torch.tensor([2]), eye, 1)
     assert torch.equal(plain.sink_mass(0), torch.zeros(1, 1, 2, dtype=torch.float64))
 
 

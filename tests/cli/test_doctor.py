@@ -1,6 +1,7 @@
 import http.server
 import importlib.metadata
 import json
+import os
 import re
 import socket
 import subprocess
@@ -122,27 +123,26 @@ def test_the_hub_is_asked_once_and_not_where_it_must_not_be(server, monkeypatch,
 
 def test_a_hub_out_of_reach_is_a_note_in_time(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        answer = list(hub())[1]
+        answer = list(hub(seconds=0.2))[1]
         assert answer.status == "note" and "timed out" in answer.found and time.monotonic() - started < 5
     for endpoint in (constants.ENDPOINT, "no address"):  # nobody listens there any more
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        assert list(hub())[1].status == "note"
-    monkeypatch.setattr(doctor, "_head", lambda url: time.sleep(30))  # a name that is being looked up
-    assert "no answer in 0.2 s" in list(hub())[1].found
+        assert list(hub(seconds=0.2))[1].status == "note"
+    monkeypatch.setattr(doctor, "_head", lambda *_: time.sleep(30))  # a name that is being looked up
+    assert "no answer in 0.2 s" in list(hub(seconds=0.2))[1].found
 
 
 def test_the_cache_is_measured_and_links_count_once(monkeypatch, tmp_path):
     blobs = tmp_path / "models--a" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / "b").write_bytes(bytes(3 * 2**20))
+    (blobs / "b").touch()
+    os.truncate(blobs / "b", 3 * 2**30)  # a file without contents: it takes no room
     (tmp_path / "models--a" / "link").symlink_to(blobs / "b")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(doctor, "GIB", 2**20)
     assert next(hub(offline=True)).found == f"{tmp_path}, 3.0 GiB, models: 1"
 
 

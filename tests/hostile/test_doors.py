@@ -10,8 +10,9 @@ import pytest
 from hostile import command, fresh, idle, refused
 
 from probe.errors import ProbeError
-from probe.files import MOST_JSON, MOST_VALUES, read_json_object, read_rows
+from probe.files import read_json_object, read_rows
 from probe.league import read_published
+from probe.limits import Limits
 from probe.models import checkpoint
 from probe.models.pretrained import load_pretrained
 from probe.study.places import find_checkpoints, read_tokens
@@ -72,12 +73,12 @@ def test_a_key_that_comes_twice_is_found_in_linear_time(n, tmp_path):
 
 def test_json_of_many_small_values_is_refused_before_it_is_parsed(tmp_path):
     """22 million empty objects in 66 MB took 1.6 GB of memory."""
-    for content in (b'{"a": [' + b"{}," * MOST_VALUES + b"0]}", b" " * (MOST_JSON + 1)):
+    for content in (b'{"a": [' + b"{}," * Limits().json_values + b"0]}", b" " * (Limits().json_bytes + 1)):
         (tmp_path / "a.json").write_bytes(content)
         tracemalloc.start()
         with pytest.raises(ProbeError, match=r"a\.json: must be JSON of at most \d+ (values|bytes), got more"):
             read_json_object(tmp_path / "a.json")
-        assert tracemalloc.get_traced_memory()[1] < 2 * MOST_JSON
+        assert tracemalloc.get_traced_memory()[1] < 2 * Limits().json_bytes
         tracemalloc.stop()
 
 
@@ -89,6 +90,6 @@ def test_an_index_as_large_as_the_largest_is_read(tmp_path):
 
 
 def test_a_line_of_many_small_values_is_refused(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"source": [' + b"[]," * MOST_VALUES + b"[]]}")
+    (tmp_path / "a.jsonl").write_bytes(b'{"source": [' + b"[]," * Limits().json_values + b"[]]}")
     message = refused(lambda: make_task("jsonl", {"path": str(tmp_path / "a.jsonl")}).examples)
     assert "line 1: must be JSON of at most" in message

@@ -9,6 +9,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcons
 
 from probe.errors import ProbeError
+from probe.limits import limits
 from probe.models.encodings import alibi_slopes, make_encoding
 
 DIMS = {"d_model": 16, "n_heads": 4, "d_head": 8, "n_ctx": 64, "n_layers": 2}
@@ -192,11 +193,11 @@ def test_fire_holds_64_mebibytes_of_hidden_numbers_and_one_query_at_the_least(mo
     assert seen == [1, 1, 1]
 
 
-def test_fire_is_made_for_some_queries_at_a_time(monkeypatch):
+def test_fire_is_made_for_some_queries_at_a_time():
     fire = made("fire")
     whole = bias_of(fire)
-    monkeypatch.setattr("probe.models.encodings.bias._HIDDEN_BLOCK", 32 * N * 5)
-    np.testing.assert_allclose(bias_of(fire), whole, rtol=1e-12)
+    with limits(fire_block=32 * N * 5):
+        np.testing.assert_allclose(bias_of(fire), whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

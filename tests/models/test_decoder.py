@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from probe.errors import ProbeError
+from probe.limits import limits
 from probe.models import decoder as decoder_module
 from probe.models.decoder import Decoder, KVCache
 from probe.models.encodings import ENCODINGS
@@ -310,30 +311,29 @@ def test_the_first_part_of_a_cache_is_the_cache_of_the_first_part(make_decoder, 
 @pytest.mark.parametrize("encoding", ["none", *IN_ATTENTION])
 def test_long_masks_are_made_for_some_queries_at_a_time(encoding, options, make_decoder, random_tokens, monkeypatch):
     decoder, tokens, masks = make_decoder(encoding=encoding, **options), random_tokens(length=23), []
-    monkeypatch.setattr(decoder_module, "WHOLE_MASK", 0)
-    monkeypatch.setattr(decoder_module, "MASK_BLOCK", 4 * 23 * 3)  # rows of 4 heads and 23 keys: three of them
     monkeypatch.setattr(decoder_module, "BlockwiseMask", lambda *args: masks.append(args) or BlockwiseMask(*args))
     want = decoder(tokens, attention="explicit")
     assert not masks
-    torch.testing.assert_close(decoder(tokens, attention="fused"), want, atol=1e-5, rtol=1e-5)
+    with limits(whole_mask=1, mask_block=4 * 23 * 3):  # rows of 4 heads and 23 keys: three of them
+        torch.testing.assert_close(decoder(tokens, attention="fused"), want, atol=1e-5, rtol=1e-5)
     # What reads the content has a row of its own for each of the three sequences.
     without_bias = encoding in ("none", "rotary", "xpos")
     n_block = 1 if decoder.encoding.reads_content else 3
     assert [n for _, n in masks] == ([] if without_bias else [n_block])
     cache = KVCache()
-    parts = [decoder(tokens[:, a:b], cache=cache, attention="fused") for a, b in [(0, 8), (8, 9), (9, 23)]]
+    with limits(whole_mask=1, mask_block=4 * 23 * 3):
+        parts = [decoder(tokens[:, a:b], cache=cache, attention="fused") for a, b in [(0, 8), (8, 9), (9, 23)]]
     torch.testing.assert_close(torch.cat(parts, dim=1), want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ["t5", "fire", "transformer_xl", "cope"])
-def test_gradients_reach_a_bias_that_is_made_in_blocks(encoding, make_decoder, random_tokens, monkeypatch):
+def test_gradients_reach_a_bias_that_is_made_in_blocks(encoding, make_decoder, random_tokens):
     decoder, tokens = make_decoder(encoding=encoding).double(), random_tokens()
     grads = []
-    for path, whole in [("explicit", 2**26), ("fused", 0)]:
-        monkeypatch.setattr(decoder_module, "WHOLE_MASK", whole)
-        monkeypatch.setattr(decoder_module, "MASK_BLOCK", 4 * 16 * 5)
+    for path, whole in [("explicit", 2**26), ("fused", 1)]:
         decoder.zero_grad()
-        decoder(tokens, attention=path).square().sum().backward()
+        with limits(whole_mask=whole, mask_block=4 * 16 * 5):
+            decoder(tokens, attention=path).square().sum().backward()
         grads.append([p.grad.clone() for p in decoder.encoding.parameters()])
     for explicit, fused in zip(*grads, strict=True):
         torch.testing.assert_close(explicit, fused, atol=1e-8, rtol=1e-8)

@@ -91,7 +91,7 @@ BOUNDS = {
         Bound(0.0, m.fit_position_probe("logistic"), of="logistic"),
     ],
     "probe.position.probe_positions": [Bound(3e-5, m.probe_positions)],
-    "probe.position.RidgeProbe": [Bound(1e-5, m.ridge_probe, m.sklearn_ridge, "scikit-learn")],
+    "probe.position.LinearProbe": [Bound(1e-5, m.ridge_probe, m.sklearn_ridge, "scikit-learn")],
     "probe.position.SoftmaxProbe": [Bound(2e-3, m.softmax_probe, m.sklearn_softmax, "scikit-learn")],
     "probe.position.Moments": [Bound(2e-5, m.moments, m.numpy_moments, "numpy")],
     "probe.position.pair_probe": [Bound(2e-3, m.pair_probe)],

@@ -6,7 +6,7 @@ from page_numbers import ROOT, WORDS, Page
 import constructions
 from probe.attention import TEMPLATES
 from probe.attention.head_census import LABELS
-from probe.measure.base import DENSE_LENGTH
+from probe.limits import Limits
 from probe.models.encodings import ENCODINGS
 from probe.models.families import FAMILIES
 from probe.models.lens.released import BRIDGED
@@ -30,7 +30,7 @@ def counts():
     paper = PRESETS["paper"]
     size = "{n_layers} layers, d_model {d_model}".format(**paper.model)
     yield f"is the paper's size: {size}, {paper.training.steps:,} steps"
-    yield f"Sequences of more than {DENSE_LENGTH:,} tokens are streamed"
+    yield f"Sequences of more than {Limits().dense_length:,} tokens are streamed"
     yield f"`scan`, the whole language, {sum(1 for _ in commands()):,} commands"
     limits = pd.read_csv(ROOT / "constructions" / "limits.csv")
     exact = limits[(limits["construction"] == "exact_position") & limits["holds"] & (limits["dtype"] == "float32")]

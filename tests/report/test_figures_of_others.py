@@ -14,8 +14,9 @@ from browser import CHROMIUM, in_chromium
 from hostile import command, fresh
 
 from probe.errors import ProbeError
+from probe.limits import Limits
 from probe.report import Section, render_page
-from probe.report.export import MOST_FIGURE, figures_of, pictures, standalone
+from probe.report.export import figures_of, pictures, standalone
 
 FIGURE = {"data": [{"type": "scatter", "x": [1, 2], "y": [1, 2]}], "layout": {"height": 300}}
 
@@ -84,7 +85,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
     with fresh() as folder:
         (folder / "report.html").write_bytes(page_of(base64.b64encode(unpacker).decode()))
         started = time.process_time()
-        assert f"at most {MOST_FIGURE} bytes" in command("figures", folder, "--formats", "")
+        assert f"at most {Limits().figure_bytes} bytes" in command("figures", folder, "--formats", "")
         assert time.process_time() - started < 3
 
 

@@ -14,9 +14,9 @@ import pytest
 from browser import CHROMIUM, in_chromium
 
 from probe.errors import ProbeError
+from probe.limits import limits
 from probe.report import (
     Section,
-    page,
     plot_accuracy_by_length,
     plot_attention_maps,
     plot_census_grid,
@@ -145,11 +145,11 @@ def test_every_definition_stands_once(rendered):
     assert words.count("<a class") == 2 and words.count("R²") == 2  # the first time in a text
 
 
-def test_rows_that_make_a_page_too_large_stay_beside_it(monkeypatch):
+def test_rows_that_make_a_page_too_large_stay_beside_it():
     sections = [Section("s", ["t"])]
     within = render_page("t", [], sections, rows=ROWS)
-    monkeypatch.setattr(page, "LARGEST", len(within) - 500)
-    without = render_page("t", [], sections, rows=ROWS)
+    with limits(page_bytes=len(within) - 500):
+        without = render_page("t", [], sections, rows=ROWS)
     assert 'id="rows-data"' in within and 'id="rows-data"' not in without
     assert "All 6 rows are in <code>rows.parquet</code> beside this page" in without
 

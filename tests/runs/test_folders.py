@@ -111,7 +111,7 @@ def _half(folder, begun):
 
 def test_a_process_of_a_study_notes_what_it_begins_to_write(tmp_path, monkeypatch):
     monkeypatch.setattr(study_run, "use_threads", lambda threads: None)
-    study_run._begin(1, tmp_path)
+    study_run._begin(1, tmp_path, {})
     try:
         gc.collect()
         unfinished = beside(tmp_path / "rows" / "a.parquet")

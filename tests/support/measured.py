@@ -317,7 +317,7 @@ def _states(given):
 
 def ridge_probe(given):
     x, y = _states(given)
-    fitted = position.RidgeProbe(alphas=(1e-2, 1.0), standardize=True).fit(x.numpy(), y.numpy())
+    fitted = position.LinearProbe(alphas=(1e-2, 1.0), standardize=True).fit(x.numpy(), y.numpy())
     return fitted.predict(x.numpy())
 
 
@@ -626,7 +626,7 @@ def perplexity_by_numpy(given):
 def sklearn_ridge(given):
     """scikit-learn's own ridge regression on standardised features, at the strength that was chosen."""
     x, y = (each.numpy() for each in _states(given))
-    chosen = position.RidgeProbe(alphas=(1e-2, 1.0), standardize=True).fit(x, y).alpha_
+    chosen = position.LinearProbe(alphas=(1e-2, 1.0), standardize=True).fit(x, y).alpha_
     return make_pipeline(StandardScaler(), Ridge(alpha=chosen)).fit(x, y).predict(x)
 
 

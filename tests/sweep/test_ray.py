@@ -6,6 +6,7 @@ import psutil
 import pytest
 
 from probe.errors import ProbeError
+from probe.limits import limits
 from probe.sweep import run_sweep
 
 ray = pytest.importorskip("ray", reason="sweeps on Ray want the extra: pip install 'position-probe[ray]'")
@@ -75,11 +76,10 @@ def test_a_lost_node_is_survived(cluster, long, undisturbed, tmp_path):
     pd.testing.assert_frame_equal(rows, undisturbed)
 
 
-def test_runs_that_were_not_tried_have_not_failed_when_the_cluster_dies(long, undisturbed, tmp_path, monkeypatch):
+def test_runs_that_were_not_tried_have_not_failed_when_the_cluster_dies(long, undisturbed, tmp_path):
     """One core, so that one run is at work and the other waits when the raylet is killed."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setattr("probe.sweep.cluster.ANSWER_SECONDS", 5.0)
     ray.shutdown()
     of = Cluster(
         initialize_head=True,
@@ -87,7 +87,8 @@ def test_runs_that_were_not_tried_have_not_failed_when_the_cluster_dies(long, un
     )
     try:
         killer = at_first_checkpoint(tmp_path, lambda: of.head_node.kill_raylet(check_alive=False))
-        with pytest.raises(ProbeError, match=r"is lost \(.*the same command tries the 2 runs that are left") as caught:
+        lost = pytest.raises(ProbeError, match=r"is lost \(.*the same command tries the 2 runs that are left")
+        with limits(cluster_seconds=5.0), lost as caught:
             run_sweep(long, tmp_path, device="cpu", ray=of.address)
         killer.join()
         assert "\n" not in str(caught.value) and not list((tmp_path / "results").glob("*.parquet"))

@@ -16,6 +16,7 @@ import pytest
 from probe.cli import main
 from probe.errors import ProbeError
 from probe.league import league
+from probe.limits import current, limits
 from probe.sweep import PRESETS, SweepConfig, read_results, results_of, run_sweep
 from probe.sweep.work import work
 from probe.training import TrainingConfig
@@ -200,6 +201,22 @@ def test_a_run_whose_process_keeps_dying_is_a_row_too(tiny, tmp_path, monkeypatc
 
 def _die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_of_a_sweep_has_the_limits_of_the_one_that_starts_it(tiny, tmp_path, monkeypatch):
+    # The process is spawned and begins as ever; in place of a run it says which limits hold there.
+    monkeypatch.setattr("probe.sweep.local._child", _tell_limits)
+    one = dataclasses.replace(tiny, tasks={"copy": tiny.tasks["copy"]}, encodings={"none": {}})
+    with limits(distance_block=11):
+        rows = run_sweep(one, tmp_path, device="cpu")
+    assert rows["reason"].tolist() == ["{'distance_block': 11}"]
+
+
+def _tell_limits(*args):
+    from probe.sweep import local
+
+    local.attempt = lambda *_: str(current().changed())
+    local._child(*args)
 
 
 def test_the_league_is_drawn_from_a_sweep(swept, tmp_path, capsys):

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from probe.errors import ProbeError
-from probe.tasks import Example, TextVocabulary, read_tokenizer, tokenizer_files
+from probe.limits import limits
+from probe.tasks import Example, TextVocabulary, read_tokenizer
 from probe.tasks.byte_vocabulary import ByteVocabulary
 from probe.tasks.tokenizers import shared_tokenizer
 
@@ -263,7 +264,7 @@ def test_normal_steps_are_read(bytes_folder, tmp_path):
     assert TextVocabulary(tmp_path).ids_of("A banana") == theirs.encode("A banana", add_special_tokens=False).ids
 
 
-def test_files_that_are_not_plain_or_too_large_are_refused(bytes_folder, tmp_path, monkeypatch):
+def test_files_that_are_not_plain_or_too_large_are_refused(bytes_folder, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.json", "merges.txt"):
         folder = tmp_path / name
         folder.mkdir()
@@ -272,12 +273,11 @@ def test_files_that_are_not_plain_or_too_large_are_refused(bytes_folder, tmp_pat
         os.mkfifo(folder / name)
         with pytest.raises(ProbeError, match="must be a plain file, got a pipe"):
             TextVocabulary(folder)
-    monkeypatch.setattr(tokenizer_files, "MOST_BYTES", 1000)
-    with pytest.raises(ProbeError, match="a tokenizer's file must have at most 1000 bytes"):
+    refused = pytest.raises(ProbeError, match="a tokenizer's file must have at most 1000 bytes")
+    with limits(tokenizer_bytes=1000), refused:
         TextVocabulary(bytes_folder)
     (folder := tmp_path / "linked").mkdir()  # as in the hub's cache
     (folder / "tokenizer.json").symlink_to(bytes_folder / "tokenizer.json")
-    monkeypatch.undo()
     assert len(TextVocabulary(folder)) == 400
 
 

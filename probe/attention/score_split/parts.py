@@ -11,13 +11,13 @@ from torch import Tensor
 
 from probe.attention.score_split.design import Design
 from probe.attention.score_split.sums import PARTS
+from probe.limits import current
 from probe.models.encodings import t5_bucket
 from probe.statistics import Bootstrap
 
 # A variance that is less of that of all scores is what rounding made: there is nothing of which a share could be had.
 NOTHING = 1e-12
 
-_CHUNK = 2048  # entries of curves that are drawn at a time
 CURVES = {"key": "f_abs", "query": "g", "distance": "f_rel"}
 
 Stack = Float64[Tensor, "draw head"]  # the first draw is the value
@@ -150,9 +150,8 @@ class Curves:
         frames = []
         for curve, values in (named | {"t5_bucket": self._by_bucket()}).items():
             head, index = torch.meshgrid(*(torch.arange(size) for size in values.shape[1:]), indexing="ij")
-            chunks = [
-                with_interval(self.coefficients @ chunk, bootstrap) for chunk in values.flatten(1).split(_CHUNK, dim=1)
-            ]
+            split = values.flatten(1).split(current().curve_block, dim=1)
+            chunks = [with_interval(self.coefficients @ chunk, bootstrap) for chunk in split]
             columns = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
             frames.append(pd.DataFrame({"head": head.flatten(), "curve": curve, "index": index.flatten()} | columns))
         return pd.concat(frames)

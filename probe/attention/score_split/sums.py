@@ -16,10 +16,10 @@ from torch import Tensor
 
 from probe.attention.distance_family import by_distance
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.sequences import valid_rows
 
 PARTS = ("key", "query", "distance")
-_BLOCK = 256  # queries at a time in the sum of squares
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def _of_head(
     if window < n:
         return torch.stack((over_queries, over_keys, over_rows)), _squares_in_window(q, k, window)
     # Σ_{i ≤ t} (q_t·k_i)² = q_tᵀ (Σ_{i ≤ t} k_i k_iᵀ) q_t: the Gram matrix of the keys before a block, and the block.
-    squares, gram = q.new_zeros(()), q.new_zeros(d, d)
-    for start in range(0, n, _BLOCK):
-        queries, keys = q[start : start + _BLOCK], k[start : start + _BLOCK]
+    squares, gram, n_block = q.new_zeros(()), q.new_zeros(d, d), current().squares_block
+    for start in range(0, n, n_block):
+        queries, keys = q[start : start + n_block], k[start : start + n_block]
         squares = squares + ((queries @ gram) * queries).sum() + (queries @ keys.T).tril().square().sum()
         gram = gram + keys.T @ keys
     return torch.stack((over_queries, over_keys, over_rows)), squares
@@ -113,10 +113,10 @@ def _of_head(
 
 def _squares_in_window(q: Float64[Tensor, "query d_head"], k: Float64[Tensor, "query d_head"], window: int) -> Tensor:
     """The sum of squared scores over the cells of a sliding window, some queries at a time: O(T window)."""
-    squares = q.new_zeros(())
-    for start in range(0, len(q), _BLOCK):
+    squares, n_block = q.new_zeros(()), current().squares_block
+    for start in range(0, len(q), n_block):
         first = max(0, start - window + 1)
-        scores = q[start : start + _BLOCK] @ k[first : start + _BLOCK].T
+        scores = q[start : start + n_block] @ k[first : start + n_block].T
         distance = torch.arange(start, start + len(scores))[:, None] - torch.arange(first, first + scores.shape[1])
         seen = ((distance >= 0) & (distance < window)).to(q.device)
         squares = squares + scores.where(seen, 0.0).square().sum()

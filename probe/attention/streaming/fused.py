@@ -12,22 +12,16 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from probe.attention.streaming.template import StreamTemplate, log_normaliser, negative_entropy
-
-# Longer bands than this are no longer cheaper than the whole pattern.
-MAX_NEAR = 512
-
-# Rows in a block of the running mean and of the band: small enough for the cache, large enough for a matrix product.
-BLOCK = 64
+from probe.limits import current
 
 # A position is a stretch of keys and a place in it, so that the rounding of a mean position is that of a place.
-_STRETCHES = 15
-_LONGEST_STRETCH = 1200
+_STRETCHES = 15  # at the least
 _WIDTH = 8  # kernels are at their fastest where the width of a head is a multiple of it
 
 
 def can_fuse(template: StreamTemplate) -> bool:
     """Whether the template is a line from some near distance on."""
-    return template.slope is not None and template.near.shape[1] <= MAX_NEAR
+    return template.slope is not None and template.near.shape[1] <= current().fused_band
 
 
 def attend(
@@ -50,7 +44,7 @@ def means(
     """ln Z_t, the mean score E_P[s_t] and the attended distance E_P[t - i] of every row."""
     n, d_head = k.shape[1:]
     position = torch.arange(n, device=q.device)
-    n_stretches = max(_STRETCHES, -(-n // _LONGEST_STRETCH))
+    n_stretches = max(_STRETCHES, -(-n // current().fused_stretch))
     length = -(-n // n_stretches)
     place = (position % length - (length - 1) / 2)[:, None]
     stretch = torch.nn.functional.one_hot(position // length, n_stretches)
@@ -122,19 +116,19 @@ def _running_mean_products(
     In blocks: with u0 the first row of a block, M_u = gain_u Σ_{u0 ≤ i ≤ u} w_{ui} k_i + keep_u M_{u0 - 1}. All three
     factors lie in [0, 1], whatever the sign of the slope.
     """
-    n = k.shape[1]
-    row = torch.arange(BLOCK, dtype=torch.float64)
+    n, n_block = k.shape[1], current().fused_block
+    row = torch.arange(n_block, dtype=torch.float64)
     highest = (-slope[:, None] * row).clamp(min=0)  # of the exponents in a block's row
     exponent = -slope[:, None, None] * (row[:, None] - row) - highest[..., None]
-    weight = exponent.exp().tril().view(*q.shape[:2], BLOCK, BLOCK).to(q)
-    place = torch.arange(n) % BLOCK
+    weight = exponent.exp().tril().view(*q.shape[:2], n_block, n_block).to(q)
+    place = torch.arange(n) % n_block
     before = torch.nn.functional.pad(log_z, (1, 0), value=-torch.inf)[:, torch.arange(n) - place]
     gain = (highest[:, place] - log_z).exp().view(*q.shape[:2], n, 1).to(q)
     keep = (before - slope[:, None] * (place + 1) - log_z).exp().view(*q.shape[:2], n, 1).to(q)
     products = q.new_empty(q.shape[:3])
     last = q.new_zeros(())
-    for start in range(0, n, BLOCK):
-        block = slice(start, min(start + BLOCK, n))
+    for start in range(0, n, n_block):
+        block = slice(start, min(start + n_block, n))
         size = block.stop - start
         mean = (weight[..., :size, :size] @ k[:, None, block]).mul_(gain[:, :, block])
         mean += keep[:, :, block] * last
@@ -154,9 +148,9 @@ def _band(
 ) -> tuple[Float[Tensor, "kv group query"], Float[Tensor, "kv group query"]]:
     """Σ_{d < D} p_{t-d} bend(d) and Σ_{d < D} T_{t-d} ln p_{t-d}: both from the scores of the D nearest keys."""
     kv, group, n, _ = q.shape
-    reach = bend.shape[1]
+    reach, n_block = bend.shape[1], current().fused_block
     # Row r of a block sees column c of its window at distance r + reach - 1 - c; -1 stands for outside of the band.
-    away = torch.arange(BLOCK)[:, None] + reach - 1 - torch.arange(BLOCK + reach - 1)
+    away = torch.arange(n_block)[:, None] + reach - 1 - torch.arange(n_block + reach - 1)
     inside = (away >= 0) & (away < reach)
 
     def window(table: Float64[Tensor, "head near"], outside: float) -> Tensor:
@@ -168,12 +162,12 @@ def _band(
     highest = template.near.cummax(-1).values[:, torch.arange(n).clamp(max=reach - 1)]
     gain = (highest - template_log_z).exp().view(kv, group, n).to(q)
     bent, log_p_mean = torch.empty_like(log_z), torch.empty_like(log_z)
-    for start in range(0, n, BLOCK):
-        end = min(start + BLOCK, n)
+    for start in range(0, n, n_block):
+        end = min(start + n_block, n)
         first = max(0, start - reach + 1)
         seen = (..., slice(0, end - start), slice(reach - 1 - (start - first), reach - 1 + end - start))
-        if start < reach + BLOCK:  # from there on every row sees the whole band
-            rows = highest[:, torch.arange(start, start + BLOCK).clamp(max=n - 1), None]
+        if start < reach + n_block:  # from there on every row sees the whole band
+            rows = highest[:, torch.arange(start, start + n_block).clamp(max=n - 1), None]
             weight = (bias - rows).clamp(max=0).exp().view_as(bends).to(q)
         queries = q[:, :, start:end].reshape(kv, -1, q.shape[-1])
         log_p = torch.baddbmm(

@@ -17,15 +17,10 @@ from torch.nn import functional as F
 from probe.attention.streaming import fused
 from probe.attention.streaming.template import StreamTemplate, log_normaliser
 from probe.errors import ProbeError, unknown_name
+from probe.limits import current
 from probe.shown import Shown
 
 PATHS = ("auto", "fused", "blocks")
-
-# Numbers in a block of rows of the pattern (16 MiB in float32); a handful of such blocks is held at a time.
-BLOCK = 2**22
-
-# Rows in a block at most: distances are counted from its first row, and rounded as numbers of this size.
-MAX_ROWS = 256
 
 # Scores that may be larger than this, in nats, are made in float64. Float32 rounds them by 6e-8 of their size, and the
 # fused path rounds ln Z and the mean score apart from one another: its entropy is off by some 1e-7 of that size.
@@ -190,7 +185,8 @@ def _by_blocks(
     rows = {name: torch.empty_like(q[..., 0], dtype=dtype) for name in names}
     total = torch.zeros(n_heads, n, dtype=torch.float64, device=q.device) if histogram else None
     q = q.view(len(k), -1, n, d_head)
-    step = min(max(1, BLOCK // (n_heads * min(n, window + MAX_ROWS))), MAX_ROWS)
+    most = current().pattern_rows
+    step = min(max(1, current().pattern_block // (n_heads * min(n, window + most))), most)
     # The widest block goes first, so that all later ones find room in what it leaves; growing ones would find none.
     for start in range((n - 1) // step * step, -1, -step):
         end = min(start + step, n)

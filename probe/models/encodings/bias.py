@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError, unknown_name
+from probe.limits import current
 from probe.models.encodings.base import PositionEncoding, consecutive
 
 
@@ -237,9 +238,6 @@ class Sandwich(RelativeBias):
         return (product / compression[:, None]).to(like)
 
 
-_HIDDEN_BLOCK = 2**24  # numbers in FIRE's hidden layer at a time: 64 MiB in float32
-
-
 class Fire(PositionEncoding):
     """The bias MLP(ψ(i - j) / ψ(max(i, L))) of query i and key j, ψ(x) = ln(|c| x + 1), c and L learned.
 
@@ -275,7 +273,7 @@ class Fire(PositionEncoding):
         distance = (query[:, None] - key).clamp(min=0)
         ratio = torch.log1p(c * distance) / (torch.log1p(c * normaliser) + 1e-6)[:, None]
         # Some queries at a time: there are ``width`` hidden numbers for each number of the bias.
-        n_rows = max(1, _HIDDEN_BLOCK // (len(key) * len(self.in_weight)))
+        n_rows = max(1, current().fire_block // (len(key) * len(self.in_weight)))
         return torch.cat([self._mlp(rows) for rows in ratio.to(like).split(n_rows)]).permute(2, 0, 1)
 
     def _mlp(self, x: Float[Tensor, "query key"]) -> Float[Tensor, "query key head"]:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules import module as registration
 
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.models.stored import Stored
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 # Modules that a model may have, beside so many for each tensor of its files. A layer has some twenty for a dozen
 # tensors; where files hold all experts of a layer in one tensor, a model may still have some hundreds.
 MODULES, MODULES_OF_A_TENSOR = 4096, 64
-
-MOST_TABLES = 2**30  # bytes that no file holds: masks, angles
 
 
 def check_fits(config: "PreTrainedConfig", stored: Mapping[str, Stored], folder: Path) -> None:
@@ -46,8 +45,8 @@ def check_fits(config: "PreTrainedConfig", stored: Mapping[str, Stored], folder:
         )
     others = [*model.buffers(), *(value for module in model.modules() for value in vars(module).values())]
     size = sum(value.numel() * value.element_size() for value in others if isinstance(value, torch.Tensor))
-    if size > MOST_TABLES:
-        raise ProbeError(f"{folder}: the config's tables must take at most {MOST_TABLES} bytes, got {size}")
+    if size > (most := current().table_bytes):
+        raise ProbeError(f"{folder}: the config's tables must take at most {most} bytes, got {size}")
 
 
 @contextlib.contextmanager

@@ -15,19 +15,19 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from probe.config import check_size
-from probe.position.edits.readable import READABLE, apart_from, readable, token_means
-from probe.position.edits.setting import (
+from probe.position.edits.comparison import (
     MOST_BY_CHANCE,
     Change,
-    Edit,
+    Comparison,
     OfPattern,
     Outcome,
-    Setting,
     after_first,
     first_layer_behind,
     keys_of,
 )
+from probe.position.edits.readable import READABLE, apart_from, readable, token_means
 from probe.position.edits.subspaces import Subspace, TokenMeans, with_controls
+from probe.position.setting import Edit
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP, ROUNDING
 from probe.tracing import RESID_POST, expand_sites
@@ -89,32 +89,31 @@ def erase_position(
             name.
     """
     check_size("n_random", n_random)
-    setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
-    first = slice(0, setting.half)
-    of_pattern = None if distance is None else distance(model, setting.tokens[first], setting.lengths[first])
-    plain = setting.run({}, of_pattern)
+    comparison = Comparison(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
+    of_pattern = None if distance is None else distance(model, comparison.fitted.tokens, comparison.fitted.lengths)
+    plain = comparison.run({}, of_pattern)
     rows: list[dict[str, Any]] = []
-    for site in expand_sites(sites, setting.model):
-        fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
+    for site in expand_sites(sites, model):
+        fitted_on, held_out = comparison.states(site)
         means = token_means(fitted_on, beyond_tokens)
         states, apart = apart_from(means, fitted_on), apart_from(means, held_out)
-        of_tokens = means(setting.tokens[setting.half :, 1:])
-        before = setting.measured(readable(setting, held_out, apart))
+        of_tokens = means(comparison.held_out.tokens[:, 1:])
+        before = comparison.measured(readable(comparison, held_out, apart))
 
         def less(z: Tensor, tokens: Tensor = fitted_on.tokens) -> Tensor:
             return z - TokenMeans.of(z, tokens)(tokens) if beyond_tokens else z
 
         for name in concepts:
-            subspaces = with_controls(name, states, fitted_on.positions, less, n_random, setting.generator)
+            subspaces = with_controls(name, states, fitted_on.positions, less, n_random, comparison.generator)
             changes = {}
             for control, of in subspaces.items():
-                outcomes = [setting.run({site: _erasing(s, of_tokens)}, of_pattern) for s in of]
-                changes[control] = [*_changes(setting, site, plain, outcomes)] if of else []
-            for control, of_control in setting.compared(changes, subspaces).items():
+                outcomes = [comparison.run({site: _erasing(s, of_tokens)}, of_pattern) for s in of]
+                changes[control] = [*_changes(comparison, site, plain, outcomes)] if of else []
+            for control, of_control in comparison.compared(changes, subspaces).items():
                 keys = {"site": site, "concept": name, "control": control, "rank": subspaces[control][0].rank}
-                left = torch.stack([readable(setting, held_out, apart, s) for s in subspaces[control][:5]]).mean(0)
+                left = torch.stack([readable(comparison, held_out, apart, s) for s in subspaces[control][:5]]).mean(0)
                 rows += [keys | row for row in of_control]
-                rows.append(keys | {"metric": "probe_r2"} | setting.measured(left))
+                rows.append(keys | {"metric": "probe_r2"} | comparison.measured(left))
                 if control == "none":
                     rows.append(keys | {"metric": "probe_r2_before"} | before)
     return pd.DataFrame(rows).reindex(columns=[*_KEYS, "value", "low", "high", "n", "p"])
@@ -123,11 +122,11 @@ def erase_position(
 _KEYS = ("site", "concept", "rank", "control", "metric", "layer", "length")
 
 
-def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Outcome]) -> Iterator[Change]:
+def _changes(comparison: Comparison, site: str, plain: Outcome, outcomes: Sequence[Outcome]) -> Iterator[Change]:
     def change(get: Callable[[Outcome], Tensor]) -> Tensor:
         return torch.stack([get(outcome) - get(plain) for outcome in outcomes])
 
-    lengths, tokens = setting.lengths[setting.half :], setting.scored[setting.half :].sum(-1).double()
+    lengths, tokens = comparison.held_out.lengths, comparison.held_out.scored.sum(-1).double()
     every = torch.ones_like(tokens)
     yield Change({"metric": "loss"}, 1, change(lambda o: o.loss), tokens)
     yield Change({"metric": "token_accuracy"}, -1, change(lambda o: o.right), tokens)
@@ -136,7 +135,7 @@ def _changes(setting: Setting, site: str, plain: Outcome, outcomes: Sequence[Out
     for length in lengths.unique().tolist() if len(lengths.unique()) > 1 else ():
         of = (lengths == length).double()
         yield Change({"metric": "exact_match", "length": length}, -1, exact * of, of)
-    for layer in range(first_layer_behind(site), setting.n_layers) if plain.of_patterns else ():
+    for layer in range(first_layer_behind(site), comparison.setting.n_layers) if plain.of_patterns else ():
 
         def of_layer(outcome: Outcome, layer: int = layer) -> Tensor:
             return outcome.of_patterns[layer]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
-from probe.position.edits.setting import Change, Edit, Outcome, Setting, first_layer_behind, keys_of, one_site
-from probe.position.edits.subspaces import Subspace, Whitening, with_controls
+from probe.position.edits.comparison import Change, Comparison, Outcome, first_layer_behind, keys_of, one_site
+from probe.position.edits.readable import READABLE, apart_from, least_squares, readable, token_parts
+from probe.position.edits.subspaces import Subspace, with_controls
+from probe.position.setting import Edit, Edits
 from probe.sequences import Integers, TokenIds
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import RESID_POST, block_site
@@ -73,45 +74,46 @@ def patch_position(
             states that are not finite, or an unknown name.
     """
     check_size("n_random", n_random)
-    setting = Setting(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
-    site = one_site(site, setting)
+    comparison = Comparison(model, tokens, lengths, scored, n_bootstrap, confidence, seed)
+    site = one_site(site, model)
     shifts = list(dict.fromkeys(shifts))
     for shift in shifts:
-        if not 0 <= shift < setting.tokens.shape[1] - 1:
-            raise ProbeError(f"shifts must be 0…{setting.tokens.shape[1] - 2} tokens, got {shift}")
-    fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
+        if not 0 <= shift < comparison.fitted.tokens.shape[1] - 1:
+            raise ProbeError(f"shifts must be 0…{comparison.fitted.tokens.shape[1] - 2} tokens, got {shift}")
+    fitted_on, held_out = comparison.states(site)
     means = token_parts(fitted_on, beyond_tokens)
-    states, of_tokens = apart_from(means, fitted_on), means(setting.tokens[setting.half :])
+    states, of_tokens = apart_from(means, fitted_on), means(comparison.held_out.tokens)
 
     def less(z: Tensor) -> Tensor:
         return z - token_parts(fitted_on, beyond_tokens, z)(fitted_on.tokens)
 
-    subspaces = with_controls(concept_name, states, fitted_on.positions, less, n_random, setting.generator)
+    subspaces = with_controls(concept_name, states, fitted_on.positions, less, n_random, comparison.generator)
     (found,) = subspaces["none"]
+    setting = comparison.setting
     layers = range(first_layer_behind(site), setting.n_layers)
-    behind = {layer: setting.hidden(block_site(layer, RESID_POST)) for layer in layers}
+    behind = {layer: setting.states(setting.fitted, block_site(layer, RESID_POST)) for layer in layers}
     probes = {layer: _probe(each.x, each.positions) for layer, each in behind.items()}
-    plain, read = _run_and_read(setting, {}, probes)
+    plain, read = _run_and_read(comparison, {}, probes)
     keys = {"site": site, "concept": concept_name, "rank": found.rank, "control": "none"}
-    before = setting.measured(readable(setting, held_out, apart_from(means, held_out)))
+    before = comparison.measured(readable(comparison, held_out, apart_from(means, held_out)))
     rows = [keys | {"metric": "probe_r2_before"} | before]
-    scored_tokens = setting.scored[setting.half :].sum(-1).double()
+    scored_tokens = comparison.held_out.scored.sum(-1).double()
     for shift in shifts:
-        patched = torch.zeros_like(setting.rows[setting.half :])
-        own, other = setting.rows[setting.half :], setting.rows[setting.half :].roll(-1, 0)
+        patched = torch.zeros_like(comparison.held_out.rows)
+        own, other = comparison.held_out.rows, comparison.held_out.rows.roll(-1, 0)
         patched[:, : patched.shape[1] - shift] = own[:, : patched.shape[1] - shift] & other[:, shift:]
         changes = {}
         for control, of in subspaces.items():
             exchanges = [_exchange(s, of_tokens, shift, patched) for s in of]
-            outcomes = [_run_and_read(setting, {site: exchange}, probes) for exchange in exchanges]
+            outcomes = [_run_and_read(comparison, {site: exchange}, probes) for exchange in exchanges]
             changes[control] = [*_patched(plain, read, outcomes, patched, scored_tokens)] if of else []
             if shift > 0 and of:
-                alike = [setting.run({site: _exchange(s, of_tokens, 0, patched)}) for s in of]
+                alike = [comparison.run({site: _exchange(s, of_tokens, 0, patched)}) for s in of]
                 price = torch.stack([e.loss - plain.loss for e in alike])
                 beyond = torch.stack([o.loss - e.loss for (o, _), e in zip(outcomes, alike, strict=True)])
                 changes[control].append(Change({"metric": "loss_of_exchange"}, 1, price, scored_tokens))
                 changes[control].append(Change({"metric": "loss_beyond_exchange"}, 1, beyond, scored_tokens))
-        for control, of_control in setting.compared(changes, subspaces).items():
+        for control, of_control in comparison.compared(changes, subspaces).items():
             keys = {"site": site, "concept": concept_name, "rank": subspaces[control][0].rank, "control": control}
             rows += [keys | {"shift": shift} | row for row in of_control]
     columns = [*("site", "concept", "rank", "control", "shift", "metric", "layer"), "value", "low", "high", "n", "p"]
@@ -199,24 +201,20 @@ def _exchange(
 
 def _probe(states: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
     """The least squares reading of the position."""
-    whitening, offset = Whitening.of(states), positions.double().mean()
-    weight, _ = whitening.reading(states, positions)
-    return lambda value: (value.double().cpu() - whitening.mean) @ weight + offset
+    probe = least_squares(states, positions)
+    return lambda value: probe.predict(value.cpu())
 
 
 def _run_and_read(
-    setting: Setting, edits: Mapping[str, Edit], probes: Mapping[int, Edit]
+    comparison: Comparison, edits: Edits, probes: Mapping[int, Edit]
 ) -> tuple[Outcome, dict[int, Tensor]]:
     read: dict[int, Tensor] = {}
 
-    def reading(layer: int) -> Edit:
-        def edit(value: Tensor) -> Tensor:
-            edited = edits.get(block_site(layer, RESID_POST))
-            value = value if edited is None else edited(value)
+    def reading(layer: int) -> Callable[[Tensor], object]:
+        def seen(value: Tensor) -> None:
             read[layer] = probes[layer](value)
-            return value
 
-        return edit
+        return seen
 
-    watched = {block_site(layer, RESID_POST): reading(layer) for layer in probes}
-    return setting.run({**edits, **watched}), read
+    watch = {block_site(layer, RESID_POST): reading(layer) for layer in probes}
+    return comparison.run(edits, watch=watch), read

@@ -5,14 +5,15 @@ edited is therefore, by default, the difference between a state and what its tok
 """
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from probe.position.edits.setting import Setting, States
-from probe.position.edits.subspaces import Subspace, TokenMeans, unscale
-from probe.position.probes.moments import precision
-from probe.position.probes.ridge import ALPHAS, RidgeProbe
+from probe.position.edits.comparison import Comparison
+from probe.position.edits.subspaces import Subspace, TokenMeans
+from probe.position.probes.moments import precision, unscale
+from probe.position.probes.ridge import ALPHAS, LinearProbe
 from probe.position.probes.scores import r2, token_sums
+from probe.position.setting import States
 
 READABLE = 0.3  # R² from which on position can be read
 
@@ -40,8 +41,13 @@ def apart_from(means: TokenMeans, states: States) -> Float64[Tensor, "row featur
     return torch.where(apart.std(0, correction=0) > precision(states.x.dtype) * size, apart, 0.0)
 
 
+def least_squares(states: Float[Tensor, "row feature"], positions: Shaped[Tensor, "row"]) -> LinearProbe:
+    """The least squares reading of the position: what an edit must move by as much as it says."""
+    return LinearProbe((0.0,), standardize=True).fit(states, positions)
+
+
 def readable(
-    setting: Setting, states: States, apart: Float64[Tensor, "row feature"], erased: Subspace | None = None
+    comparison: Comparison, states: States, apart: Float64[Tensor, "row feature"], erased: Subspace | None = None
 ) -> Float64[Tensor, "draw"]:
     """The R² with which position is read in states of the second half, in every draw of its sequences: ridge probes of
     one half of them, scored on the other.
@@ -55,8 +61,7 @@ def readable(
     for fold in range(2):
         own = sequence % 2 == fold
         several = len(sequence[~own].unique()) > 1  # else its tokens are the folds that choose the strength
-        probe = RidgeProbe(ALPHAS, folds=2)
-        probe.fit(x[~own].numpy(), y[~own].numpy(), sequence[~own].numpy() if several else None)
-        decoded[own] = torch.from_numpy(probe.predict(x[own].numpy()))
-    sums = token_sums(y[:, None], (decoded - y)[:, None], sequence, len(setting.weights[0]))[:, 0]
-    return r2(setting.weights @ sums)
+        probe = LinearProbe(ALPHAS, folds=2).fit(x[~own], y[~own], sequence[~own] if several else None)
+        decoded[own] = probe.predict(x[own])
+    sums = token_sums(y[:, None], (decoded - y)[:, None], sequence, len(comparison.weights[0]))[:, 0]
+    return r2(comparison.weights @ sums)

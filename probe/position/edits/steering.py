@@ -5,7 +5,7 @@ other half, beside random directions of the same length that are orthogonal to p
 to nor edited. ``probe.position.edits.patching`` exchanges position between sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.open.bridge import hide_keys
-from probe.position.edits.readable import READABLE, apart_from, readable, token_parts
-from probe.position.edits.setting import MOST_BY_CHANCE, Edit, Setting, first_layer_behind, keys_of, one_site
+from probe.position.edits.comparison import MOST_BY_CHANCE, Comparison, first_layer_behind, keys_of, one_site
+from probe.position.edits.readable import READABLE, apart_from, least_squares, readable, token_parts
 from probe.position.edits.subspaces import Subspace, Whitening, concept_subspace
 from probe.sequences import TokenIds
 from probe.statistics import N_BOOTSTRAP, p_value
-from probe.tracing import SCORES, block_site, logits_with_edits
+from probe.tracing import SCORES, block_site
 
 STILL = 1e-4  # tokens per token: less is what rounding makes of attention that stands still, and is no more than any
 FOLLOWS = 0.5  # tokens per token: a slope above it is nearer to 1, attention that follows, than to 0, one that does not
@@ -34,7 +34,8 @@ def position_direction(
     Along the covariance of states and position, the direction in which positions lie (Haufe et al. 2014), as far as
     moves the reading of the least squares probe by 1.
     """
-    reading, along = Whitening.of(states).reading(states, positions)
+    along = Whitening.of(states).covariance(states, positions)
+    reading = least_squares(states, positions).solution.weights[:, 0]
     return along / (reading @ along), concept_subspace(states, positions[:, None].double())
 
 
@@ -83,48 +84,48 @@ def steer_position(
             on, a site that is no attention's, or attention to the keys before the query that is not finite.
     """
     check_size("n_random", n_random)
-    setting = Setting(model, tokens, None, None, n_bootstrap, confidence, seed)
+    comparison = Comparison(model, tokens, None, None, n_bootstrap, confidence, seed)
     if len(set(shifts)) < 2:
         raise ProbeError(f"at least two different shifts are wanted, got {list(shifts)}")
-    T = setting.tokens.shape[1]
+    T = comparison.fitted.tokens.shape[1]
     query = T // 2 if query is None else query
     if not 1 <= query < T:
         raise ProbeError(f"query must be a row 1…{T - 1}, got {query}")
-    site = one_site(site, setting)
-    layers = range(first_layer_behind(site), setting.n_layers)
+    site = one_site(site, model)
+    layers = range(first_layer_behind(site), comparison.setting.n_layers)
     if not layers:
         raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
-    fitted_on, held_out = setting.hidden(site), setting.hidden(site, held_out=True)
+    fitted_on, held_out = comparison.states(site)
     means = token_parts(fitted_on, beyond_tokens)
     states, positions = apart_from(means, fitted_on), fitted_on.positions
     if states.any():
         step, subspace = position_direction(states, positions)
     else:
         step, subspace = torch.zeros_like(means.mean), Subspace.nothing(means.mean)
-    controls = {"none": [step], "random": _like(step, subspace, states, n_random, setting.generator)}
+    controls = {"none": [step], "random": _like(step, subspace, states, n_random, comparison.generator)}
     k = torch.tensor(shifts, dtype=torch.float64)
     k = k - k.mean()
     # "step shift sequence layer head", and its slope over the shifts
     attended = {
-        control: torch.stack([_attended(setting, site, query, s, shifts, layers) for s in steps])
+        control: torch.stack([_attended(comparison, site, query, s, shifts, layers) for s in steps])
         for control, steps in controls.items()
         if len(steps)
     }
     slopes = {c: torch.einsum("k,rksld->rsld", k, each) / k.square().sum() for c, each in attended.items()}
-    before = setting.measured(readable(setting, held_out, apart_from(means, held_out)))
+    before = comparison.measured(readable(comparison, held_out, apart_from(means, held_out)))
     rows = [{"site": site, "query": query, "control": "none", "metric": "probe_r2_before"} | before]
     for control, of in attended.items():
         for i, layer in enumerate(layers):
             for head in range(of.shape[-1]):
                 keys = {"site": site, "layer": layer, "head": head, "query": query, "control": control}
-                moved = setting.measured(setting.weights @ slopes[control][:, :, i, head].mean(0))
+                moved = comparison.measured(comparison.weights @ slopes[control][:, :, i, head].mean(0))
                 if control == "none" and "random" in slopes:
                     others = slopes["random"][:, :, i, head].mean(1).abs().tolist()
                     effect = abs(moved["value"])
                     moved["p"] = p_value(effect if effect > STILL else 0.0, others)
                 rows.append(keys | {"metric": "attention_moved"} | moved)
                 for j, shift in enumerate(shifts):
-                    at = setting.measured(setting.weights @ of[:, j, :, i, head].mean(0))
+                    at = comparison.measured(comparison.weights @ of[:, j, :, i, head].mean(0))
                     rows.append(keys | {"metric": "attended", "shift": shift} | at)
     columns = ["site", "layer", "head", "query", "control", "metric", "shift", "value", "low", "high", "n", "p"]
     return pd.DataFrame(rows).reindex(columns=columns).astype({"layer": "Int64", "head": "Int64"})
@@ -170,7 +171,9 @@ def attention_follows(rows: pd.DataFrame) -> pd.DataFrame:
     return found[[*keys, "verdict", "attention_moved", "p", "probe_r2_before"]].reset_index(drop=True)
 
 
-def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: range) -> Tensor:
+def _attended(
+    comparison: Comparison, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: range
+) -> Tensor:
     """The mean attended position of the moved row among the keys before it, "shift sequence layer head"."""
     found = []
     for shift in shifts:
@@ -181,8 +184,8 @@ def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Seq
             x[:, query] += (shift * step).to(x)
             return x
 
-        def watch(layer: int, attended: dict[int, Tensor] = attended) -> Edit:
-            def edit(scores: Tensor) -> Tensor:
+        def watch(layer: int, attended: dict[int, Tensor] = attended) -> Callable[[Tensor], object]:
+            def seen(scores: Tensor) -> None:
                 pattern = hide_keys(scores.detach())[:, :, query, :query].double().cpu().softmax(-1)
                 if not pattern.isfinite().all():
                     raise ProbeError(
@@ -190,15 +193,11 @@ def _attended(setting: Setting, site: str, query: int, step: Tensor, shifts: Seq
                         "scores are not finite, or a window hides all of these keys"
                     )
                 attended[layer] = pattern @ torch.arange(query, dtype=torch.float64)
-                return scores
 
-            return edit
+            return seen
 
-        logits_with_edits(
-            setting.model,
-            setting.tokens[setting.half :],
-            {site: moved} | {block_site(layer, SCORES): watch(layer) for layer in layers},
-        )
+        watched = {block_site(layer, SCORES): watch(layer) for layer in layers}
+        comparison.setting.run(comparison.held_out.tokens, {site: moved}, watched)
         found.append(torch.stack([attended[layer] for layer in layers], dim=1))
     return torch.stack(found)
 

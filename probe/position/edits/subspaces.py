@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from probe.errors import ProbeError, unknown_name
-from probe.position.probes.moments import eigen, precision
+from probe.position.probes.moments import eigen, least_variance, precision, unscale
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ class Whitening:
         mean, to_unit = x.double().mean(0), unscale(x)
         z = (x.double() - mean) * to_unit
         values, vectors = eigen(z.T @ z / len(z))
-        # Variances below these are what rounding makes: of the states, and of the decomposition.
-        least = max(precision(x.dtype) ** 2, len(values) * torch.finfo(torch.float64).eps)
-        there = values > values[-1].clamp(min=0) * least
+        there = values > least_variance(values, precision(x.dtype))
         values, vectors = values[there], vectors[:, there]
         scale = torch.where(to_unit > 0, 1 / to_unit, 0.0)
         root, inverse = vectors * values.sqrt() @ vectors.T, vectors / values.sqrt() @ vectors.T
@@ -134,20 +132,10 @@ class Whitening:
         own = torch.linalg.qr(self.inverse @ apart_from.left)[0]
         return drawn - own @ (own.T @ drawn)
 
-    def reading(
-        self, x: Float[Tensor, "row feature"], y: Shaped[Tensor, "row"]
-    ) -> tuple[Float64[Tensor, "feature"], Float64[Tensor, "feature"]]:
-        """The coefficients u of the least squares reading of y from x, and the covariance of x and y, whose directions
-        both stand in whitened coordinates: Σ_xy = root c, u = inverseᵀ c."""
+    def covariance(self, x: Float[Tensor, "row feature"], y: Shaped[Tensor, "row"]) -> Float64[Tensor, "feature"]:
+        """The covariance of x and y, over the directions in which x varies."""
         centred = y.double() - y.double().mean()
-        c = self.inverse @ ((x.double() - self.mean).T @ centred / len(centred))
-        return self.inverse.T @ c, self.root @ c
-
-
-def unscale(x: Float[Tensor, "row feature"]) -> Float64[Tensor, "feature"]:
-    """1 / the standard deviation of each feature, 0 for those that are constant to rounding."""
-    std, mean = x.double().std(0, correction=0), x.double().mean(0)
-    return torch.where(std > precision(x.dtype) * mean.abs(), 1 / std, 0.0)
+        return self.root @ (self.inverse @ ((x.double() - self.mean).T @ centred / len(centred)))
 
 
 def concept_subspace(x: Float[Tensor, "row feature"], z: Float[Tensor, "row concept"]) -> Subspace:

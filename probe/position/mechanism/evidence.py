@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from probe.position.mechanism.interventions import NORMAL
-from probe.position.mechanism.subject import Subject
+from probe.position.mechanism.readout import Readout
 from probe.position.probes.scores import Draws
 
 # The thresholds of the verdicts; ``name_mechanism`` says where each stands.
@@ -62,5 +62,5 @@ class Evidence:
     def mean(self, metric: str, by_sequence: Float64[Tensor, "sequence"], **where: str) -> Row:
         return self.add(metric, self.draws.sequences @ by_sequence / len(by_sequence), **where)
 
-    def readout(self, subject: Subject, intervention: str, metric: str) -> float:
-        return self.add(metric, subject.found[intervention][metric], intervention, subject.site)["value"]
+    def read(self, readout: Readout, intervention: str, metric: str) -> float:
+        return self.add(metric, readout.found[intervention][metric], intervention, readout.site)["value"]

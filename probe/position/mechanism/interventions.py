@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.position.setting import Edits
 from probe.tracing import PATTERN, RESID_POST, block_site
 
 NORMAL = "normal"
-
-Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)

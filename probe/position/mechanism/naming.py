@@ -10,10 +10,11 @@ from probe.errors import ProbeError
 from probe.position.mechanism.evidence import VERDICTS, Evidence, Rows
 from probe.position.mechanism.findings import MECHANISMS
 from probe.position.mechanism.interventions import NORMAL
-from probe.position.mechanism.subject import Subject
+from probe.position.mechanism.readout import Readout
 from probe.position.mechanism.use import Use
 from probe.position.probes.scores import Draws
-from probe.sequences import Sequences, TokenIds, first_of_each, marked
+from probe.position.setting import Part, Setting
+from probe.sequences import TokenIds, token_ids
 from probe.statistics import N_BOOTSTRAP
 from probe.tracing import EMBED
 
@@ -96,25 +97,27 @@ def name_mechanism(
         ProbeError: for fewer than 10 distinct sequences, sequences of fewer than 8 tokens, a site that the model has
             not or that holds no hidden states, hidden states that are not finite, or ``scored`` of another shape.
     """
-    ids = Sequences.of(tokens).tokens
+    ids = token_ids(tokens).cpu()
     if ids.shape[1] < MECHANISM_LENGTH:
         raise ProbeError(
             f"name_mechanism needs sequences of at least {MECHANISM_LENGTH} tokens, got shape {tuple(ids.shape)}"
         )
-    counted = marked("scored", scored, ids)
     check_number("test_share", test_share, 0, 1)
     check_size("batch_size", batch_size, least=2)
-    kept = first_of_each(ids, None, counted)
-    if len(kept) < MECHANISM_SEQUENCES:
-        raise ProbeError(f"name_mechanism needs at least {MECHANISM_SEQUENCES} distinct sequences, got {len(kept)}")
-    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
-    draws = Draws.of(min(max(3, round(test_share * len(kept))), len(kept) - 3), n_bootstrap, confidence, seed)
-    subject = Subject(model, ids[kept], site, counted[kept], draws, seed, batch_size)
-    use = Use(subject)
+    part = Part.distinct(ids, None, scored)
+    n = len(part)
+    if n < MECHANISM_SEQUENCES:
+        raise ProbeError(f"name_mechanism needs at least {MECHANISM_SEQUENCES} distinct sequences, got {n}")
+    part = part[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    n_held_out = min(max(3, round(test_share * n)), n - 3)
+    draws = Draws.of(n_held_out, n_bootstrap, confidence, seed)
+    setting = Setting(model, part[: n - n_held_out], part[n - n_held_out :], batch_size)
+    readout = Readout(setting, site, draws, seed)
+    use = Use(readout)
     found: dict[str, tuple[str, Rows]] = {}
     for name, find in MECHANISMS.items():
         evidence = Evidence(draws, [])
-        available, used = find(subject, evidence)
+        available, used = find(readout, evidence)
         verdict = VERDICTS[available]
         if name == "position" or (available and used is not None):
             gains = evidence.add("loss_gain", use.gain)["low"] > 0

@@ -18,9 +18,9 @@ from torch import Tensor
 from probe.config import check_number, check_size
 from probe.device import fast_products
 from probe.errors import ProbeError
+from probe.limits import current
 from probe.position.probes.moments import eigen
 
-CHUNK = 2048  # rows that go through the loss at once
 MEMORY = 20  # steps that L-BFGS remembers
 RENEWALS = (0, 2, 5)  # steps before which the metric is renewed
 LOOKED_AT = 4096  # rows that it is renewed from
@@ -32,15 +32,16 @@ class Objective:
 
     def __init__(self, x: Float[Tensor, "row feature"], y: Int[Tensor, "row"], penalty: float):
         self.x, self.y, self.penalty = x, y, penalty
-        self.minus_one = x.new_full((CHUNK, 1), -1.0)
+        self.n_rows = current().loss_rows
+        self.minus_one = x.new_full((self.n_rows, 1), -1.0)
 
     def __call__(self, W: Float[Tensor, "class column"]) -> tuple[float, Tensor]:
         """The loss, summed in float64, and its gradient."""
         w, intercept = W[:, :-1], W[:, -1]
         gradient, loss, n = torch.zeros_like(W), 0.0, len(self.x)
         of_w = torch.zeros(w.shape, dtype=W.dtype)
-        for i in range(0, n, CHUNK):
-            x, y = self.x[i : i + CHUNK], self.y[i : i + CHUNK, None]
+        for i in range(0, n, self.n_rows):
+            x, y = self.x[i : i + self.n_rows], self.y[i : i + self.n_rows, None]
             p = torch.addmm(intercept, x, w.T).log_softmax(dim=1)
             loss -= float(p.gather(1, y).sum(dtype=torch.float64))
             p.exp_().scatter_add_(1, y, self.minus_one[: len(y)])
@@ -166,10 +167,10 @@ class SoftmaxProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self
 
     def _loss(self, x: Tensor, label: Tensor) -> float:
-        total = 0.0
-        for i in range(0, len(x), CHUNK):
-            z = x[i : i + CHUNK].double() @ torch.from_numpy(self.coef_.T) + torch.from_numpy(self.intercept_)
-            total += float(torch.nn.functional.cross_entropy(z, label[i : i + CHUNK], reduction="sum"))
+        total, n_rows = 0.0, current().loss_rows
+        for i in range(0, len(x), n_rows):
+            z = x[i : i + n_rows].double() @ torch.from_numpy(self.coef_.T) + torch.from_numpy(self.intercept_)
+            total += float(torch.nn.functional.cross_entropy(z, label[i : i + n_rows], reduction="sum"))
         return (total + float(np.square(self.coef_).sum()) / (2 * self.C)) / len(x)
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from probe.config import check_number
 from probe.errors import ProbeError, unknown_name
 from probe.position.probes.classification import SoftmaxProbe
 from probe.position.probes.controls import Probed, beside_controls
-from probe.position.probes.moments import precision
+from probe.position.probes.moments import unscale
 from probe.position.probes.reading import RandomProjection, Reader, Rows
 from probe.position.probes.ridge import ALPHAS
 from probe.position.probes.scores import METRICS, Draws, Metric, accuracy, mean_absolute_error, token_sums
@@ -117,11 +117,10 @@ def _classify_site(
     source: nn.Module | RandomProjection, site: str, shuffled: bool, reader: Reader, alpha: float
 ) -> dict[str, Probed]:
     x, y, _ = _collect(source, site, shuffled, reader, reader.split.train)
-    std, mean = torch.std_mean(x.double(), dim=0, correction=0)
-    unscale = torch.where(std > precision(x.dtype) * mean.abs(), 1 / std, 0.0)
+    mean, to_unit = x.double().mean(0), unscale(x)
 
     def standardised(x: Tensor) -> ndarray:
-        return ((x - mean.to(x.dtype)) * unscale.to(x.dtype)).numpy()
+        return ((x - mean.to(x.dtype)) * to_unit.to(x.dtype)).numpy()
 
     fitted = [SoftmaxProbe(C=1 / alpha).fit(standardised(x), column.long().numpy()) for column in y.T]
     x, y, group = _collect(source, site, shuffled, reader, reader.split.test)

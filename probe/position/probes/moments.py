@@ -14,10 +14,7 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from torch import Tensor
 
 from probe.errors import ProbeError
-
-# Rows that are centred and multiplied at once: their copy stays in a core's cache, and the rounding of float32 products
-# is that of so many rows.
-CHUNK = 2048
+from probe.limits import current
 
 
 def eigen(
@@ -41,6 +38,26 @@ def precision(dtype: torch.dtype) -> float:
     times in float32 and float64, in half precision by the last rounding of all, since its sums are float32."""
     eps = float(torch.finfo(dtype).eps)
     return max(eps, 16 * min(eps, float(torch.finfo(torch.float32).eps)))
+
+
+def unit_scale(
+    std: Float64[Tensor, "feature"], mean: Float64[Tensor, "feature"], eps: float
+) -> Float64[Tensor, "feature"]:
+    """What brings each feature to unit variance: 1 / its standard deviation, and 0 for a feature that is constant to
+    the relative precision ``eps`` of the rows. All linear probes and edits go by this rule."""
+    return torch.where(std > eps * mean.abs(), 1 / std, 0.0)
+
+
+def unscale(x: Float[Tensor, "row feature"]) -> Float64[Tensor, "feature"]:
+    """``unit_scale`` of the features of these rows."""
+    std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+    return unit_scale(std, mean, precision(x.dtype))
+
+
+def least_variance(values: Float64[Tensor, "feature"], eps: float) -> Float64[Tensor, ""]:
+    """The variance up to which a direction counts as none, of the eigenvalues of a covariance in ascending order: what
+    is smaller was made by rounding, of the rows with their relative precision ``eps`` or of the decomposition."""
+    return values[-1].clamp(min=0) * max(eps**2, len(values) * torch.finfo(torch.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -87,16 +104,16 @@ class Moments:
 
     def and_rows(self, x: Float[Tensor, "row feature"], y: Float[Tensor, "row target"]) -> "Moments":
         """These moments and those of more rows."""
-        d, total = self.n_features, self.lower.clone()
+        d, total, n_rows = self.n_features, self.lower.clone(), current().moment_rows
         origin, y = self.origin.to(self.products), y.to(x.device)
-        z = x.new_empty(min(CHUNK, len(x)), len(total), dtype=self.products)
+        z = x.new_empty(min(n_rows, len(x)), len(total), dtype=self.products)
         z[:, -1] = 1
         product = torch.zeros_like(total, dtype=self.products)
-        for i in range(0, len(x), CHUNK):
+        for i in range(0, len(x), n_rows):
             rows = z[: len(x) - i]
-            torch.sub(x[i : i + CHUNK], origin[:d], out=rows[:, :d])
+            torch.sub(x[i : i + n_rows], origin[:d], out=rows[:, :d])
             # Targets are float64, and may be far from what float32 holds: they are centred first.
-            rows[:, d:-1] = y[i : i + CHUNK] - self.origin[d:]
+            rows[:, d:-1] = y[i : i + n_rows] - self.origin[d:]
             if z.device.type == "cpu":
                 # Half the work of a product that does not know its result to be symmetric. Fortran takes every matrix
                 # for its transpose: the rows, and the triangle above the diagonal.
@@ -106,6 +123,10 @@ class Moments:
                 torch.mm(rows.T, rows, out=product)
             total += product
         return replace(self, lower=total)
+
+    def emptied(self) -> "Moments":
+        """The moments of no row, about the same origin."""
+        return replace(self, lower=torch.zeros_like(self.lower))
 
     @functools.cached_property
     def gram(self) -> Float64[Tensor, "bordered bordered"]:

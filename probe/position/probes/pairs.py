@@ -12,9 +12,9 @@ from probe.config import check_size
 from probe.device import gradients
 from probe.errors import ProbeError, unknown_name
 from probe.position.probes.controls import CONTROLS, Probed, beside_controls
-from probe.position.probes.moments import Moments, eigen
+from probe.position.probes.moments import eigen
 from probe.position.probes.reading import RandomProjection, Reader, Rows
-from probe.position.probes.ridge import ALPHAS, fit_folds
+from probe.position.probes.ridge import ALPHAS, LinearProbe
 from probe.position.probes.scores import METRICS, Draws, token_sums
 from probe.position.probes.splits import Split
 from probe.position.probes.targets import TargetContext, target_values
@@ -172,13 +172,14 @@ def principal_components(x: Float64[Tensor, "row feature"], rank: int, size: flo
     return mean, vectors[:, there] / values[there].sqrt()
 
 
-def _ridge(x: Tensor, y: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients and intercepts, the strengths chosen between sequences."""
-    empty = Moments.about(x, y)
-    parts = [sequence % 5 == f for f in range(5)]
-    folds = [empty.and_rows(x[part], y[part]) for part in parts if part.any()]
-    coef, intercept, _ = fit_folds(folds, ALPHAS if len(folds) > 1 else (1.0,), standardize=True)
-    return coef, intercept
+def _ridge(x: Tensor, y: Tensor, sequence: Tensor) -> LinearProbe:
+    """The linear map, its strengths chosen between sequences."""
+    probe = LinearProbe(ALPHAS, standardize=True)
+    for fold in range(5):
+        part = sequence % 5 == fold
+        if part.any():
+            probe.update(x[part], y[part], fold)
+    return probe
 
 
 def bilinear(
@@ -195,7 +196,7 @@ def bilinear(
     names, one_of_each = ("position", "log_position", "inverse_position", "fourier"), torch.arange(n)[None]
     read = target_values(names, one_of_each, torch.tensor([n]), TargetContext().for_length(n))[0, p.long()]
     both = torch.cat((a, b))
-    coef, _ = _ridge(both, read, torch.cat((sequence, sequence)))
+    coef = _ridge(both, read, torch.cat((sequence, sequence))).solution.weights
     mean, components = principal_components(both @ coef / read.std(0), rank)
     project = coef / read.std(0) @ components
     shift = mean @ components
@@ -205,8 +206,8 @@ def bilinear(
         a, b = (torch.cat((one, h @ project - shift), dim=1) for h in (a, b))
         return torch.einsum("pi,pj->pij", a, b).flatten(1)
 
-    coef_of_products, intercept = _ridge(products(a, b), (t - i)[:, None], sequence)
-    return lambda a, b: products(a, b) @ coef_of_products[:, 0] + intercept
+    distance = _ridge(products(a, b), t - i, sequence)
+    return lambda a, b: distance.predict(products(a, b))
 
 
 @gradients()

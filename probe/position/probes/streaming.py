@@ -19,7 +19,7 @@ from probe.models.anatomy import sites_of
 from probe.position.probes.controls import COLUMNS, CONTROLS, Probed, beside_controls
 from probe.position.probes.moments import Moments
 from probe.position.probes.reading import HEAD, FoldMoments, RandomProjection, Reader, Rows
-from probe.position.probes.ridge import ALPHAS, check_alphas, fit_folds
+from probe.position.probes.ridge import ALPHAS, LinearProbe, check_alphas
 from probe.position.probes.scores import METRICS, Draws, token_sums
 from probe.position.probes.splits import Split
 from probe.position.probes.targets import TARGETS, TargetContext
@@ -207,10 +207,8 @@ def solve(
         if not of_folds:
             raise ProbeError(f"a probe of {', '.join(labels)} wants at least 2 tokens where it is defined, got 0")
         total = sum(of_folds[1:], start=of_folds[0]).checked(site, labels)
-        # With one fold there is nothing to choose by: the strength in the middle.
-        chosen = alphas if len(of_folds) > 1 else [sorted(alphas)[len(alphas) // 2]]
-        coef, intercept, alpha = fit_folds(of_folds, chosen, standardize=True)
-        parts.append((coef.T, intercept, total.means[1].cpu(), alpha))
+        weights, offset, alpha = LinearProbe.from_moments(*of_folds, alphas=alphas, standardize=True).solution
+        parts.append((weights.T, offset, total.means[1].cpu(), alpha))
     order = torch.tensor(list(itertools.chain(*alike.values()))).argsort()
     coef, intercept, mean, alpha = (torch.cat(part)[order] for part in zip(*parts, strict=True))
     return coef.T, intercept, mean, alpha

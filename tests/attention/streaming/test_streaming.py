@@ -8,9 +8,8 @@ from scipy import stats
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from probe.attention import StreamTemplate, attention_inputs, stream, stream_attention
-from probe.attention.streaming import fused as fused_module
-from probe.attention.streaming import statistics as module
 from probe.errors import ProbeError
+from probe.limits import limits
 from probe.models.encodings import ENCODINGS, alibi_slopes, t5_bucket
 from probe.models.lens import to_bridge
 from probe.tracing import trace
@@ -119,13 +118,13 @@ def test_both_paths_equal_the_whole_pattern(case, path):
 
 
 @pytest.mark.parametrize("block", [1, 1000, 5000, 2**22])
-def test_blocks_with_a_bias_give_every_statistic(block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
+def test_blocks_with_a_bias_give_every_statistic(block):
     q, k = random_qk(2, 1, 150, 8, std=2.0)
     bias = torch.randn(2, 150, generator=torch.Generator().manual_seed(3))
     templates = templates_of(2) | {"any": StreamTemplate.by_distance(torch.linspace(0, 3, 300).sin().repeat(2, 1))}
     asked = {"bias": bias, "templates": templates, "histogram": True, "jensen_shannon": True}
-    got = stream_attention(q, k, scale=0.4, **asked)
+    with limits(pattern_block=block):
+        got = stream_attention(q, k, scale=0.4, **asked)
     scores = dense_scores(q, k, 0.4, bias)
     want = dense(scores)
     for name in (*ROWS, "histogram"):
@@ -210,12 +209,12 @@ def test_double_is_exact_and_half_is_read_as_float():
     assert torch.equal(half.entropy, want.entropy) and half.entropy.dtype == torch.float32
 
 
-def test_positions_are_exact_on_a_long_sequence(monkeypatch):
+def test_positions_are_exact_on_a_long_sequence():
     # All attention on the previous key, 6,000 tokens, more stretches than by default: the distance is 1, not 1 ± 1e-3.
-    monkeypatch.setattr(fused_module, "_LONGEST_STRETCH", 300)
     n = 6000
     k = torch.randint(2, (1, n, 64), generator=torch.Generator().manual_seed(0)) * 2.0 - 1  # nearly orthogonal codes
-    got = stream_attention(k.roll(1, dims=1), k, scale=3.0)
+    with limits(fused_stretch=300):
+        got = stream_attention(k.roll(1, dims=1), k, scale=3.0)
     close(got.mean_distance[:, 1:], 1.0)
     close(got.previous[:, 1:], 1.0)
 

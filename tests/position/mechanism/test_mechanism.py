@@ -245,6 +245,21 @@ def test_position_is_decoded_where_it_can_be_read():
     assert number(rows, "position", "r2") > number(last, "position", "r2") + 0.1
 
 
+def test_a_coordinate_that_is_constant_to_rounding_is_not_read():
+    """A coordinate of 300 that layers change by less than float32 rounds it: the numbers are those of a model whose
+    layers do not change it. At unit variance its rounding would be as large as any other coordinate."""
+    found = []
+    for write in (1e-3, 0.0):
+        model = untrained(d_mlp=256)
+        model.token_embedding.weight.data[:, 5] = 300.0
+        for layer in model.layers:
+            layer.attention.o_proj.weight.data[5] *= write
+            layer.mlp.down_proj.weight.data[5] *= write
+        rows = name_mechanism(model, content(), site=RESID.format(1), **QUICK)
+        found.append([number(rows, "position", "r2", each) for each in ("normal", "constant", "strangers")])
+    assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
 def test_readouts_are_scikit_learns(stops):
     """The same probe by hand, on tokens that an intervention made."""
     tokens = ending()
@@ -415,7 +430,7 @@ def test_beyond_the_reach_of_a_window_nothing_is_counted(stops):
             r"scored must be booleans of the tokens' shape \(80, 24\)",
         ),
         (content(), {"site": "blocks.9.hook_resid_post"}, "unknown site"),
-        (content(), {"site": "blocks.0.attn.hook_z"}, "holds no hidden states"),
+        (content(), {"site": "blocks.0.attn.hook_z"}, "must hold hidden states"),
         (content(), {"test_share": 1.5}, "test_share"),
     ],
 )

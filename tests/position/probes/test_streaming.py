@@ -13,7 +13,7 @@ from probe.models import untrained_twin
 from probe.models.lens import to_bridge
 from probe.position import (
     ALL_SITES,
-    RidgeProbe,
+    LinearProbe,
     TargetContext,
     constant_tokens,
     probe_positions,
@@ -90,7 +90,7 @@ def test_a_direction_of_known_rank_and_noise_is_recovered():
     hidden = (p[None, :, None] * u + noise).double()
     flat, target = hidden.flatten(0, 1).numpy(), p.repeat(n).numpy()
     half = len(flat) // 2
-    probe = RidgeProbe((1e-6, 1.0), standardize=True).fit(flat[:half], target[:half], np.arange(half) // length)
+    probe = LinearProbe((1e-6, 1.0), standardize=True).fit(flat[:half], target[:half], np.arange(half) // length)
     variance = (length**2 - 1) / 12
     assert probe.score(flat[half:], target[half:]) == pytest.approx(variance / (variance + sigma**2), abs=0.02)
     along = probe.coef_ @ u.double().numpy() / np.linalg.norm(basis.double().numpy().T @ probe.coef_)

@@ -1,8 +1,4 @@
-"""What all causal experiments share: a model, sequences to fit on and sequences to measure, and runs under edits.
-
-Position 0 is left out everywhere: nothing is fitted to it, and no edit moves it. Its token (``<bos>``, often) tells its
-position already, and its state may be many times as large as all others, so that it would decide what is fitted.
-"""
+"""What edits cost: the second half of some distinct sequences under edits, beside the same half without them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +11,14 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.losses import likeliest, sequence_losses
-from probe.models.anatomy import n_layers_of
 from probe.position.edits.subspaces import Subspace
-from probe.sequences import Integers, TokenIds, first_of_each, marked, valid_rows
-from probe.sequences import Sequences as TokenSequences
+from probe.position.setting import Edit, Edits, Part, Setting, States
+from probe.sequences import Integers, TokenIds
 from probe.statistics import Bootstrap, p_value
-from probe.tracing import PATTERN, block_site, expand_sites, logits_with_edits, trace
+from probe.tracing import PATTERN, block_site, expand_sites
 
 MOST_BY_CHANCE = 0.05 + 1e-12  # the largest p of what is no chance; 1 of 20, as 19 controls give it, is within it
 
-Edit = Callable[[Tensor], Tensor]
 # Something about a layer's pattern, a number a sequence: (layer, pattern, lengths) -> numbers.
 OfPattern = Callable[
     [int, Float[Tensor, "sequence head query key"], Int[Tensor, "sequence"]], Float64[Tensor, "sequence"]
@@ -38,8 +32,9 @@ def keys_of(rows: pd.DataFrame, *beside: str) -> list[str]:
     return [c for c in rows.columns if c not in left_out and rows[c].notna().any()]
 
 
-class Setting:
-    """A model and its distinct sequences, of which the first half is fitted on and the other measured."""
+class Comparison:
+    """A setting of distinct sequences, of which the first half is fitted on and the other measured, and the draws of
+    the second half."""
 
     def __init__(
         self,
@@ -51,57 +46,50 @@ class Setting:
         confidence: float,
         seed: int,
     ):
-        sequences = TokenSequences.of(tokens, lengths)
-        scored = marked("scored", scored, sequences.tokens)
-        kept = first_of_each(sequences.tokens, sequences.lengths, scored)
-        n, T = len(kept), sequences.tokens.shape[1]
+        part = Part.distinct(tokens, lengths, scored)
+        n, half = len(part), len(part) // 2
         if n < 4:
             raise ProbeError(f"at least 4 distinct sequences are needed, 2 to fit and 2 to measure, got {n}")
-        self.model, self.tokens, self.lengths = model, sequences.tokens[kept], sequences.lengths[kept]
-        #: the tokens that are fitted to and edited: all but the first
-        self.rows = valid_rows(self.lengths, T) & (torch.arange(T) > 0)
-        self.scored = self.rows & scored[kept]
-        self.half = n // 2
-        if self.rows[: self.half].sum(1).max() < 2:
-            longest = int(self.lengths[: self.half].max())
+        self.setting = Setting(model, part[:half], part[half:], batch_size=n)
+        self.fitted, self.held_out = self.setting.fitted, self.setting.held_out
+        if self.fitted.rows.sum(1).max() < 2:
+            longest = int(self.fitted.lengths.max())
             raise ProbeError(
                 f"sequences must have at least 3 tokens, since position 0 is left out, got at most {longest}"
             )
-        if not self.scored[self.half :].any():
+        if not self.held_out.scored.any():
             raise ProbeError("at least one token of the second half of the sequences must be scored, got none")
-        self.bootstrap = Bootstrap.draw(n - self.half, n_bootstrap, confidence, seed)
+        self.bootstrap = Bootstrap.draw(n - half, n_bootstrap, confidence, seed)
         self.weights = self.bootstrap.value_and_draws
         self.generator = torch.Generator().manual_seed(seed)
 
-    @property
-    def n_layers(self) -> int:
-        return n_layers_of(self.model)
+    def states(self, site: str) -> tuple[States, States]:
+        """Hidden states of the first half and of the second."""
+        return self.setting.states(self.fitted, site), self.setting.states(self.held_out, site)
 
-    def hidden(self, site: str, held_out: bool = False) -> "States":
-        """Hidden states of the first half, or of the second."""
-        half = slice(self.half, None) if held_out else slice(0, self.half)
-        tokens, rows = self.tokens[half], self.rows[half]
-        values = trace(self.model, tokens, [site]).hidden(site)
-        sequence, position = rows.nonzero(as_tuple=True)
-        return States(values[rows], position, tokens[rows], sequence)
-
-    def run(self, edits: Mapping[str, Edit], of_pattern: OfPattern | None = None) -> "Outcome":
-        """What the model makes of the second half under these edits, and ``of_pattern`` of its patterns."""
+    def run(
+        self,
+        edits: Edits,
+        of_pattern: OfPattern | None = None,
+        watch: Mapping[str, Callable[[Tensor], object]] | None = None,
+    ) -> "Outcome":
+        """What the model makes of the second half under these edits, and ``of_pattern`` of its patterns; ``watch`` is
+        called with the values at other sites."""
         measured: dict[int, Tensor] = {}
-        lengths = self.lengths[self.half :]
+        tokens, lengths, scored = self.held_out.tokens, self.held_out.lengths, self.held_out.scored
 
-        def measure(layer: int, of_pattern: OfPattern) -> Edit:
-            def edit(pattern: Tensor) -> Tensor:
+        def measure(layer: int, of_pattern: OfPattern) -> Callable[[Tensor], object]:
+            def seen(pattern: Tensor) -> None:
                 measured[layer] = of_pattern(layer, pattern.detach().cpu(), lengths)
-                return pattern
 
-            return edit
+            return seen
 
-        watched: dict[str, Edit] = {}
+        patterns: dict[str, Callable[[Tensor], object]] = {}
         if of_pattern is not None:
-            watched = {block_site(layer, PATTERN): measure(layer, of_pattern) for layer in range(self.n_layers)}
-        tokens, scored = self.tokens[self.half :], self.scored[self.half :]
-        logits = logits_with_edits(self.model, tokens, {**watched, **edits})
+            patterns = {
+                block_site(layer, PATTERN): measure(layer, of_pattern) for layer in range(self.setting.n_layers)
+            }
+        (logits,) = self.setting.run(tokens, edits, {**patterns, **(watch or {})})
         loss, scored = sequence_losses(logits, tokens, scored), scored[:, 1:]
         right = (likeliest(logits[:, :-1]) == tokens[:, 1:]) | ~scored
         return Outcome(loss, (right & scored).sum(-1).double(), right.all(-1).double(), measured)
@@ -127,16 +115,6 @@ class Setting:
         return rows
 
 
-@dataclass(frozen=True)
-class States:
-    """Hidden states, one row per token after the first of each sequence."""
-
-    x: Float[Tensor, "row feature"]
-    positions: Int[Tensor, "row"]
-    tokens: Int[Tensor, "row"]
-    sequence: Int[Tensor, "row"]
-
-
 def after_first(edit: Edit) -> Edit:
     """The edit of all positions but the first."""
 
@@ -146,8 +124,8 @@ def after_first(edit: Edit) -> Edit:
     return edited
 
 
-def one_site(site: str, setting: Setting) -> str:
-    sites = expand_sites([site], setting.model)
+def one_site(site: str, model: nn.Module) -> str:
+    sites = expand_sites([site], model)
     if len(sites) > 1:
         raise ProbeError(f"one site is wanted, with its layer: {sites[0]!r}, …, got {site!r}")
     return sites[0]

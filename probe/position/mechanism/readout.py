@@ -3,45 +3,32 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from jaxtyping import Float, Float64, Int, Shaped
+from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.position.mechanism.interventions import INTERVENTIONS, NORMAL, Edits, Input
+from probe.position.mechanism.interventions import INTERVENTIONS, NORMAL, Input
+from probe.position.probes.ridge import LinearProbe
 from probe.position.probes.scores import Draws, mean_absolute_error, r2
-from probe.tracing import EMBED, PATTERN, RESID_POST, logits_with_edits, trace, visit
+from probe.position.setting import Edits, Setting
+from probe.tracing import PATTERN, RESID_POST, trace, visit
 
 CHOSEN_ON = 4096  # tokens, about, on which the site is chosen
 AS_WELL = 0.02  # of R²
 
 
-class Subject:
-    """A model, the sequences on which probes are fitted, and those on which all else is measured."""
+class Readout:
+    """What a probe reads of the positions in a setting, plainly and under every intervention."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokens: Int[Tensor, "sequence pos"],
-        site: str | None,
-        scored: Bool[Tensor, "sequence pos"],
-        draws: Draws,
-        seed: int,
-        batch_size: int,
-    ):
-        self.model, self.draws, self.seed, self.batch_size = model, draws, seed, batch_size
-        self.n_layers = visit(model, tokens[:1, :1], [EMBED], lambda *_: None)
-        n_test = draws.sequences.shape[1]
-        self.train, self.test = tokens[:-n_test], tokens[-n_test:]
-        self.scored = {"train": scored[:-n_test], "test": scored[-n_test:]}
+    def __init__(self, setting: Setting, site: str | None, draws: Draws, seed: int):
+        self.setting, self.draws, self.seed = setting, draws, seed
+        self.fitted, self.held_out, self.n_layers = setting.fitted, setting.held_out, setting.n_layers
+        tokens = torch.cat((self.fitted.tokens, self.held_out.tokens))
         first = tokens[:, 0].unique().tolist()
         self.bos = first[0] if len(first) == 1 else None
         self.mean_position = tokens.shape[1] / 2  # of positions 1, 2, …
-        traced = trace(model, self.test[:1], [PATTERN])
+        traced = trace(setting.model, self.held_out.tokens[:1], [PATTERN])
         self.visible = [traced.visible(layer) for layer in range(self.n_layers)]
         self.attention = self._first_key()
         self.site = self._best_site() if site is None else site
@@ -59,22 +46,21 @@ class Subject:
         A ridge probe of every layer is fitted to one half of some sequences and scored on the other. The last layers of
         a trained model may hold only what it has made of the position.
         """
-        n = min(len(self.train), max(4, math.ceil(CHOSEN_ON / self.train.shape[1])))
+        n = min(len(self.fitted.tokens), max(4, math.ceil(CHOSEN_ON / self.fitted.tokens.shape[1])))
         values: dict[str, list[Tensor]] = {}
 
         def keep(site: str, value: Tensor, rows: slice) -> None:
             values.setdefault(site, []).append(value[:, 1:].detach().cpu())
 
-        visit(self.model, self.train[:n], [RESID_POST], keep, batch_size=self.batch_size)
-        y = np.tile(np.arange(1, self.train.shape[1]), n)
-        half = n // 2 * (self.train.shape[1] - 1)
+        visit(self.setting.model, self.fitted.tokens[:n], [RESID_POST], keep, batch_size=self.setting.batch_size)
+        y = torch.arange(1, self.fitted.tokens.shape[1]).repeat(n)
+        half = n // 2 * (self.fitted.tokens.shape[1] - 1)
         scores = {}
         for site in sorted(values, key=lambda site: int(site.split(".")[1])):
             x, _ = token_rows(torch.cat(values.pop(site)))
-            if not np.isfinite(x).all():
+            if not x.isfinite().all():
                 raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
-            probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x[:half], y[:half])
-            scores[site] = float(probe.score(x[half:], y[half:]))
+            scores[site] = float(new_probe().fit(x[:half], y[:half]).r2(x[half:], y[half:]))
         return [site for site, score in scores.items() if score >= max(scores.values()) - AS_WELL][-1]
 
     def _applies(self, name: str) -> bool:
@@ -82,55 +68,47 @@ class Subject:
         return not alone and (self.bos is not None or not INTERVENTIONS[name].wants_bos)
 
     def given(self, name: str, part: str) -> tuple[Input, Tensor, Edits]:
-        """What an intervention makes of the sequences of a part; the same at every call."""
-        seed = self.seed + 2 * [*INTERVENTIONS].index(name) + (part == "train")
+        """What an intervention makes of the sequences of a part, "fitted" or "held_out"; the same at every call."""
+        seed = self.seed + 2 * [*INTERVENTIONS].index(name) + (part == "fitted")
         generator = torch.Generator().manual_seed(seed)
-        given = Input(getattr(self, part), self.bos, self.n_layers, generator, self.visible[0])
+        given = Input(getattr(self, part).tokens, self.bos, self.n_layers, generator, self.visible[0])
         return given, INTERVENTIONS[name].tokens(given), INTERVENTIONS[name].edits(given)
 
-    def run(self, tokens: Tensor, edits: Callable[[slice], Edits], site: str) -> tuple[Tensor, list[Tensor]]:
+    def run(
+        self, tokens: Tensor, edits: Edits | Callable[[slice], Edits], site: str
+    ) -> tuple[Float[Tensor, "batch pos d_model"], list[Tensor]]:
         """The values at a site, and the logits by batch."""
-        seen, logits = [], []
-        n_batches = max(1, math.ceil(len(tokens) / self.batch_size))  # of equal size: none is of one sequence
-        for rows in torch.arange(len(tokens)).tensor_split(n_batches):
-            edit = dict(edits(slice(int(rows[0]), int(rows[-1]) + 1)))
-            before = edit.get(site)
-
-            def keep(value: Tensor, before: Callable[[Tensor], Tensor] | None = before) -> Tensor:
-                value = value if before is None else before(value)
-                seen.append(value.detach().cpu())
-                return value
-
-            logits.append(logits_with_edits(self.model, tokens[rows], edit | {site: keep}))
+        seen: list[Tensor] = []
+        logits = self.setting.run(tokens, edits, {site: lambda value: seen.append(value.detach().cpu())})
         value = torch.cat(seen)
         if value.ndim != 3:
-            raise ProbeError(f"{site!r} holds no hidden states (batch, pos, d_model) but {tuple(value.shape)}")
+            raise ProbeError(f"{site!r} must hold hidden states (batch, pos, d_model), got {tuple(value.shape)}")
         if not value.isfinite().all():
             raise ProbeError(f"values at {site!r} must be finite, got NaN or infinity")
         return value, logits
 
-    def states(self, name: str, part: str, site: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def states(self, name: str, part: str, site: str) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states under an intervention, their positions, and the number of their sequence; one row a token."""
         given, tokens, edits = self.given(name, part)
-        value, _ = self.run(tokens, lambda rows: edits, site)
+        value, _ = self.run(tokens, edits, site)
         first = INTERVENTIONS[name].first(given)
-        return (*token_rows(value[:, first:]), np.tile(np.arange(first, given.length), len(tokens)))
+        return (*token_rows(value[:, first:]), torch.arange(first, given.length).repeat(len(tokens)))
 
-    def read(self, name: str, site: str) -> tuple[Pipeline, Tensor]:
+    def read(self, name: str, site: str) -> tuple[LinearProbe, Tensor]:
         """A ridge probe fitted under an intervention, and its ``readout_sums`` there on other sequences."""
-        x, _, y = self.states(name, "train", site)
-        probe = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(x, y)
+        x, _, y = self.states(name, "fitted", site)
+        probe = new_probe().fit(x, y)
         return probe, self.score(probe, name, site)
 
-    def score(self, probe: Pipeline, name: str, site: str) -> Tensor:
-        x, group, y = self.states(name, "test", site)
+    def score(self, probe: LinearProbe, name: str, site: str) -> Tensor:
+        x, group, y = self.states(name, "held_out", site)
         return readout_sums(probe.predict(x), y, group)
 
     def decode_under(self, edits: Edits) -> Float64[Tensor, "sequence sum"]:
         """What the probe decodes on normal sequences while values are replaced."""
-        value, _ = self.run(self.test, lambda rows: edits, self.site)
+        value, _ = self.run(self.held_out.tokens, edits, self.site)
         x, group = token_rows(value[:, 1:])
-        return readout_sums(self.probe.predict(x), np.tile(np.arange(1, value.shape[1]), len(value)), group)
+        return readout_sums(self.probe.predict(x), torch.arange(1, value.shape[1]).repeat(len(value)), group)
 
     def _outcome(self, name: str) -> dict[str, Tensor]:
         """By metric, on every draw."""
@@ -156,25 +134,30 @@ class Subject:
             mass[layer].append(first.mean(-1))
             slope[layer].append((first.clamp(min=least) / others.clamp(min=least)).log() @ x)
 
-        visit(self.model, self.test, [PATTERN], keep, batch_size=self.batch_size)
+        visit(self.setting.model, self.held_out.tokens, [PATTERN], keep, batch_size=self.setting.batch_size)
         return {
             name: torch.stack([torch.cat(layer) for layer in each], 1)
             for name, each in (("mass", mass), ("slope", slope))
         }
 
 
-def token_rows(x: Float[Tensor, "batch pos d_model"]) -> tuple[np.ndarray, np.ndarray]:
-    """One row a token, and the number of its sequence."""
-    return x.flatten(0, 1).double().numpy(), np.repeat(np.arange(len(x)), x.shape[1])
+def new_probe() -> LinearProbe:
+    """What reads position everywhere here: a ridge probe of strength 1 on standardised features."""
+    return LinearProbe((1.0,), standardize=True)
 
 
-def readout_sums(decoded: np.ndarray, y: np.ndarray, group: np.ndarray) -> Float64[Tensor, "sequence sum"]:
+def token_rows(x: Float[Tensor, "batch pos d_model"]) -> tuple[Float[Tensor, "row d_model"], Int[Tensor, "row"]]:
+    """One row per token, and the number of its sequence."""
+    return x.flatten(0, 1), torch.arange(len(x)).repeat_interleave(x.shape[1])
+
+
+def readout_sums(
+    decoded: Float64[Tensor, "row"], y: Shaped[Tensor, "row"], group: Int[Tensor, "row"]
+) -> Float64[Tensor, "sequence sum"]:
     """Over the tokens of each sequence: 1, y, y², e², |e|, as ``probe.position.probes.scores`` has them, and e, y e."""
-    e = decoded - y
-    each = np.stack((np.ones_like(e), y, y**2, e**2, np.abs(e), e, y * e), axis=1)
-    return torch.zeros(group.max() + 1, 7, dtype=torch.float64).index_add_(
-        0, torch.from_numpy(group), torch.from_numpy(each)
-    )
+    e, y = decoded - y, y.double()
+    each = torch.stack((torch.ones_like(e), y, y**2, e**2, e.abs(), e, y * e), dim=1)
+    return torch.zeros(int(group.max()) + 1, 7, dtype=torch.float64).index_add_(0, group, each)
 
 
 def decoded_shift(sums: Float64[Tensor, "*lead sum"]) -> Float64[Tensor, "*lead"]:
