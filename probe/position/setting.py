@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probe.models.anatomy import n_layers_of
+from probe.models.anatomy import layers_of, n_layers_of
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
 from probe.tracing import logits_with_edits, trace
 
@@ -81,6 +81,15 @@ class Setting:
     def n_layers(self) -> int:
         """The number of layers."""
         return n_layers_of(self.model)
+
+    @property
+    def attending(self) -> list[int]:
+        """The layers that have attention."""
+        return [i for i, layer in enumerate(layers_of(self.model)) if layer.attends]
+
+    def attending_from(self, first: int) -> list[int]:
+        """The layers that have attention, from one on."""
+        return [layer for layer in self.attending if layer >= first]
 
     def states(self, part: Part, site: str) -> States:
         """The hidden states of a part at a site."""

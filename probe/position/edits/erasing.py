@@ -135,7 +135,7 @@ def _changes(comparison: Comparison, site: str, plain: Outcome, outcomes: Sequen
     for length in lengths.unique().tolist() if len(lengths.unique()) > 1 else ():
         of = (lengths == length).double()
         yield Change({"metric": "exact_match", "length": length}, -1, exact * of, of)
-    for layer in range(first_layer_behind(site), comparison.setting.n_layers) if plain.of_patterns else ():
+    for layer in comparison.setting.attending_from(first_layer_behind(site)) if plain.of_patterns else ():
 
         def of_layer(outcome: Outcome, layer: int = layer) -> Tensor:
             return outcome.of_patterns[layer]

@@ -92,7 +92,7 @@ def steer_position(
     if not 1 <= query < T:
         raise ProbeError(f"query must be a row 1…{T - 1}, got {query}")
     site = one_site(site, model)
-    layers = range(first_layer_behind(site), comparison.setting.n_layers)
+    layers = comparison.setting.attending_from(first_layer_behind(site))
     if not layers:
         raise ProbeError(f"no attention reads {site!r}: there is nothing to steer")
     fitted_on, held_out = comparison.states(site)
@@ -172,7 +172,7 @@ def attention_follows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _attended(
-    comparison: Comparison, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: range
+    comparison: Comparison, site: str, query: int, step: Tensor, shifts: Sequence[float], layers: Sequence[int]
 ) -> Tensor:
     """The mean attended position of the moved row among the keys before it, "shift sequence layer head"."""
     found = []

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from probe.config import check_number, check_size
 from probe.errors import ProbeError
+from probe.models.anatomy import layers_of
+from probe.models.protocol import ATTENTION
 from probe.position.mechanism.evidence import VERDICTS, Evidence, Rows
 from probe.position.mechanism.findings import MECHANISMS
 from probe.position.mechanism.interventions import NORMAL
@@ -82,7 +84,7 @@ def name_mechanism(
     "nothing" means: not established on these sequences. What is used may be used through another mechanism.
 
     Args:
-        model: a ``Decoder`` or a ``TransformerBridge``.
+        model: any model whose layers all have attention.
         tokens: sequences of one length, without padding; those that occur twice count once.
         site: where position is decoded; by default the last ``hook_resid_post`` at which a ridge probe reads it as well
             as at the best one, to .02 of R², chosen on some of the sequences that probes are fitted to.
@@ -95,7 +97,8 @@ def name_mechanism(
 
     Raises:
         ProbeError: for fewer than 10 distinct sequences, sequences of fewer than 8 tokens, a site that the model has
-            not or that holds no hidden states, hidden states that are not finite, or ``scored`` of another shape.
+            not or that holds no hidden states, hidden states that are not finite, ``scored`` of another shape, or a model
+            with layers that mix tokens by something else than attention.
     """
     ids = token_ids(tokens).cpu()
     if ids.shape[1] < MECHANISM_LENGTH:
@@ -111,6 +114,12 @@ def name_mechanism(
     part = part[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
     n_held_out = min(max(3, round(test_share * n)), n - 3)
     draws = Draws.of(n_held_out, n_bootstrap, confidence, seed)
+    without = [i for i, layer in enumerate(layers_of(model)) if layer.kind != ATTENTION]
+    if without:
+        raise ProbeError(
+            "name_mechanism needs layers that mix tokens by attention alone, since it edits patterns, but layers "
+            f"{without} are of other kinds"
+        )
     setting = Setting(model, part[: n - n_held_out], part[n - n_held_out :], batch_size)
     readout = Readout(setting, site, draws, seed)
     use = Use(readout)
