@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of, sites_of
 from probe.models.config import SITES
 from probe.models.decoder import Decoder
+from probe.models.hidden_keys import hide_keys, hides_by_numbers, mask_of_scores
 from probe.models.mode import evaluating
-from probe.models.open.bridge import hide_keys
+from probe.models.open.recorded import ByLayer, Recorded, read_arrays, recorded
 from probe.models.open.ways import as_model
 from probe.sequences import Integers, Sequences, TokenIds, check_ids, first_like_each, token_ids
 from probe.shown import Shown
@@ -59,9 +61,62 @@ class Trace(Shown):
             if not isinstance(value, Tensor) or value.shape[:1] != self.tokens.shape[:1]:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ProbeError(f"values at {site!r} must be a tensor of {len(self.tokens)} sequences, got {got}")
-            if site.endswith(SCORES) and value.is_floating_point() and value.ndim == 4 and _hides_by_numbers(value):
+            if site.endswith(SCORES) and value.is_floating_point() and value.ndim == 4 and hides_by_numbers(value):
                 self.values[site] = hide_keys(value)
         check_size("n_layers", self.n_layers)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        tokens: TokenIds,
+        *,
+        patterns: ByLayer = None,
+        scores: ByLayer = None,
+        hidden: ByLayer = None,
+        values: Mapping[str, Any] | None = None,
+        lengths: Integers | None = None,
+        sinks: Collection[int] = (),
+        n_layers: int | None = None,
+    ) -> "Trace":
+        """The trace of arrays that any tool has recorded: numpy's, torch's, or lists.
+
+        Every measurement of traces takes it. ``probe.wrap`` makes a model of it, for those that take a model; they say
+        so where they need more than the arrays.
+
+        Args:
+            tokens: ids "batch pos".
+            patterns, scores: attention after and before the softmax, floats "layer batch head query key", a list of one
+                array for each layer, or arrays by number of the layer.
+            hidden: hidden states after each layer, "layer batch pos d_model", or likewise.
+            values: further arrays by full names of sites, such as "hook_embed" or "blocks.0.hook_resid_mid".
+            lengths: the number of tokens of each sequence that count; all of them by default.
+            sinks: numbers of the layers with a learned sink, whose rows sum to less than 1.
+            n_layers: of the model; by default as many as the arrays have.
+
+        Raises:
+            ProbeError: where there is no array, or one of another shape than the tokens.
+
+        Example:
+            >>> trace = probe.Trace.from_arrays(tokens, patterns=attentions, hidden=hidden_states[1:])
+            >>> probe.compare_templates(trace)
+        """
+        arrays = {"patterns": patterns, "scores": scores, "hidden": hidden, "values": values}
+        return cls._of(recorded(tokens, arrays, lengths=lengths, sinks=sinks, n_layers=n_layers))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Trace":
+        """The trace in a ``.npz`` or ``.safetensors`` file, whose arrays are named as the arguments of ``from_arrays``
+        (``patterns.0`` for one layer) or as sites.
+
+        Raises:
+            ProbeError: for a file that is neither, or as ``from_arrays``.
+        """
+        return cls._of(read_arrays(path))
+
+    @classmethod
+    def _of(cls, model: Recorded) -> "Trace":
+        values = {site: model.value(site) for site in model.sites}
+        return cls(model.get_buffer("tokens"), model.get_buffer("lengths"), values, model.n_layers, sinks=model.sinks)
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.values:
@@ -187,17 +242,6 @@ def nearest_keys(n_visible: Int[Tensor, "query"]) -> Bool[Tensor, "query key"]:
         len(n_visible), device=n_visible.device
     )
     return (distance >= 0) & (distance < n_visible[:, None])
-
-
-def mask_of_scores(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "#batch #head query key"] | None:
-    """True where a key up to the query's own has a score above -inf, with batch and head of size 1 where all agree.
-    None for the plain causal mask. Scores of future keys are not read."""
-    seen = (scores != -torch.inf).tril()
-    together = seen[:1, :1]
-    if not torch.equal(seen, together.expand_as(seen)):
-        return seen.cpu()
-    causal = torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
-    return None if torch.equal(together[0, 0], causal) else together.cpu()
 
 
 def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
@@ -346,11 +390,6 @@ def logits_with_edits(
         # The explicit path always: two runs differ by the edit and not by a kernel.
         logits = as_model(model).run(ids, {site: edits[site] for site in sites}, explicit=True)
     return logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _hides_by_numbers(scores: Tensor) -> bool:
-    """Whether some key is hidden by the lowest finite number and not by -inf: scores as a bridge hands them out."""
-    return bool(((scores < torch.finfo(scores.dtype).min / 2) & (scores > -torch.inf)).any())
 
 
 def _call(fn: Callable[[str, Tensor, slice], object], site: str, rows: slice) -> Callable[[Tensor], None]:

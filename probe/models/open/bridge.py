@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.models.config import sites_of_layers
 from probe.models.decoder import Decoder
+from probe.models.hidden_keys import hide_keys
 from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.models.protocol import ATTENTION, Anatomy, AttentionInputs, Hook, Layer, Visit
@@ -180,16 +181,6 @@ class BridgeModel:
 
         decoder = self._decoder
         return untrained_bridge(self.bridge, seed) if decoder is None else to_bridge(decoder.untrained(seed))
-
-
-def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
-    """Scores with -inf at every hidden key.
-
-    transformers hides keys of the future, and those that a sliding window has left behind, by the lowest finite number
-    of the dtype, which it adds to their scores or puts in their place; a bridge does so for the future.
-    """
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future | (scores < torch.finfo(scores.dtype).min / 2), -torch.inf)
 
 
 def _window_of(scores: Float[Tensor, "batch head query key"], layer: int) -> int | None:

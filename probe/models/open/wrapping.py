@@ -1,7 +1,7 @@
 """``probe.wrap``: a model that a researcher has in memory, under the names that every model here has."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from probe.errors import ProbeError
 from probe.models.open.checked import check_transformers
 from probe.models.open.quiet import quiet_transformers
+from probe.models.open.recorded import recorded
 from probe.models.open.transformers_model import TransformersModel
 from probe.models.open.ways import as_model, is_transformers
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def wrap(model: nn.Module) -> nn.Module:
+def wrap(model: Any) -> nn.Module:
     """A model that every measurement takes, made of one that you have in memory.
 
     Args:
-        model: a causal language model of transformers. Its weights are shared and it stays as it is. A model that
-            measurements take already (a ``Decoder``, a ``ClockworkRNN``, a TransformerBridge) is returned unchanged.
+        model: a causal language model of transformers, whose weights are shared and which stays as it is; or a
+            ``Trace``, which then stands for the model that it was taken of. A model that measurements take already (a
+            ``Decoder``, a ``ClockworkRNN``, a TransformerBridge) is returned unchanged.
 
     Raises:
         ProbeError: for a model whose attention can't be seen, and for one that computes something else when it is
@@ -35,6 +37,11 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if is_transformers(model):
         return wrap_transformers(model)
+    values = getattr(model, "values", None)
+    if isinstance(values, Mapping):  # a Trace, which stands above this file
+        trace: Any = model
+        beside = {"lengths": trace.lengths, "sinks": trace.sinks, "n_layers": trace.n_layers}
+        return recorded(trace.tokens, {"values": values}, **beside)
     as_model(model)
     return model
 

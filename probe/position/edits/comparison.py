@@ -86,9 +86,7 @@ class Comparison:
 
         patterns: dict[str, Callable[[Tensor], object]] = {}
         if of_pattern is not None:
-            patterns = {
-                block_site(layer, PATTERN): measure(layer, of_pattern) for layer in self.setting.attending
-            }
+            patterns = {block_site(layer, PATTERN): measure(layer, of_pattern) for layer in self.setting.attending}
         (logits,) = self.setting.run(tokens, edits, {**patterns, **(watch or {})})
         loss, scored = sequence_losses(logits, tokens, scored), scored[:, 1:]
         right = (likeliest(logits[:, :-1]) == tokens[:, 1:]) | ~scored

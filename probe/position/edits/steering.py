@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
-from probe.models.open.bridge import hide_keys
+from probe.models.hidden_keys import hide_keys
 from probe.position.edits.comparison import MOST_BY_CHANCE, Comparison, first_layer_behind, keys_of, one_site
 from probe.position.edits.readable import READABLE, apart_from, least_squares, readable, token_parts
 from probe.position.edits.subspaces import Subspace, Whitening, concept_subspace

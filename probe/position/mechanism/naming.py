@@ -97,8 +97,8 @@ def name_mechanism(
 
     Raises:
         ProbeError: for fewer than 10 distinct sequences, sequences of fewer than 8 tokens, a site that the model has
-            not or that holds no hidden states, hidden states that are not finite, ``scored`` of another shape, or a model
-            with layers that mix tokens by something else than attention.
+            not or that holds no hidden states, hidden states that are not finite, ``scored`` of another shape, or a
+            model with layers that mix tokens by something else than attention.
     """
     ids = token_ids(tokens).cpu()
     if ids.shape[1] < MECHANISM_LENGTH:
