@@ -107,7 +107,7 @@ def test_bad_arrays_are_one_clear_line(done, tmp_path):
             r"must be floats of shape \(3, head, 12, 12\)",
         ),
         (lambda: probe.Trace.from_arrays(tokens, hidden=[tokens]), r"hidden of layer 0 must be floats of shape"),
-        (lambda: probe.Trace.from_arrays(tokens, values={"x": torch.ones(24, 12, 3)}), "must be named as sites, .* got 'x'"),
+        (lambda: probe.Trace.from_arrays(tokens, values={"x": torch.ones(24, 12, 3)}), "named as sites, .* got 'x'"),
         (lambda: probe.Trace.from_arrays(tokens, patterns={"a": patterns[0]}), "need numbers of layers as keys"),
         (lambda: probe.Trace.from_arrays(tokens, patterns=patterns, n_layers=1), "n_layers must be at least 2"),
         (lambda: probe.Trace.from_file(tmp_path / "none.npz"), "none.npz: an array 'tokens' is needed, got patterns"),
