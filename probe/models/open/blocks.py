@@ -1,6 +1,6 @@
 """Where the blocks of a transformers model are, and what in each of them can be reached: found by running it once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ def find_blocks(model: "PreTrainedModel") -> tuple[Block, ...]:
     the config says that the model has layers.
 
     Raises:
-        ProbeError: for a model that never asks for attention.
+        ProbeError: for a model that never asks for attention, asks for attention over something else than tokens, or
+            has two attentions in a block.
     """
     text = model.config.get_text_config()
     embedding: Any = model.get_input_embeddings()
@@ -84,12 +85,23 @@ def find_blocks(model: "PreTrainedModel") -> tuple[Block, ...]:
     attending = {id(one.module) for one in running if one.calls}
     chosen = {id(m) for ms in lists if len(ms) == n_layers or any(id(m) in attending for m in ms) for m in ms}
     blocks = tuple(one.block() for one in running if id(one.module) in chosen)
+    for one in running:
+        _check_calls(one.calls, tokens.shape[1], type(model).__name__)
     if not any(block.n_heads for block in blocks):
         raise ProbeError(
             f"a model whose attention goes through transformers' registry is needed, but a {type(model).__name__} "
             "never asks it for attention"
         )
     return blocks
+
+
+def _check_calls(calls: Sequence[Call], n_tokens: int, name: str) -> None:
+    for call in calls:
+        if (call.query.shape[-2], call.key.shape[-2]) != (n_tokens, n_tokens):
+            raise ProbeError(f"attention must go from tokens to tokens, but a {name}'s also goes over something else")
+    n_modules = len({id(call.module) for call in calls})
+    if n_modules > 1:
+        raise ProbeError(f"a block must have one attention, but a {name}'s has {n_modules}")
 
 
 def _outermost_lists(model: nn.Module) -> Iterator[nn.ModuleList]:

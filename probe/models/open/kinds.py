@@ -19,7 +19,6 @@ KINDS = {
     "cwm": "1 rotary, 3 rotary with a window",
     "deepseek_v2": "4 rotary",
     "deepseek_v3": "4 rotary",
-    "deepseek_v4": "4 rotary with a window and a sink",
     "diffllama": "4 rotary",
     "doge": "4 rotary",
     "dory": "5 rotary with a window, 1 rotary",

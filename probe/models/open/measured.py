@@ -48,7 +48,7 @@ def measured_layers(model: "PreTrainedModel", run: Run, blocks: Sequence[Block])
     "rotary" turns queries and keys, whose norms stay. "alibi" adds a number in proportion to the distance to the
     scores, "relative bias" another. "learned" and "sinusoidal" positions come with the embedding, so every layer reads
     them. A temperature multiplies the score of a query with its own key by a number that depends on its position; it is
-    looked for at positions up to the model's context.
+    looked for at positions up to the model's context, and believed where the module says so.
     """
     seen = _repeated(model, run, blocks)
     far = _repeated(model, run, blocks, stretched=True)
@@ -69,7 +69,7 @@ def measured_layers(model: "PreTrainedModel", run: Run, blocks: Sequence[Block])
                 block.n_heads,
                 _window(block, seen[i], getattr(model.config.get_text_config(), "layer_types", None)),
                 block.sink,
-                seen[i].warms(least) or far.get(i, seen[i]).warms(least),
+                seen[i].warms(least) or far.get(i, seen[i]).warms(least) or _tuned(block),
             )
         )
     return tuple(layers)
@@ -92,6 +92,13 @@ def _window(block: Block, seen: "_Seen", types: Sequence[str] | None) -> int | N
         return seen.window
     full = types and isinstance(index, int) and index < len(types) and types[index] == "full_attention"
     return None if full else said
+
+
+def _tuned(block: Block) -> bool:
+    """Whether the module says that it has a temperature. Llama 4's begins at position 8,192 and is the only one that
+    no positions of the tokens change, so that it can't be seen on short sequences."""
+    tuned = bool(getattr(block.attention, "attn_temperature_tuning", False))
+    return tuned and not getattr(block.attention, "use_rope", False)
 
 
 @dataclass(frozen=True)
@@ -130,10 +137,16 @@ class _Seen:
         return "alibi" if float(off.abs().amax()) < least * float(size) else "relative bias"
 
     def warms(self, least: float) -> bool:
-        """Whether the score of a query with its own key depends on its position."""
+        """Whether the score of a query with its own key is multiplied by a number that depends on its position.
+
+        The number is the same in every head. A norm whose weights act on turned queries and keys makes these scores
+        depend on the position too, but otherwise in every head.
+        """
         own = self.scores.diagonal(dim1=-2, dim2=-1)[..., self.scores.shape[-1] // 2 :].float()
-        size = own.abs().amax(-1).clamp(min=1e-30)
-        return not self.capped and float(((own.amax(-1) - own.amin(-1)) / size).amax()) > least
+        size = own.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        by = own / (size * own[..., -1:].sign())
+        varies = float((by.amax(-1) - by.amin(-1)).amax())
+        return not self.capped and varies > least and float((by - by[:, :1]).abs().amax()) < varies / 4
 
 
 def _line(y: Tensor, x: Tensor, visible: Tensor) -> Tensor:

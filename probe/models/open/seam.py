@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probe.errors import ProbeError
 from probe.models.layers import Hooks
 
 if TYPE_CHECKING:
@@ -161,6 +162,11 @@ def _attention(
             n, total = scores.shape[-2:]
             hidden = torch.ones(n, total, dtype=torch.bool, device=scores.device).triu(total - n + 1)
         scores = scores if hidden is None else scores.masked_fill(hidden, -math.inf)
+        if going.hooks.hooks and scores.shape[-2] != scores.shape[-1]:
+            raise ProbeError(
+                f"attention must go from tokens to tokens, but layer {going.layer} has {scores.shape[-1]} keys for "
+                f"{scores.shape[-2]} tokens"
+            )
         scores = going.at("hook_attn_scores", scores)
         pattern = _softmax(scores, s_aux).to(query.dtype)
         pattern = going.at("hook_pattern", F.dropout(pattern, dropout, module.training))
