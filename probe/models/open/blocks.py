@@ -1,18 +1,16 @@
-"""Where the blocks of a transformers model are, and what in each of them can be reached: found by running it once."""
+"""Where the blocks of a model are, and what in each of them can be reached: found by running it once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.layers import Hooks
-from probe.models.open.seam import Call, Pass, watched
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from probe.models.mode import evaluating
+from probe.models.open.seam import Call, Pass
 
 N_TOKENS = 24
 
@@ -29,6 +27,7 @@ class Block:
     window: int | None = None  #: as the module says it
     sink: bool = False  #: whether a learned sink takes a share of each row
     mid: nn.Module | None = None  #: the first module that reads the stream between attention and MLP
+    inputs: bool = True  #: whether queries, keys and values of its attention are seen, and not scores alone
 
 
 def trial_tokens(d_vocab: int, n_ctx: int | None, device: torch.device) -> Tensor:
@@ -48,51 +47,72 @@ def context_of(text_config: Any) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A model that is looked at for the first time: its parts, and how it is run."""
+
+    inner: nn.Module
+    table: Any  #: the embedding of tokens
+    n_ctx: int | None  #: the longest sequence that it takes
+    forward: Any  #: is called with a module, tokens and a pass; no closure, so that a copy runs the copy
+    n_layers: int | None = None  #: as its config says
+    layer_types: Sequence[str] | None = None  #: likewise
+    lists: Sequence[Sequence[nn.Module]] | None = None  #: the blocks, where somebody has named them
+
+    def run(self, tokens: Tensor, going: Pass, *kind: str, **inputs: Any) -> Tensor:
+        """The logits of tokens under a pass, without hooks on blocks."""
+        logits: Tensor = self.forward(self.inner, tokens, going, *kind, **inputs)
+        return logits
+
+    def tokens(self) -> Tensor:
+        """Random tokens on which it is tried."""
+        return trial_tokens(self.table.num_embeddings, self.n_ctx, self.table.weight.device)
+
+
 @torch.no_grad()
-def find_blocks(model: "PreTrainedModel") -> tuple[Block, ...]:
-    """The blocks of a model in the order in which they run.
+def find_blocks(model: Opened) -> tuple[Block, ...]:
+    """The blocks of a model in the order in which they run; none of them attends where none was seen to.
 
     Blocks are the elements of the outermost lists of modules in which attention is asked for, and of those as long as
     the config says that the model has layers.
 
     Raises:
-        ProbeError: for a model that never asks for attention, asks for attention over something else than tokens, or
-            has two attentions in a block.
+        ProbeError: for a model that asks for attention over something else than tokens, or has two attentions in a
+            block.
     """
-    text = model.config.get_text_config()
-    embedding: Any = model.get_input_embeddings()
-    tokens = trial_tokens(embedding.num_embeddings, context_of(text), embedding.weight.device)
-    lists = [*_outermost_lists(model)]
+    tokens = model.tokens()
+    lists = [*_outermost_lists(model.inner)] if model.lists is None else model.lists
     running: list[_Running] = []
-    going = Pass(Hooks({}), lambda _, call: running[-1].calls.append(call) if running else None)
+
+    def on_call(_: int, call: Call) -> None:
+        if running and running[-1].runs:
+            running[-1].calls.append(call)
+
+    going = Pass(Hooks({}), on_call)
     handles = []
     for modules in lists:
         for module in modules:
             watch = _Watch(running)
             handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(watch.leave))
             for child in module.children():
                 handles.append(child.register_forward_hook(watch.child, with_kwargs=True))
-    was_training = model.training
     try:
-        model.eval()
-        with watched(model, going):
-            model(input_ids=tokens, use_cache=False)
+        with evaluating(model.inner):
+            model.run(tokens, going)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
-    n_layers = getattr(text, "num_hidden_layers", None)
     attending = {id(one.module) for one in running if one.calls}
-    chosen = {id(m) for ms in lists if len(ms) == n_layers or any(id(m) in attending for m in ms) for m in ms}
-    blocks = tuple(one.block() for one in running if id(one.module) in chosen)
+    chosen = {
+        id(m)
+        for ms in lists
+        if model.lists is not None or len(ms) == model.n_layers or any(id(m) in attending for m in ms)
+        for m in ms
+    }
     for one in running:
-        _check_calls(one.calls, tokens.shape[1], type(model).__name__)
-    if not any(block.n_heads for block in blocks):
-        raise ProbeError(
-            f"a model whose attention goes through transformers' registry is needed, but a {type(model).__name__} "
-            "never asks it for attention"
-        )
-    return blocks
+        _check_calls(one.calls, tokens.shape[1], type(model.inner).__name__)
+    return tuple(one.block() for one in running if id(one.module) in chosen)
 
 
 def _check_calls(calls: Sequence[Call], n_tokens: int, name: str) -> None:
@@ -104,10 +124,12 @@ def _check_calls(calls: Sequence[Call], n_tokens: int, name: str) -> None:
         raise ProbeError(f"a block must have one attention, but a {name}'s has {n_modules}")
 
 
-def _outermost_lists(model: nn.Module) -> Iterator[nn.ModuleList]:
+def _outermost_lists(model: nn.Module) -> Iterator[nn.ModuleList | nn.Sequential]:
     names: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{other}.") for other in names):
+        if isinstance(module, nn.ModuleList | nn.Sequential) and not any(
+            name.startswith(f"{other}.") for other in names
+        ):
             names.append(name)
             yield module
 
@@ -116,7 +138,7 @@ class _Running:
     """What was seen of one run of a block."""
 
     def __init__(self, module: nn.Module, x: Tensor | None) -> None:
-        self.module, self.x = module, x
+        self.module, self.x, self.runs = module, x, True
         self.calls: list[Call] = []
         self.children: list[tuple[nn.Module, Tensor | None, Tensor | None, bool]] = []
 
@@ -125,15 +147,17 @@ class _Running:
         if not self.calls:
             return Block(self.module, width)
         call = self.calls[0]
+        inside = any(call.module is module for module in self.module.modules())
         return Block(
             self.module,
             width,
-            call.module,
+            call.module if inside else next((child for child, _, _, attended in self.children if attended), None),
             call.query.shape[1],
             len(self.calls),
             call.window,
             call.sink,
             self._middle() if width else None,
+            call.query.shape[-1] > 0,
         )
 
     def _middle(self) -> nn.Module | None:
@@ -165,6 +189,9 @@ class _Watch:
         x = _first(args, kwargs)
         self.running.append(_Running(module, None if x is None else x.clone()))
         self.calls_before = 0
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        self.running[-1].runs = False
 
     def child(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         run = self.running[-1]

@@ -1,4 +1,4 @@
-"""What the layers of a transformers model are, measured: which of them see position, by what, and how far they see.
+"""What the layers of a model are, measured: which of them see position, by what, and how far they see.
 
 Each attention module is fed one state again and again, the last one that it got, so that nothing upstream matters: no
 recurrent layer, no sink, no other layer's positions. Then all queries that see no position are the same, and all keys
@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,9 @@ from torch.nn import functional as F
 
 from probe.models.layers import Hooks
 from probe.models.mode import evaluating
-from probe.models.open.blocks import Block, context_of, trial_tokens
+from probe.models.open.blocks import Block, Opened
 from probe.models.open.seam import EXPLICIT, Call, Pass
 from probe.models.protocol import ATTENTION, CONVOLUTION, LINEAR, NO_MIXING, RECURRENCE, Layer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-# Runs the model on tokens under a pass, and perhaps with further inputs: see ``TransformersModel.passed``.
-Run = Callable[..., Tensor]
 
 # The names of classes of modules that mix tokens without attention. DeltaNets, lightning attention and Kimi's KDA keep
 # a matrix of keys and values, so they are linear attention.
@@ -42,7 +36,7 @@ _DIFFERENT_IN_HALF = 5e-2
 
 
 @torch.no_grad()
-def measured_layers(model: "PreTrainedModel", run: Run, blocks: Sequence[Block]) -> tuple[Layer, ...]:
+def measured_layers(model: Opened, run: Callable[..., Tensor], blocks: Sequence[Block]) -> tuple[Layer, ...]:
     """What each block of a model is.
 
     "rotary" turns queries and keys, whose norms stay. "alibi" adds a number in proportion to the distance to the
@@ -52,7 +46,7 @@ def measured_layers(model: "PreTrainedModel", run: Run, blocks: Sequence[Block])
     """
     seen = _repeated(model, run, blocks)
     far = _repeated(model, run, blocks, stretched=True)
-    least = _DIFFERENT.get(_table(model).weight.dtype, _DIFFERENT_IN_HALF)
+    least = _DIFFERENT.get(model.table.weight.dtype, _DIFFERENT_IN_HALF)
     absolute = _absolute(model, run, blocks, least)
     layers = []
     for i, block in enumerate(blocks):
@@ -67,7 +61,7 @@ def measured_layers(model: "PreTrainedModel", run: Run, blocks: Sequence[Block])
                 kind,
                 "+".join(named) or "none",
                 block.n_heads,
-                _window(block, seen[i], getattr(model.config.get_text_config(), "layer_types", None)),
+                _window(block, seen[i], model.layer_types),
                 block.sink,
                 seen[i].warms(least) or far.get(i, seen[i]).warms(least) or _tuned(block),
             )
@@ -129,12 +123,18 @@ class _Seen:
         if not float(spread.amax()) > least * float(size):
             return "none"
         alike = [F.cosine_similarity(x[..., -1:, :], x[..., half:, :], dim=-1) for x in (self.q, self.k)]
-        if any(float(1 - x.amin()) > least for x in alike):
+        if self.q.shape[-1] and any(float(1 - x.amin()) > least for x in alike):
             return "rotary"
         away = torch.arange(row.shape[-1] - 1, -1, -1, device=row.device).float()
         y = row - row[..., -1:]
         off = (y - _line(y, away, visible)).where(visible, 0.0)
-        return "alibi" if float(off.abs().amax()) < least * float(size) else "relative bias"
+        return (
+            "alibi"
+            if float(off.abs().amax()) < least * float(size)
+            else "relative bias"
+            if self.q.shape[-1]
+            else "unknown"
+        )
 
     def warms(self, least: float) -> bool:
         """Whether the score of a query with its own key is multiplied by a number that depends on its position.
@@ -156,14 +156,13 @@ def _line(y: Tensor, x: Tensor, visible: Tensor) -> Tensor:
 
 
 def _repeated(
-    model: "PreTrainedModel", run: Run, blocks: Sequence[Block], *, stretched: bool = False
+    model: Opened, run: Callable[..., Tensor], blocks: Sequence[Block], *, stretched: bool = False
 ) -> dict[int, _Seen]:
     """What each layer's attention does with one state repeated. ``stretched`` puts the tokens far apart, at positions
     up to the model's context; a model that takes no positions gives nothing."""
     found: dict[int, _Seen] = {}
     calls: dict[int, Call] = {}
-    n_ctx = context_of(model.config.get_text_config())
-    tokens = trial_tokens(_table(model).num_embeddings, n_ctx, _table(model).weight.device)
+    n_ctx, tokens = model.n_ctx, model.tokens()
     n = tokens.shape[1]
 
     def scores_at(layer: int) -> Callable[[Tensor], None]:
@@ -187,7 +186,7 @@ def _repeated(
             return {}
         inputs["position_ids"] = torch.linspace(0, n_ctx - 1, n, device=tokens.device).long().expand(2, n)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(model.inner))
         for module in modules.values():
             handle = module.register_forward_pre_hook(_one_state, with_kwargs=True)
             stack.callback(handle.remove)
@@ -214,26 +213,22 @@ def _one_state(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return tuple(map(same, args)), {name: same(value) for name, value in kwargs.items()}
 
 
-def _absolute(model: "PreTrainedModel", run: Run, blocks: Sequence[Block], least: float) -> str:
+def _absolute(model: Opened, run: Callable[..., Tensor], blocks: Sequence[Block], least: float) -> str:
     """The encoding that comes with the embedding: of one token repeated the first block's input differs then.
 
     "learned" where the model has another table of parameters than that of its tokens, "sinusoidal" otherwise.
     """
     seen: list[Tensor] = []
-    tokens = trial_tokens(_table(model).num_embeddings, None, _table(model).weight.device)
+    tokens = model.tokens()
     same = tokens[:, :1].expand_as(tokens[:, :8]).contiguous()
     first = next((i for i, block in enumerate(blocks) if block.width), None)
     if first is None:
         return "none"
     hooks = {f"blocks.{first}.hook_resid_pre": lambda x: seen.append(x.float())}
-    with evaluating(model):
+    with evaluating(model.inner):
         run(same, Pass(Hooks(hooks)))
     (x,) = seen
     if first != 0 or not float((x - x[:, :1]).abs().max()) > least * float(x.abs().max()):
         return "none"
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    return "learned" if any(m is not _table(model) for m in tables) else "sinusoidal"
-
-
-def _table(model: "PreTrainedModel") -> Any:
-    return model.get_input_embeddings()
+    tables = [m for m in model.inner.modules() if isinstance(m, nn.Embedding)]
+    return "learned" if any(m is not model.table for m in tables) else "sinusoidal"

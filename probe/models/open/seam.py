@@ -70,11 +70,10 @@ def watched(model: "PreTrainedModel", going: Pass, implementation: str = EXPLICI
     """The model's attention runs through the seam inside, for the hooks of this pass."""
     _register()
     before = _switch(model, implementation)
-    token = _current.set(going)
     try:
-        yield
+        with going_on(going):
+            yield
     finally:
-        _current.reset(token)
         for config, value in before:
             config._attn_implementation_internal = value
 
@@ -97,20 +96,35 @@ def _switch(model: "PreTrainedModel", implementation: str) -> list[tuple[Any, An
     return before
 
 
+def current() -> Pass:
+    """The pass that is going on; one without hooks where none is."""
+    return _current.get() or _NOBODY
+
+
+@contextlib.contextmanager
+def going_on(going: Pass) -> Iterator[None]:
+    """``attend`` calls the hooks of this pass inside."""
+    token = _current.set(going)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 @functools.cache
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask, sdpa_mask
 
-    AttentionInterface.register(EXPLICIT, functools.partial(_attention, fused=False))
-    AttentionInterface.register(FUSED, functools.partial(_attention, fused=True))
-    AttentionInterface.register(FUSED_BY_MASKS, functools.partial(_attention, fused=True))
+    AttentionInterface.register(EXPLICIT, functools.partial(attend, fused=False))
+    AttentionInterface.register(FUSED, functools.partial(attend, fused=True))
+    AttentionInterface.register(FUSED_BY_MASKS, functools.partial(attend, fused=True))
     AttentionMaskInterface.register(EXPLICIT, eager_mask)
     AttentionMaskInterface.register(FUSED, sdpa_mask)
     AttentionMaskInterface.register(FUSED_BY_MASKS, eager_mask)
 
 
-def _attention(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -126,7 +140,11 @@ def _attention(
     fused: bool,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    going = _current.get() or _NOBODY
+    """z, "batch pos head d_head", and the pattern; the hooks of the pass that is going on see and edit what is made.
+
+    The arguments are those that transformers hands to an attention function.
+    """
+    going = current()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     hidden, added = _mask(attention_mask, key.shape[-2])
     if going.on_call is not None:
