@@ -14,7 +14,14 @@ from probe.errors import ProbeError
 from probe.models.anatomy import n_layers_of, sites_of
 from probe.models.config import SITES
 from probe.models.decoder import Decoder
-from probe.models.hidden_keys import hide_keys, hides_by_numbers, mask_of_scores
+from probe.models.hidden_keys import (
+    hide_keys,
+    hides_by_numbers,
+    joined_masks,
+    mask_of_scores,
+    nearest_keys,
+    window_mask,
+)
 from probe.models.mode import evaluating
 from probe.models.open.recorded import ByLayer, Recorded, read_arrays, recorded
 from probe.models.open.ways import as_model
@@ -236,14 +243,6 @@ def distinct(trace: Any, name: str = "trace") -> Trace:
     return trace.distinct()
 
 
-def nearest_keys(n_visible: Int[Tensor, "query"]) -> Bool[Tensor, "query key"]:
-    """True where query t sees key i because it is one of its ``n_visible[t]`` nearest, its own included."""
-    distance = torch.arange(len(n_visible), device=n_visible.device)[:, None] - torch.arange(
-        len(n_visible), device=n_visible.device
-    )
-    return (distance >= 0) & (distance < n_visible[:, None])
-
-
 def expand_sites(sites: Sequence[str], model: nn.Module) -> list[str]:
     """Full site names; one without its layer (``"hook_resid_post"``) stands for that site in every layer that has it.
 
@@ -308,8 +307,12 @@ def trace(
     # What came in one batch is kept as it is: patterns are large, and a copy takes as long as a layer.
     whole = {site: parts[0].contiguous() if len(parts) == 1 else torch.cat(parts) for site, parts in kept.items()}
     values = {site: whole[site] for site in sites}
-    sinks = frozenset(i for i, layer in enumerate(as_model(model).anatomy.layers) if layer.sink)
-    return Trace(tokens, lengths, values, n_layers, _masks(hidden, len(tokens), batch_size), sinks)
+    layers, n = as_model(model).anatomy.layers, tokens.shape[1]
+    sinks = frozenset(i for i, layer in enumerate(layers) if layer.sink)
+    masks = joined_masks(hidden, len(tokens), batch_size)
+    if not watched:  # a decoder of ours, whose config says what its layers hide
+        masks |= {i: window_mask(layer.window, n) for i, layer in enumerate(layers) if (layer.window or n) < n}
+    return Trace(tokens, lengths, values, n_layers, masks, sinks)
 
 
 def _scores_beside_patterns(sites: Sequence[str], model: nn.Module) -> list[str]:
@@ -318,26 +321,6 @@ def _scores_beside_patterns(sites: Sequence[str], model: nn.Module) -> list[str]
     known = sites_of(model)
     beside = [site.removesuffix(PATTERN) + SCORES for site in sites if site.endswith(PATTERN)]
     return [site for site in beside if site in known]
-
-
-def _masks(hidden: Mapping[int, list[Tensor | None]], n: int, batch_size: int) -> dict[int, Tensor]:
-    """The masks of all batches together, by layer; layers whose mask is plainly causal are left out."""
-    found = {}
-    for layer, parts in hidden.items():
-        masks = [part for part in parts if part is not None]
-        if not masks:
-            continue
-        if len(masks) == len(parts) and all(m.shape[:2] == (1, 1) and torch.equal(m, masks[0]) for m in masks):
-            found[layer] = masks[0]
-            continue
-        n_query, n_heads = masks[0].shape[2], max(mask.shape[1] for mask in masks)
-        causal = torch.ones(1, 1, n_query, n_query, dtype=torch.bool).tril()
-        sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
-        each = [
-            (causal if m is None else m).expand(size, n_heads, -1, -1) for m, size in zip(parts, sizes, strict=True)
-        ]
-        found[layer] = torch.cat(each)
-    return found
 
 
 @torch.no_grad()

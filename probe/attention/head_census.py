@@ -13,10 +13,11 @@ from probe.attention.distances import pattern_distance, with_sink
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
+from probe.models.hidden_keys import nearest_keys
 from probe.progress import OnProgress, Steps, untold
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import PATTERN, Trace, nearest_keys, trace
+from probe.tracing import PATTERN, Trace, trace
 
 # The kind that a template stands for, the simple ones first. All are fitted, and none has a key of weight 0.
 SIMPLE = {

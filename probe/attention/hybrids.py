@@ -15,9 +15,10 @@ from probe.attention.comparison import checked_pattern
 from probe.config import check_size
 from probe.errors import ProbeError
 from probe.models.anatomy import layer_encodings
+from probe.models.hidden_keys import nearest_keys
 from probe.sequences import Integers, Sequences, TokenIds, first_of_each, marked, valid_rows
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import PATTERN, nearest_keys, trace
+from probe.tracing import PATTERN, trace
 
 BY_HEAD = ("layer", "head", "layer_encoding", "metric", "value")
 

@@ -22,8 +22,8 @@ from probe.attention.log_odds import fit_log_odds
 from probe.attention.mixtures import fit_sink_mixture
 from probe.errors import ProbeError
 from probe.models.encodings import alibi_slopes, t5_bucket
+from probe.models.hidden_keys import nearest_keys
 from probe.sequences import checked_lengths, valid_rows
-from probe.tracing import nearest_keys
 
 T5_BUCKETS = 32  # T5's own number, with its max_distance 128
 ROTARY_FREQUENCIES = 16

@@ -73,7 +73,7 @@ NORMALIZATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
 
 # Fields that came later: those of a group are not written where all have their defaults, so that what was begun before
 # there was a choice can go on.
-LATER_FIELDS = (("attention_function", "attention_options"), ("parallel",), ("embedding_norm",))
+LATER_FIELDS = (("attention_function", "attention_options"), ("parallel",), ("embedding_norm",), ("windows",))
 
 
 # Beyond anything that was ever trained, and yet small enough to be refused by the shapes of a file's tensors, in a
@@ -98,6 +98,10 @@ class DecoderConfig:
     ``bias`` says whether there are biases, or which of ``BIASED_PARTS`` have them. In a ``parallel`` decoder attention
     and MLP read the same stream, x + Attention(norm_1(x)) + MLP(norm_2(x)), as in GPT-NeoX (Black et al. 2022, section
     2.1). ``embedding_norm`` puts a norm behind the token embedding, as in BLOOM (Le Scao et al. 2022, section 3.2).
+
+    With ``windows`` a query sees its own key and the nearest before it, so many in all: a sliding window, of one width
+    in all layers or of its own in each (None: no window). With ``position_layers`` this is the hybrid of many released
+    models: layers with rotary positions and a window, and some without either (Cohere 2, EXAONE 4, Llama 4).
     """
 
     d_vocab: int  #: token ids
@@ -123,6 +127,7 @@ class DecoderConfig:
     attention_options: dict[str, Any] = field(default_factory=dict)  #: the attention function's own options
     parallel: bool = False  #: whether attention and MLP read the same stream
     embedding_norm: bool = False  #: whether a norm stands behind the token embedding
+    windows: int | tuple[int | None, ...] | None = None  #: how many keys a query sees at most, in each layer or in all
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)  # the dataclass is frozen
@@ -165,6 +170,13 @@ class DecoderConfig:
             if encoding.embeds:
                 raise ProbeError(f"position_layers wants an encoding that acts in attention, got {self.encoding!r}")
             set_("position_layers", tuple(layers))
+        if isinstance(self.windows, list | tuple):
+            if len(self.windows) != self.n_layers:
+                raise ProbeError(f"windows must be one for each of {self.n_layers} layers, got {len(self.windows)}")
+            set_("windows", tuple(self.windows))
+        for window in self.windows if isinstance(self.windows, tuple) else (self.windows,):
+            if window is not None:
+                check_size("windows", window)
 
     def _is_layer(self, layer: object) -> bool:
         return isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < self.n_layers
@@ -204,9 +216,18 @@ class DecoderConfig:
         """Whether a pattern is the softmax of its scores."""
         return ATTENTION_FUNCTIONS[self.attention_function].is_softmax
 
+    @property
+    def has_temperature(self) -> bool:
+        """Whether queries are multiplied by a number that depends on how many keys they see."""
+        return ATTENTION_FUNCTIONS[self.attention_function].query_scale is not AttentionFunction.query_scale
+
     def sees_position(self, layer: int) -> bool:
         """Whether the encoding acts in that layer's attention."""
         return self.position_layers is None or layer in self.position_layers
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of that layer sees at most, its own included; None for all up to its own."""
+        return self.windows[layer] if isinstance(self.windows, tuple) else self.windows
 
     def sites(self) -> list[str]:
         """All site names of such a decoder, in the order in which they are computed."""

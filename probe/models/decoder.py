@@ -6,6 +6,7 @@ Intermediate values are reached by hooks under the names that TransformerLens us
 attention module keeps the calling convention of Hugging Face's Llama, so that ``probe.models.lens`` can wrap it.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -106,7 +107,13 @@ class Decoder(nn.Module):
         """Its layers, sizes and sites, as its config says."""
         config = self.config
         layers = tuple(
-            Layer(ATTENTION, config.encoding if config.sees_position(layer) else "none", config.n_heads)
+            Layer(
+                ATTENTION,
+                config.encoding if config.sees_position(layer) else "none",
+                config.n_heads,
+                config.window(layer),
+                temperature=config.has_temperature,
+            )
             for layer in range(config.n_layers)
         )
         return Anatomy(layers, config.d_model, config.d_vocab, config.n_ctx, tuple(config.sites()))
@@ -194,14 +201,17 @@ class Decoder(nn.Module):
         if at is not None:
             x = at("hook_embed", x)
         x = self.dropout(self.encoding.embed(x, query_positions))
-        # None stands for the plain causal mask, which the fused kernel knows by itself.
-        plain = positional = None
-        if n_query > 1 and (n_query < n_key or not fused):
-            plain = positional = self._mask(query_positions, key_positions, x, fused, biased=False)
-        if self.encoding.bias(query_positions[:1], key_positions[:1], x) is not None:
-            positional = self._mask(query_positions, key_positions, x, fused, biased=True)
-        elif self.encoding.reads_content and n_query > 1 and plain is None:
-            positional = self._mask(query_positions, key_positions, x, fused, biased=False)
+        has_bias = self.encoding.bias(query_positions[:1], key_positions[:1], x) is not None
+
+        @functools.cache
+        def mask(seen: bool, window: int | None) -> Tensor | BlockwiseMask | None:
+            """None stands for the plain causal mask, which the fused kernel knows by itself."""
+            biased = seen and has_bias
+            written = n_query > 1 and (n_query < n_key or not fused or (seen and self.encoding.reads_content))
+            if not (written or biased or window):
+                return None
+            return self._mask(query_positions, key_positions, x, fused, biased, window)
+
         rotation = self.encoding.rotation(query_positions, x)
         # Handed on only where there is something: nobody else has to know of them.
         in_attention: dict[str, Any] = {}
@@ -212,12 +222,12 @@ class Decoder(nn.Module):
         if cache is not None:
             extra["cache"] = cache
         for layer, block in enumerate(self.layers):
-            seen = self.config.sees_position(layer)
+            seen, window = self.config.sees_position(layer), self.config.window(layer)
             if self.encoding.reads_content:
                 in_attention["content_bias"] = self._content_bias(layer, key_positions)
             x = block(
                 x,
-                attention_mask=positional if seen else plain,
+                attention_mask=mask(seen, window if window is not None and window < n_key else None),
                 position_embeddings=rotation if seen else None,
                 hooks=at and at.under(f"blocks.{layer}."),
                 **(in_attention if seen else {}),
@@ -229,13 +239,16 @@ class Decoder(nn.Module):
         return logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
 
     def _mask(
-        self, query: Tensor, key: Tensor, like: Tensor, fused: bool, biased: bool
+        self, query: Tensor, key: Tensor, like: Tensor, fused: bool, biased: bool, window: int | None
     ) -> Float[Tensor, "1 #head query key"] | BlockwiseMask:
-        """The causal mask of queries at the last of the keys, with the encoding's bias or without."""
+        """The causal mask of queries at the last of the keys, with the encoding's bias or without, and with a sliding
+        window or without."""
 
         def rows(start: int, end: int) -> Tensor:
             visible = key[: len(key) - len(query) + end]
             future = future_keys(end - start, len(visible), like.device)
+            if window is not None:
+                future = future | ~future_keys(end - start, len(visible), like.device, ahead=-window)
             bias = self.encoding.bias(query[start:end], visible, like) if biased else None
             return (like.new_zeros(1, *future.shape) if bias is None else bias)[None].masked_fill(future, -math.inf)
 

@@ -1,7 +1,9 @@
 """Which keys a query sees, read off its scores, and scores in which hidden keys are -inf."""
 
+from collections.abc import Mapping
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -29,3 +31,36 @@ def mask_of_scores(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor
 def hides_by_numbers(scores: Tensor) -> bool:
     """Whether some key is hidden by the lowest finite number and not by -inf: scores as a bridge hands them out."""
     return bool(((scores < torch.finfo(scores.dtype).min / 2) & (scores > -torch.inf)).any())
+
+
+def nearest_keys(n_visible: Int[Tensor, "query"]) -> Bool[Tensor, "query key"]:
+    """True where query t sees key i because it is one of its ``n_visible[t]`` nearest, its own included."""
+    distance = torch.arange(len(n_visible), device=n_visible.device)[:, None] - torch.arange(
+        len(n_visible), device=n_visible.device
+    )
+    return (distance >= 0) & (distance < n_visible[:, None])
+
+
+def window_mask(window: int | None, n: int) -> Bool[Tensor, "1 1 query key"]:
+    """The mask of a sliding window over n keys; all keys up to the query's own where it is None."""
+    return nearest_keys(torch.arange(1, n + 1).clamp(max=window or n))[None, None]
+
+
+def joined_masks(hidden: Mapping[int, list[Tensor | None]], n: int, batch_size: int) -> dict[int, Tensor]:
+    """The masks of all batches together, by layer; layers whose mask is plainly causal are left out."""
+    found = {}
+    for layer, parts in hidden.items():
+        masks = [part for part in parts if part is not None]
+        if not masks:
+            continue
+        if len(masks) == len(parts) and all(m.shape[:2] == (1, 1) and torch.equal(m, masks[0]) for m in masks):
+            found[layer] = masks[0]
+            continue
+        n_query, n_heads = masks[0].shape[2], max(mask.shape[1] for mask in masks)
+        causal = torch.ones(1, 1, n_query, n_query, dtype=torch.bool).tril()
+        sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
+        each = [
+            (causal if m is None else m).expand(size, n_heads, -1, -1) for m, size in zip(parts, sizes, strict=True)
+        ]
+        found[layer] = torch.cat(each)
+    return found

@@ -74,4 +74,6 @@ def layer_inputs(
             raise ProbeError(
                 f"streaming wants a bias that depends on the distance alone, got {type(encoding).__name__}"
             )
-    return AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), config.score_scale, bias)
+    window = config.window(layer)
+    window = None if window is None or window >= q.shape[1] else window
+    return AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), config.score_scale, bias, window)

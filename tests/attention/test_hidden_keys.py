@@ -22,8 +22,9 @@ from probe.attention.nulls import shuffled
 from probe.attention.streaming.statistics import stream_attention
 from probe.attention.streaming.template import StreamTemplate
 from probe.errors import ProbeError
+from probe.models.hidden_keys import nearest_keys
 from probe.models.lens.released import load_bridge
-from probe.tracing import PATTERN, SCORES, Trace, block_site, nearest_keys, trace
+from probe.tracing import PATTERN, SCORES, Trace, block_site, trace
 
 WINDOW, LENGTH = 8, 32
 CHUNKED = torch.arange(24) % 7 + 1  # attention in chunks of 7: how many keys each query sees

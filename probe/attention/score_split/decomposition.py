@@ -24,11 +24,12 @@ from probe.attention.score_split.sums import PARTS, ScoreSums
 from probe.attention.streaming.models import attention_inputs
 from probe.deprecation import old_field
 from probe.errors import ProbeError, unknown_name
+from probe.models.hidden_keys import nearest_keys
 from probe.models.protocol import AttentionInputs
 from probe.sequences import Sequences, TokenIds, valid_rows
 from probe.shown import Shown
 from probe.statistics import N_BOOTSTRAP, Bootstrap
-from probe.tracing import SCORES, Trace, distinct, nearest_keys
+from probe.tracing import SCORES, Trace, distinct
 
 CONTENT = ("none", "pair")
 SEEN_PARTS = ("key", "distance", "content")  # within rows, where pairs of tokens are fitted

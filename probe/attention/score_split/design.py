@@ -16,8 +16,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from probe.attention.score_split.sums import PARTS
+from probe.models.hidden_keys import nearest_keys
 from probe.sequences import valid_rows
-from probe.tracing import nearest_keys
 
 _TOLERANCE = 1e-13
 

@@ -100,6 +100,7 @@ def consecutive(positions: Int[Tensor, "pos"]) -> bool:
     return bool((positions.diff() == 1).all())
 
 
-def future_keys(n_query: int, n_key: int, device: torch.device) -> Bool[Tensor, "query key"]:
-    """True where the key comes after the query, the last query standing at the last key."""
-    return torch.ones(n_query, n_key, dtype=torch.bool, device=device).triu(n_key - n_query + 1)
+def future_keys(n_query: int, n_key: int, device: torch.device, *, ahead: int = 0) -> Bool[Tensor, "query key"]:
+    """True where the key comes more than ``ahead`` positions after the query, the last query standing at the last
+    key."""
+    return torch.ones(n_query, n_key, dtype=torch.bool, device=device).triu(n_key - n_query + 1 + ahead)

@@ -13,12 +13,13 @@ from torch.nn.functional import cross_entropy
 import constructions
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder, DecoderConfig
+from probe.models.hidden_keys import nearest_keys
 from probe.models.lens import to_bridge
 from probe.position.mechanism.findings import beside_content, elsewhere
 from probe.position.mechanism.interventions import INTERVENTIONS, Input
 from probe.position.mechanism.naming import mechanism_table, name_mechanism
 from probe.position.probes.emergence import probe_over_training
-from probe.tracing import PATTERN, block_site, logits_with_edits, nearest_keys, trace
+from probe.tracing import PATTERN, block_site, logits_with_edits, trace
 
 L, BOS, END = 24, 0, 31
 QUICK = {"n_bootstrap": 20}
