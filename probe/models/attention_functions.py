@@ -70,6 +70,25 @@ class LogLength(AttentionFunction):
         return scale[None, :, None].expand(1, -1, self.n_heads)
 
 
+class PositionScale(AttentionFunction):
+    """Softmax of s_n · z, s_n = 1 + a ln(⌊n / L⌋ + 1) for a query that sees n keys: Llama 4's temperature.
+
+    It is 1 until L keys are seen and rises in steps of L. Llama 4's layers without positions have a = 0.1 and L = 8192
+    (``attn_scale`` and ``floor_scale`` in its config).
+    """
+
+    def __init__(self, *, a: float = 0.1, step: int = 8192, **dimensions: int):
+        super().__init__(**dimensions)
+        check_number("a", a, closed=True)
+        check_size("step", step)
+        self.a, self.step = a, step
+
+    def query_scale(self, hidden: Float[Tensor, "batch pos d_model"], first: int) -> Float[Tensor, "#batch pos head"]:
+        n = torch.arange(first + 1, first + hidden.shape[1] + 1, dtype=torch.float64, device="cpu")
+        scale = (1 + self.a * ((n / self.step).floor() + 1).log()).to(hidden)
+        return scale[None, :, None].expand(1, -1, self.n_heads)
+
+
 class ScalableSoftmax(AttentionFunction):
     """Softmax of s ln(n) · z for a query that sees n keys, s a learned number of each head.
 
@@ -156,6 +175,7 @@ def make_attention_function(name: str, options: dict[str, Any], **dimensions: in
 ATTENTION_FUNCTIONS: dict[str, type[AttentionFunction]] = {
     "softmax": AttentionFunction,
     "log_length": LogLength,
+    "position_scale": PositionScale,
     "ssmax": ScalableSoftmax,
     "entmax15": Entmax15,
     "asentmax": AdaptiveScalableEntmax,

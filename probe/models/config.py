@@ -123,7 +123,7 @@ class DecoderConfig:
     tie_embeddings: bool = False  #: whether the head is the token embedding
     logit_scale: float = 1.0  #: what logits are multiplied with
     dropout: float = 0.0  #: share of the numbers that training sets to 0
-    attention_function: str = "softmax"  #: "softmax", "log_length", "ssmax", "entmax15" or "asentmax"
+    attention_function: str = "softmax"  #: a name in ``ATTENTION_FUNCTIONS``
     attention_options: dict[str, Any] = field(default_factory=dict)  #: the attention function's own options
     parallel: bool = False  #: whether attention and MLP read the same stream
     embedding_norm: bool = False  #: whether a norm stands behind the token embedding

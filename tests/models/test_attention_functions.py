@@ -7,8 +7,10 @@ import entmax
 import numpy as np
 import pytest
 import torch
+import transformers
 from scipy import optimize, stats
 
+import probe
 from probe.attention import attention_inputs, stream
 from probe.errors import ProbeError
 from probe.models.attention_functions import ATTENTION_FUNCTIONS, make_attention_function
@@ -167,6 +169,24 @@ def test_scales_are_literal_numbers():
     assert got.flatten().tolist() == pytest.approx([1.0181499] * 32, abs=1e-6)  # 1 + ln(1 + e^-4)
 
 
+def test_position_scale_is_the_temperature_of_llama_4():
+    """The attention of transformers' class, fed one state, without positions: its scores are its temperature."""
+    config = transformers.Llama4TextConfig(
+        vocab_size=19, hidden_size=16, intermediate_size=16, intermediate_size_mlp=16, num_hidden_layers=1, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=2, no_rope_layers=[0], attn_temperature_tuning=True, floor_scale=3,
+        attn_scale=0.4, num_local_experts=2, pad_token_id=0, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = probe.wrap(transformers.Llama4ForCausalLM(config).eval())
+    scores = probe.trace(model, torch.full((1, 12), 5), ["attn.hook_attn_scores"]).scores(0)[0, 0, :, 0]
+    function = make_attention_function("position_scale", {"a": 0.4, "step": 3}, **DIMS)
+    ours = function.query_scale(torch.zeros(1, 12, DIMS["d_model"]), 0)[0, :, 0]
+    torch.testing.assert_close(ours / ours[0], scores / scores[0])
+    later = function.query_scale(torch.zeros(1, 5, DIMS["d_model"]), 7)[0, :, 0]
+    assert torch.equal(later, ours[7:])
+    assert function.query_scale(torch.zeros(1, 2, DIMS["d_model"]), 0).eq(1).all()
+
+
 def test_asentmax_scales_each_head_and_query_by_its_formula():
     function = make_attention_function("asentmax", {"gamma_range": 3.0}, **DIMS).double()
     generator = np.random.default_rng(0)
@@ -287,7 +307,7 @@ def test_bad_options_are_one_clear_line(make_decoder):
         with pytest.raises(ProbeError, match=message):
             make_decoder(attention_function=name, attention_options=options)
 
-    bad("unknown attention function 'relu'; known: asentmax, entmax15, log_length, softmax, ssmax", "relu")
+    bad("unknown attention function 'relu'; known: asentmax, entmax15, log_length, position_scale, softmax, ssmax", "relu")
     bad("attention function 'softmax' has no option 'a'; it has: none", "softmax", a=1)
     bad("attention function 'ssmax' has no option 'n_heads'; it has: none", "ssmax", n_heads=1)
     bad("'log_length' has no option 's'; it has: a, trained_length", "log_length", s=1)

@@ -139,6 +139,62 @@ def test_context_extensions_are_those_of_hugging_face(scaling, fraction, base, l
     assert slowed[-1] == pytest.approx(factor) and slowed[0] == pytest.approx(factor if scaling == "linear" else 1)
 
 
+def of_transformers(kind, **parameters):
+    """transformers' frequencies and attention factor of a kind of scaling, for heads of 64 dimensions."""
+    config = LlamaConfig(
+        hidden_size=256, num_attention_heads=4, head_dim=64, max_position_embeddings=4096,
+        rope_parameters={"rope_type": kind, "rope_theta": 10000.0} | parameters,
+    )  # fmt: skip
+    return ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=4096)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs", "ours"),
+    [
+        (
+            "yarn",
+            {"factor": 4.0, "original_max_position_embeddings": 1024, "beta_fast": 20.0, "beta_slow": 2.5},
+            {"factor": 4.0, "trained_length": 1024, "beta_fast": 20.0, "beta_slow": 2.5},
+        ),
+        (
+            "yarn",
+            {"factor": 4.0, "original_max_position_embeddings": 1024, "attention_factor": 0.7},
+            {"factor": 4.0, "trained_length": 1024, "attention_factor": 0.7},
+        ),
+        (
+            "longrope",
+            {
+                "factor": 4.0,
+                "original_max_position_embeddings": 1024,
+                "short_factor": [1.0] * 32,
+                "long_factor": [1 + j / 8 for j in range(32)],
+            },
+            {"factor": 4.0, "trained_length": 1024, "plane_factors": [1 + j / 8 for j in range(32)]},
+        ),
+        ("proportional", {"partial_rotary_factor": 0.25}, {"proportion": 0.25}),
+        ("proportional", {"partial_rotary_factor": 0.7}, {"proportion": 0.7}),
+    ],
+)
+def test_further_scalings_are_those_of_transformers(kind, theirs, ours):
+    frequencies, attention_factor = of_transformers(kind, **theirs)
+    scaling = {} if kind == "proportional" else {"scaling": kind}
+    encoding = make_encoding("rotary", ours | scaling, **(DIMS | {"d_head": 64}))
+    torch.testing.assert_close(encoding.frequencies.float(), frequencies, rtol=2e-6, atol=0)
+    assert encoding.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+
+
+def test_options_of_another_scaling_are_refused(make_decoder):
+    for options, message in [
+        ({"beta_fast": 3.0}, "beta_fast is an option of yarn, got scaling 'none'"),
+        ({"scaling": "linear", "attention_factor": 2.0}, "attention_factor is an option of yarn and longrope"),
+        ({"scaling": "yarn", "beta_fast": 1.0, "beta_slow": 2.0}, "beta_fast must be at least beta_slow, got 1 and 2"),
+        ({"scaling": "longrope", "plane_factors": [1.0]}, "plane_factors must be one for each of 4 planes, got 1"),
+        ({"proportion": 1.5}, "proportion must be a number above 0 and at most 1, got 1.5"),
+    ]:
+        with pytest.raises(ProbeError, match=message):
+            make_decoder(encoding="rotary", encoding_options=options)
+
+
 @pytest.mark.parametrize(
     ("base", "length"),
     [(1.5, 64), (2.0, 4096), (10000.0, 6)],
@@ -195,7 +251,7 @@ def test_bad_scalings_are_one_clear_line(make_decoder):
         with pytest.raises(ProbeError, match=message):
             make_decoder(encoding="rotary", encoding_options=options)
 
-    bad("unknown scaling of rotary positions 'pi'; known: linear, llama3, none, ntk, yarn", scaling="pi")
+    bad("unknown scaling of rotary positions 'pi'; known: linear, llama3, longrope, none, ntk, yarn", scaling="pi")
     bad("factor must be a number at least 1 and below 1e.09, got 0.5", scaling="yarn", factor=0.5)
     bad("a factor wants a scaling other than 'none', got factor 2 without one", factor=2.0)
     bad("trained_length must be an integer of at least 1, got 0", scaling="yarn", trained_length=0)

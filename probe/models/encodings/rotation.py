@@ -1,7 +1,7 @@
 """Encodings that turn queries and keys."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,23 @@ class Rotary(PositionEncoding):
     Su et al. 2021, section 3.2.2, with fraction = 1. A smaller fraction turns the first d dimensions and leaves the
     others as they are: GPT-NeoX (Black et al. 2022, section 2.1) and Pythia turn a quarter.
 
-    ``scaling``, one of ``SCALINGS``, stretches a context of ``trained_length`` tokens (by default n_ctx; only "yarn"
-    and "llama3" read it) by ``factor``: it changes the θ_j, and "yarn" also lengthens what is turned.
+    With a ``proportion`` p below 1 the ⌊p d/2⌋ fastest planes turn and the others stand still, θ_j = 0, where d is the
+    whole width: p-RoPE. It leaves the slowest planes, which carry content, free of positions. Barbero et al. 2024,
+    section 6; Gemma 4's layers of full attention. (A ``fraction`` turns fewer planes too, but spreads all frequencies
+    over them.)
+
+    ``scaling``, one of ``SCALINGS``, stretches a context of ``trained_length`` tokens (by default n_ctx; only "yarn",
+    "longrope" and "llama3" read it) by ``factor``: it changes the θ_j, and "yarn" and "longrope" also lengthen what is
+    turned, by an attention factor.
+
+    Args:
+        base: above 0.
+        fraction: the share of a head's dimensions that are turned, in (0, 1].
+        proportion: the share of the planes that turn, in (0, 1].
+        scaling, factor, trained_length: see above; the factor is at least 1.
+        beta_fast, beta_slow: of "yarn", see there; by default 32 and 1.
+        attention_factor: of "yarn" and "longrope": what is turned is multiplied by it. By default the papers' formulas.
+        plane_factors: of "longrope": what each plane is slowed by, one number above 0 for each.
     """
 
     def __init__(
@@ -47,6 +62,11 @@ class Rotary(PositionEncoding):
         scaling: str = "none",
         factor: float = 1.0,
         trained_length: int | None = None,
+        proportion: float = 1.0,
+        beta_fast: float | None = None,
+        beta_slow: float | None = None,
+        attention_factor: float | None = None,
+        plane_factors: Sequence[float] | None = None,
         **dimensions: int,
     ):
         super().__init__(**dimensions)
@@ -66,7 +86,22 @@ class Rotary(PositionEncoding):
             check_size("trained_length", trained_length)
         length = self.n_ctx if trained_length is None else trained_length
         # Plain attributes, not buffers: they follow from the config and do not belong in checkpoints.
-        self.frequencies, self.attention_factor = SCALINGS[scaling](base, width, factor, length)
+        own = {
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "attention_factor": attention_factor,
+            "plane_factors": plane_factors,
+        }
+        given = {name: value for name, value in own.items() if value is not None}
+        for name in given:
+            if name not in OPTIONS.get(scaling, ()):
+                readers = [s for s, names in OPTIONS.items() if name in names]
+                raise ProbeError(f"{name} is an option of {' and '.join(readers)}, got scaling {scaling!r}")
+        self.frequencies, self.attention_factor = SCALINGS[scaling](base, width, factor, length, **given)
+        check_number("proportion", proportion)
+        if proportion > 1:
+            raise ProbeError(f"proportion must be a number above 0 and at most 1, got {proportion!r}")
+        self.frequencies[int(proportion * width // 2) :] = 0.0
 
     def rotation(self, positions: Int[Tensor, "pos"], like: Tensor) -> Rotation:
         angle = positions[:, None].double() * self.frequencies
@@ -136,24 +171,66 @@ def ntk(base: float, width: int, factor: float, trained_length: int) -> Scaled:
 BETA_FAST, BETA_SLOW = 32, 1
 
 
-def yarn(base: float, width: int, factor: float, trained_length: int) -> Scaled:
-    """NTK-by-parts, θ_j (1 - r_j) + θ_j / factor · r_j, and the attention factor 0.1 ln(factor) + 1.
+def yarn(
+    base: float,
+    width: int,
+    factor: float,
+    trained_length: int,
+    *,
+    beta_fast: float = BETA_FAST,
+    beta_slow: float = BETA_SLOW,
+    attention_factor: float | None = None,
+) -> Scaled:
+    """NTK-by-parts, θ_j (1 - r_j) + θ_j / factor · r_j, and the attention factor, by default 0.1 ln(factor) + 1.
 
-    r_j rises from 0 at the plane that turns ``BETA_FAST`` times in the trained length to 1 at that which turns
-    ``BETA_SLOW`` times, both rounded outwards to whole planes. Peng et al. 2023, sections 3.2 and 3.4; the ramp over
+    r_j rises from 0 at the plane that turns ``beta_fast`` times in the trained length to 1 at that which turns
+    ``beta_slow`` times, both rounded outwards to whole planes. Peng et al. 2023, sections 3.2 and 3.4; the ramp over
     planes is that of its released code and of Hugging Face.
     """
     if base <= 1:
         raise ProbeError(f"yarn wants a base above 1, got {base:g}")
+    for name, value in (("beta_fast", beta_fast), ("beta_slow", beta_slow), ("attention_factor", attention_factor)):
+        if value is not None:
+            check_number(name, value)
+    if beta_fast < beta_slow:
+        raise ProbeError(f"beta_fast must be at least beta_slow, got {beta_fast:g} and {beta_slow:g}")
 
-    def plane(turns: int) -> float:
+    def plane(turns: float) -> float:
         return width * math.log(trained_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = max(math.floor(plane(BETA_FAST)), 0), min(math.ceil(plane(BETA_SLOW)), width - 1)
+    low, high = max(math.floor(plane(beta_fast)), 0), min(math.ceil(plane(beta_slow)), width - 1)
     width_of_ramp = high - low if high != low else 0.001
     frequencies, _ = plain(base, width, factor, trained_length)
     ramp = ((torch.arange(len(frequencies), device="cpu").double() - low) / width_of_ramp).clamp(0, 1)
-    return torch.lerp(frequencies, frequencies / factor, ramp), 0.1 * math.log(factor) + 1
+    return torch.lerp(frequencies, frequencies / factor, ramp), (
+        0.1 * math.log(factor) + 1 if attention_factor is None else attention_factor
+    )
+
+
+def longrope(
+    base: float,
+    width: int,
+    factor: float,
+    trained_length: int,
+    *,
+    plane_factors: Sequence[float] = (),
+    attention_factor: float | None = None,
+) -> Scaled:
+    """θ_j / λ_j with a factor λ_j for each plane, and the attention factor (1 + ln(factor) / ln(trained length))^½.
+
+    LongRoPE, Ding et al. 2024, section 3, whose search finds the λ_j; Phi-3's config has them as ``long_factor``.
+    """
+    frequencies, _ = plain(base, width, factor, trained_length)
+    if not plane_factors:  # as in ``linear``
+        plane_factors = [factor] * len(frequencies)
+    if len(plane_factors) != len(frequencies):
+        raise ProbeError(f"plane_factors must be one for each of {len(frequencies)} planes, got {len(plane_factors)}")
+    for value in plane_factors:
+        check_number("plane_factors", value)
+    if attention_factor is None:
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained_length)) if trained_length > 1 else 1.0
+    check_number("attention_factor", attention_factor)
+    return frequencies / torch.tensor([*plane_factors], dtype=torch.float64), attention_factor
 
 
 # Planes with a wavelength above the trained length over the first are interpolated, those with one below the trained
@@ -170,11 +247,18 @@ def llama3(base: float, width: int, factor: float, trained_length: int) -> Scale
     return torch.lerp(frequencies / factor, frequencies, smooth), 1.0
 
 
-# From base, width d of the rotation, factor and trained length.
-SCALINGS: dict[str, Callable[[float, int, float, int], Scaled]] = {
+# Which scaling reads which further options.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+    "longrope": ("plane_factors", "attention_factor"),
+}
+
+# From base, width d of the rotation, factor, trained length, and the options of its own.
+SCALINGS: dict[str, Callable[..., Scaled]] = {
     "none": plain,
     "linear": linear,
     "ntk": ntk,
     "yarn": yarn,
+    "longrope": longrope,
     "llama3": llama3,
 }

@@ -59,14 +59,15 @@ def linear(rope: Fields, n_ctx: int) -> dict[str, Any]:
 def yarn(rope: Fields, n_ctx: int) -> dict[str, Any]:
     trained = rope.size(TRAINED, default=n_ctx)
     factor = rope.number("factor")
-    for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0), ("truncate", True)):
-        rope.only(name, value)
+    rope.only("truncate", True)
     if rope.values.get("truncate", True) is None:  # the one key here of which null is not what absent is
         raise ProbeError(f"{rope.path}: 'truncate' must be True or absent, got None")
-    rope.only("attention_factor", 0.1 * math.log(factor) + 1)
     if rope.get("attention_factor", default=None) is None and rope.get("mscale", default=None):
         rope.only("mscale_all_dim", None)
-    return {"scaling": "yarn", "factor": factor, "trained_length": trained}
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 0.1 * math.log(factor) + 1}
+    given = {name: rope.number(name, default=None) or value for name, value in usual.items()}
+    own = {name: value for name, value in given.items() if not math.isclose(value, usual[name], rel_tol=1e-12)}
+    return {"scaling": "yarn", "factor": factor, "trained_length": trained} | own
 
 
 def llama3(rope: Fields, n_ctx: int) -> dict[str, Any]:
