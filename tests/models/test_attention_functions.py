@@ -307,7 +307,8 @@ def test_bad_options_are_one_clear_line(make_decoder):
         with pytest.raises(ProbeError, match=message):
             make_decoder(attention_function=name, attention_options=options)
 
-    bad("unknown attention function 'relu'; known: asentmax, entmax15, log_length, position_scale, softmax, ssmax", "relu")
+    known = "asentmax, entmax15, log_length, position_scale, softmax, ssmax"
+    bad(f"unknown attention function 'relu'; known: {known}", "relu")
     bad("attention function 'softmax' has no option 'a'; it has: none", "softmax", a=1)
     bad("attention function 'ssmax' has no option 'n_heads'; it has: none", "ssmax", n_heads=1)
     bad("'log_length' has no option 's'; it has: a, trained_length", "log_length", s=1)

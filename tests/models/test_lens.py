@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import probe
 from probe.models.encodings import ENCODINGS
 from probe.models.lens import to_bridge
 from probe.tracing import trace
@@ -105,3 +106,23 @@ def test_weights_and_logit_lens_are_there(make_decoder, random_tokens):
     _, cache = bridge.run_with_cache(tokens)
     residual = cache.accumulated_resid(layer=-1, incl_mid=False, apply_ln=True)[-1]
     torch.testing.assert_close(residual @ bridge.W_U, decoder(tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_of_transformers_is_bridged_where_somebody_asks(random_tokens):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=19, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = transformers.Qwen2ForCausalLM(config).eval()
+    before = [name for name, _ in theirs.named_modules()]
+    model, tokens = probe.wrap(theirs), random_tokens()
+    bridge = to_bridge(model)
+    torch.testing.assert_close(bridge(tokens), model(tokens), atol=1e-5, rtol=1e-5)
+    site = "blocks.1.attn.hook_pattern"
+    ours, of_bridge = (probe.trace(m, tokens, [site])[site] for m in (model, bridge))
+    torch.testing.assert_close(of_bridge, ours, atol=1e-5, rtol=1e-5)
+    assert [name for name, _ in theirs.named_modules()] == before
+    assert {p.data_ptr() for p in bridge.parameters()} <= {p.data_ptr() for p in theirs.parameters()}

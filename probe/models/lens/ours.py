@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.models.attention_functions import AttentionFunction
 from probe.models.decoder import Decoder, check_decoder
 from probe.models.layers import Attention, ContentBias
+from probe.models.lens.released import bridge_of
+from probe.models.open.transformers_model import TransformersModel
 from probe.models.scaled import check_not_scaled
 
 if TYPE_CHECKING:
@@ -22,17 +24,39 @@ _NORMALIZATION_TYPES = {"layer": "LN", "rms": "RMS", "none": None}
 _ACTIVATIONS = {"swiglu": "silu", "gelu_tanh": "gelu_new"}  # those that have other names there
 
 
-def to_bridge(decoder: Decoder) -> "TransformerBridge":
-    """A ``TransformerBridge`` of a decoder: the same logits, hooks at every site, edits that reach the logits.
+def to_bridge(model: nn.Module) -> "TransformerBridge":
+    """A ``TransformerBridge`` of a model: the same logits, hooks at every site, edits that reach the logits.
 
-    The bridge reads the decoder's own parameters (training one trains the other); after moving or casting the decoder,
-    make a new one. Tokens are integers: there is no tokenizer. The pattern that it holds comes from a softmax (or the
-    decoder's attention function) in float32, whatever the decoder's dtype.
+    The bridge reads the model's own parameters (training one trains the other); after moving or casting the model, make
+    a new one. Tokens are integers: there is no tokenizer. The pattern that the bridge of a decoder of ours holds comes
+    from a softmax (or the decoder's attention function) in float32, whatever the decoder's dtype.
+
+    Args:
+        model: a ``Decoder``, or a model of transformers as ``load_pretrained`` and ``wrap`` return it. TransformerLens
+            knows fewer kinds of those than can be measured here without a bridge.
 
     Raises:
-        ProbeError: while a ``HeadScale`` is on the decoder: put it on the bridge instead.
+        ProbeError: for anything else; for a model of transformers that TransformerLens does not know or does not bridge
+            exactly; while a ``HeadScale`` is on the model: put it on the bridge instead.
     """
-    check_decoder(decoder)
+    if isinstance(model, TransformersModel):
+        check_not_scaled(model, "a bridge")
+        return bridge_of(_sharing(model.inner), f"a {type(model.inner).__name__}")
+    check_decoder(model)
+    assert isinstance(model, Decoder)
+    return _bridge_of_decoder(model)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _sharing(model: M) -> M:
+    """A clone that shares every parameter and buffer: wrapping replaces sub-modules in place."""
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared).eval()
+
+
+def _bridge_of_decoder(decoder: Decoder) -> "TransformerBridge":
     check_not_scaled(decoder, "a bridge")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
@@ -64,10 +88,7 @@ def to_bridge(decoder: Decoder) -> "TransformerBridge":
     rotation = decoder.encoding.rotation(torch.zeros(1, dtype=torch.long), torch.zeros(()))
     if rotation is not None:  # else a half of the dimensions would be taken for halves of all of them
         settings.rotary_pct = rotation[0].shape[-1] / config.d_head
-    # Wrapping replaces sub-modules in place, so a clone is wrapped that shares every parameter and buffer.
-    shared = {id(t): t for t in [*decoder.parameters(), *decoder.buffers()]}
-    clone = copy.deepcopy(decoder, shared).eval()
-    return build_bridge_from_module(clone, ARCHITECTURE, tl_config=settings, tokenizer=None)
+    return build_bridge_from_module(_sharing(decoder), ARCHITECTURE, tl_config=settings, tokenizer=None)
 
 
 def _adapter_class(embedding_norm: bool) -> "type[ArchitectureAdapter]":
