@@ -60,7 +60,7 @@ def untrained(encoding="none", seed=0, kind=Decoder, **options):
 class Bidirectional(Decoder):
     """Every position sees every token."""
 
-    def _mask(self, query, key, like, fused, biased):
+    def _mask(self, query, key, like, fused, biased, window):
         return like.new_zeros(1, 1, len(query), len(key))
 
 
