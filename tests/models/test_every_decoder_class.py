@@ -1,4 +1,4 @@
-"""Every decoder that the installed transformers has and that can be made tiny: what a new release breaks is seen here."""
+"""Every decoder of the installed transformers that can be made tiny: what a new release breaks is seen here."""
 
 import pytest
 import transformers

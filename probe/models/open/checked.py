@@ -1,9 +1,10 @@
 """Whether the seam says of a transformers model what the model does: logits, patterns, z, and that edits go through."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.layers import Hooks
@@ -13,6 +14,9 @@ from probe.models.open.blocks import trial_tokens
 from probe.models.open.seam import EXPLICIT, FUSED, FUSED_BY_MASKS, Pass, watched
 from probe.models.open.transformers_model import TransformersModel
 from probe.models.protocol import Hook
+
+# Where transformers notes that it has put hooks of its own on a model.
+_FLAG = "_output_capturing_hooks_installed"
 
 
 @torch.no_grad()
@@ -33,7 +37,7 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
     n_vocab, n_ctx = model.anatomy.d_vocab, model.anatomy.n_ctx
     tokens = trial_tokens(n_vocab, n_ctx, model.device)
     with evaluating(model.inner):
-        with watched(model.inner, Pass(Hooks({})), "eager"):
+        with watched(model.inner, Pass(Hooks({})), "eager"), _without_its_hooks(model.inner):
             eager = model.inner(input_ids=tokens, use_cache=False, output_attentions=True)
         own = model.inner(input_ids=tokens, use_cache=False).logits
         agree(own, eager.logits, f"{whose}: the logits of transformers' fused and eager attention")
@@ -45,6 +49,22 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
         agree(fused, eager.logits, f"{whose}: the logits of the seam's fused attention and transformers'")
         _check_patterns(model, plain, getattr(eager, "attentions", None) or (), whose)
         _check_edits(model, tokens, whose)
+
+
+@contextlib.contextmanager
+def _without_its_hooks(model: nn.Module) -> Iterator[None]:
+    """Take off the hooks with which transformers gives out patterns, once it has: no model with them can be saved."""
+    modules = [*model.modules()]
+    hooks = [set(module._forward_hooks) for module in modules]
+    flagged = [module for module in modules if getattr(module, _FLAG, False)]
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, hooks, strict=True):
+            for key in set(module._forward_hooks) - before:
+                del module._forward_hooks[key]
+            if getattr(module, _FLAG, False) and not any(module is other for other in flagged):
+                delattr(module, _FLAG)
 
 
 class _Seen:

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from probe.models.layers import Hooks
 from probe.models.open.blocks import Block, context_of, find_blocks
 from probe.models.open.measured import measured_layers
 from probe.models.open.quiet import quiet_transformers
-from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass, watched
+from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass, is_going, watched
 from probe.models.protocol import Anatomy, AttentionInputs, Hook, Visit
 from probe.sequences import TokenIds, check_ids, token_ids
 
@@ -145,7 +147,7 @@ class TransformersModel(nn.Module):
         """Hooks on the modules: which block runs, and the states before, in and after it."""
         handles = []
         if going.hooks.has("hook_embed"):
-            handles.append(self._table.register_forward_hook(lambda _, __, out: going.hooks("hook_embed", out)))
+            handles.append(self._table.register_forward_hook(_out_of_table(going)))
         before, after = _before(going, self._blocks), _after(going)
         for module in {id(block.module): block.module for block in self._blocks}.values():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -199,14 +201,21 @@ class TransformersCache:
         new = tokens.shape[1]
         self._tokens = tokens if self._tokens is None else torch.cat((self._tokens, tokens), 1)
         given = tokens if self._inner is not None else self._tokens
-        out: Any = model(input_ids=given, past_key_values=self._inner, use_cache=True)
-        self._inner = getattr(out, "past_key_values", None)
+        name = _cache_name(type(model))
+        out: Any = model(input_ids=given, use_cache=True, **{name: self._inner})
+        self._inner = getattr(out, name, None)
         logits: Tensor = out.logits[:, -new:]
         return logits
 
     def keep(self, rows: Tensor) -> None:
         """Keep only those sequences of the batch. Some kinds of caches can't, so the next call makes it anew."""
         self._tokens, self._inner = None if self._tokens is None else self._tokens[rows], None
+
+
+@functools.cache
+def _cache_name(kind: type[nn.Module]) -> str:
+    """What a class calls its cache: transformers changed that in 5.24."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def drawn_like(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":
@@ -251,8 +260,17 @@ def streamed_inputs(call: Call, layer: int) -> AttentionInputs:
     return AttentionInputs(call.query, call.key, float(call.scale), window=window)
 
 
+def _out_of_table(going: Pass) -> Callable[..., Any]:
+    def hook(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        return going.hooks("hook_embed", out) if is_going(going) else None
+
+    return hook
+
+
 def _before(going: Pass, blocks: Sequence[Block]) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not is_going(going):
+            return None
         going.layer += 1
         if blocks[going.layer].width:
             return _edited(going, "hook_resid_pre", args, kwargs)
@@ -264,7 +282,7 @@ def _before(going: Pass, blocks: Sequence[Block]) -> Callable[..., Any]:
 def _after(going: Pass) -> Callable[..., Any]:
     def hook(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
         site = f"blocks.{going.layer}.hook_resid_post"
-        return with_first(out, lambda x: going.hooks(site, x)) if going.hooks.has(site) else None
+        return with_first(out, lambda x: going.hooks(site, x)) if is_going(going) and going.hooks.has(site) else None
 
     return hook
 
@@ -272,7 +290,7 @@ def _after(going: Pass) -> Callable[..., Any]:
 def _out_of_attention(going: Pass) -> Callable[..., Any]:
     def hook(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
         site = f"blocks.{going.layer}.hook_attn_out"
-        return with_first(out, lambda x: going.hooks(site, x)) if going.hooks.has(site) else None
+        return with_first(out, lambda x: going.hooks(site, x)) if is_going(going) and going.hooks.has(site) else None
 
     return hook
 
@@ -282,7 +300,7 @@ def _middle(going: Pass) -> Callable[..., Any]:
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         site = f"blocks.{going.layer}.hook_resid_mid"
-        if going.hooks.has(site):
+        if is_going(going) and going.hooks.has(site):
             x = args[0] if args else kwargs["hidden_states"]
             new = going.hooks(site, x)
             if new is not x:
