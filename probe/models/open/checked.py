@@ -23,7 +23,7 @@ _FLAG = "_output_capturing_hooks_installed"
 def check_transformers(model: TransformersModel, whose: str) -> None:
     """Hold a model's seam against transformers' own eager attention, before anyone measures anything on it.
 
-    The logits of eager attention, of the model's own and of both of the seam's are the same. So are the patterns that
+    No layer attends to later tokens. The logits of eager attention, of the model's own and of both of the seam's are the same. So are the patterns that
     transformers gives out, for every layer that has one. Scores that are edited give the same logits as the pattern
     that they make, and nothing but z reaches what attention puts out.
 
@@ -42,6 +42,7 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
         own = model.inner(input_ids=tokens, use_cache=False).logits
         agree(own, eager.logits, f"{whose}: the logits of transformers' fused and eager attention")
         plain = _run(model, tokens, "hook_pattern")
+        _check_causal(plain, whose)
         agree(plain.logits, eager.logits, f"{whose}: the logits through the attention seam and transformers'")
         if relative_error(model.passed(tokens, Pass(Hooks({})), FUSED), eager.logits) > tolerance(own):
             model.fused = FUSED_BY_MASKS
@@ -91,6 +92,12 @@ def _run(
     hooks = {f"blocks.{i}.{where}": keep(i) for i in attending}
     hooks |= {f"blocks.{i}.attn.{edited}": replace(i, new) for i, new in (by_layer or {}).items()}
     return _Seen(model.passed(tokens, Pass(Hooks(hooks)), EXPLICIT), values)
+
+
+def _check_causal(plain: _Seen, whose: str) -> None:
+    for i, pattern in plain.values.items():
+        if bool(pattern.triu(1).any()):
+            raise ProbeError(f"{whose}: a causal language model is needed, but layer {i} attends to later tokens")
 
 
 def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Tensor | None], whose: str) -> None:
