@@ -23,9 +23,9 @@ _FLAG = "_output_capturing_hooks_installed"
 def check_transformers(model: TransformersModel, whose: str) -> None:
     """Hold a model's seam against transformers' own eager attention, before anyone measures anything on it.
 
-    No layer attends to later tokens. The logits of eager attention, of the model's own and of both of the seam's are the same. So are the patterns that
-    transformers gives out, for every layer that has one. Scores that are edited give the same logits as the pattern
-    that they make, and nothing but z reaches what attention puts out.
+    No layer attends to later tokens. The logits of eager attention, of the model's own and of both of the seam's are
+    the same. So are the patterns that transformers gives out, for every layer that has one. Scores that are edited
+    give the same logits as the pattern that they make, and nothing but z reaches what attention puts out.
 
     Args:
         model: the model under the seam.
