@@ -20,7 +20,8 @@ MOST_WEIGHTS = 5 * 10**6
 # By group, what a field is set to in any config that has it.
 GROUPS: dict[str, dict[str, Any]] = {
     "stream": {
-        **{"vocab_size": N_VOCAB, "unpadded_vocab_size": N_VOCAB, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": N_LAYERS},
+        **{"vocab_size": N_VOCAB, "unpadded_vocab_size": N_VOCAB, "hidden_size": 64, "intermediate_size": 128},
+        **{"num_hidden_layers": N_LAYERS},
         **{"max_position_embeddings": 256, "n_positions": 256, "ffn_dim": 128, "num_layers": N_LAYERS},
         **{"embedding_size": 64, "word_embed_proj_dim": 64, "ffn_hidden_size": 128, "dim_ff": 128},
         **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
@@ -67,6 +68,7 @@ _SLIDING, _FULL, _LINEAR = "sliding_attention", "full_attention", "linear_attent
 _LAST_FULL = {"layer_types": [_SLIDING, _SLIDING, _SLIDING, _FULL]}
 _EVERY_SECOND_FULL = {"layer_types": [_SLIDING, _FULL, _SLIDING, _FULL]}
 _EVERY_SECOND_LINEAR = {"layer_types": [_LINEAR, _FULL, _LINEAR, _FULL]}
+_EVERY_SECOND_CONVOLUTION = {"layer_types": ["conv", _FULL] * 2, "block_dim": 64}
 _LAST_LAYER_WITHOUT_POSITION = {"layer_rope_theta": [10000.0, 10000.0, 10000.0, 0]}
 _LATENT = {"num_key_value_heads": 4, "head_dim": 8}  # as many keys as queries, and the size of the turned part
 
@@ -95,7 +97,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # layers without position, and a temperature
     "llama4_text": {"attention_chunk_size": 64, "floor_scale": 8, "attn_scale": 0.1, "attn_temperature_tuning": True},
     "smollm3": {"no_rope_layer_interval": 4},
-    "cohere_compass_text": {"layer_types": [_FULL] * 4, "rope_parameters": {_FULL: {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere_compass_text": {"rope_parameters": {_FULL: {"rope_type": "default", "rope_theta": 10000.0}}},
     # latent attention
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _LATENT),
     **dict.fromkeys(("dots3_note_text", "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"), _LATENT),
@@ -104,12 +106,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # recurrence and convolution
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "qwen4_exp_text": {"indexer_kv_heads": 1, "indexer_budget": 64, "indexer_compress_ratio": 4},
-    "zamba": {"attention_head_dim": 32, "layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"]},
+    "zamba": {"attention_head_dim": 32, "layers_block_type": [_LINEAR, _LINEAR, "hybrid", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "position_embedding_type": "nope"},
     "jamba": {"num_hidden_layers": 8, "attn_layer_period": 4, "attn_layer_offset": 1},
-    **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", _FULL] * 2, "block_dim": 64}),
+    "lfm2": _EVERY_SECOND_CONVOLUTION,
+    "lfm2_moe": _EVERY_SECOND_CONVOLUTION,
     "minimax": _EVERY_SECOND_LINEAR,
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "mlp", "attention"]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3], "use_mem_rope": True},
@@ -184,5 +187,3 @@ def _fields(config: Any) -> set[str]:
     with contextlib.suppress(AttributeError):
         return {*config.__dataclass_fields__, *(config.attribute_map or {})}
     return set()
-
-

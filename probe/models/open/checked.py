@@ -1,9 +1,10 @@
 """Whether the seam says of a transformers model what the model does: logits, patterns, z, and that edits go through."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.layers import Hooks
@@ -14,14 +15,17 @@ from probe.models.open.seam import EXPLICIT, FUSED, FUSED_BY_MASKS, Pass, watche
 from probe.models.open.transformers_model import TransformersModel
 from probe.models.protocol import Hook
 
+# Where transformers notes that it has put hooks of its own on a model.
+_FLAG = "_output_capturing_hooks_installed"
+
 
 @torch.no_grad()
 def check_transformers(model: TransformersModel, whose: str) -> None:
     """Hold a model's seam against transformers' own eager attention, before anyone measures anything on it.
 
-    The logits of eager attention, of the model's own and of both of the seam's are the same. So are the patterns that
-    transformers gives out, for every layer that has one. Scores that are edited give the same logits as the pattern
-    that they make, and nothing but z reaches what attention puts out.
+    No layer attends to later tokens. The logits of eager attention, of the model's own and of both of the seam's are
+    the same. So are the patterns that transformers gives out, for every layer that has one. Scores that are edited
+    give the same logits as the pattern that they make, and nothing but z reaches what attention puts out.
 
     Args:
         model: the model under the seam.
@@ -33,11 +37,12 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
     n_vocab, n_ctx = model.anatomy.d_vocab, model.anatomy.n_ctx
     tokens = trial_tokens(n_vocab, n_ctx, model.device)
     with evaluating(model.inner):
-        with watched(model.inner, Pass(Hooks({})), "eager"):
+        with watched(model.inner, Pass(Hooks({})), "eager"), _without_its_hooks(model.inner):
             eager = model.inner(input_ids=tokens, use_cache=False, output_attentions=True)
         own = model.inner(input_ids=tokens, use_cache=False).logits
         agree(own, eager.logits, f"{whose}: the logits of transformers' fused and eager attention")
         plain = _run(model, tokens, "hook_pattern")
+        _check_causal(plain, whose)
         agree(plain.logits, eager.logits, f"{whose}: the logits through the attention seam and transformers'")
         if relative_error(model.passed(tokens, Pass(Hooks({})), FUSED), eager.logits) > tolerance(own):
             model.fused = FUSED_BY_MASKS
@@ -45,6 +50,22 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
         agree(fused, eager.logits, f"{whose}: the logits of the seam's fused attention and transformers'")
         _check_patterns(model, plain, getattr(eager, "attentions", None) or (), whose)
         _check_edits(model, tokens, whose)
+
+
+@contextlib.contextmanager
+def _without_its_hooks(model: nn.Module) -> Iterator[None]:
+    """Take off the hooks with which transformers gives out patterns, once it has: no model with them can be saved."""
+    modules = [*model.modules()]
+    hooks = [set(module._forward_hooks) for module in modules]
+    flagged = [module for module in modules if getattr(module, _FLAG, False)]
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, hooks, strict=True):
+            for key in set(module._forward_hooks) - before:
+                del module._forward_hooks[key]
+            if getattr(module, _FLAG, False) and not any(module is other for other in flagged):
+                delattr(module, _FLAG)
 
 
 class _Seen:
@@ -71,6 +92,12 @@ def _run(
     hooks = {f"blocks.{i}.{where}": keep(i) for i in attending}
     hooks |= {f"blocks.{i}.attn.{edited}": replace(i, new) for i, new in (by_layer or {}).items()}
     return _Seen(model.passed(tokens, Pass(Hooks(hooks)), EXPLICIT), values)
+
+
+def _check_causal(plain: _Seen, whose: str) -> None:
+    for i, pattern in plain.values.items():
+        if bool(pattern.triu(1).any()):
+            raise ProbeError(f"{whose}: a causal language model is needed, but layer {i} attends to later tokens")
 
 
 def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Tensor | None], whose: str) -> None:

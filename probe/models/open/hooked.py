@@ -12,7 +12,7 @@ from probe.errors import ProbeError
 from probe.models.layers import Hooks
 from probe.models.open.blocks import Block, Opened, find_blocks
 from probe.models.open.measured import measured_layers
-from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass
+from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass, is_going
 from probe.models.protocol import Anatomy, AttentionInputs, Hook, Visit
 
 # What of a block is a site, in the order of the computation.
@@ -118,7 +118,7 @@ class HookedModel(nn.Module):
         """Hooks on the modules: which block runs, and the states before, in and after it."""
         handles = []
         if going.hooks.has("hook_embed"):
-            handles.append(self._table.register_forward_hook(lambda _, __, out: going.hooks("hook_embed", out)))
+            handles.append(self._table.register_forward_hook(_out_of_table(going)))
         before, after = _before(going, self._blocks), _after(going)
         for module in {id(block.module): block.module for block in self._blocks}.values():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -191,8 +191,17 @@ def streamed_inputs(call: Call, layer: int) -> AttentionInputs:
     return AttentionInputs(call.query, call.key, float(call.scale), window=window)
 
 
+def _out_of_table(going: Pass) -> Callable[..., Any]:
+    def hook(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        return going.hooks("hook_embed", out) if is_going(going) else None
+
+    return hook
+
+
 def _before(going: Pass, blocks: Sequence[Block]) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not is_going(going):
+            return None
         going.layer += 1
         if blocks[going.layer].width:
             return _edited(going, "hook_resid_pre", args, kwargs)
@@ -204,7 +213,7 @@ def _before(going: Pass, blocks: Sequence[Block]) -> Callable[..., Any]:
 def _after(going: Pass) -> Callable[..., Any]:
     def hook(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
         site = f"blocks.{going.layer}.hook_resid_post"
-        return with_first(out, lambda x: going.hooks(site, x)) if going.hooks.has(site) else None
+        return with_first(out, lambda x: going.hooks(site, x)) if is_going(going) and going.hooks.has(site) else None
 
     return hook
 
@@ -212,7 +221,7 @@ def _after(going: Pass) -> Callable[..., Any]:
 def _out_of_attention(going: Pass) -> Callable[..., Any]:
     def hook(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
         site = f"blocks.{going.layer}.hook_attn_out"
-        return with_first(out, lambda x: going.hooks(site, x)) if going.hooks.has(site) else None
+        return with_first(out, lambda x: going.hooks(site, x)) if is_going(going) and going.hooks.has(site) else None
 
     return hook
 
@@ -222,7 +231,7 @@ def _middle(going: Pass) -> Callable[..., Any]:
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         site = f"blocks.{going.layer}.hook_resid_mid"
-        if going.hooks.has(site):
+        if is_going(going) and going.hooks.has(site):
             x = args[0] if args else kwargs["hidden_states"]
             new = going.hooks(site, x)
             if new is not x:

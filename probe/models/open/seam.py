@@ -8,10 +8,12 @@ and z as eager attention does, and hands each to the hooks of the forward pass t
 import contextlib
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +66,33 @@ class Pass:
 _NOBODY = Pass(Hooks({}))
 _current: ContextVar[Pass | None] = ContextVar("pass", default=None)
 
+# The config of a model names one attention function for all threads.
+_locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
+_locking = threading.Lock()
+
 
 @contextlib.contextmanager
 def watched(model: "PreTrainedModel", going: Pass, implementation: str = EXPLICIT) -> Iterator[None]:
-    """The model's attention runs through the seam inside, for the hooks of this pass."""
+    """The model's attention runs through the seam inside, for this pass. A model has one pass at a time."""
     _register()
-    before = _switch(model, implementation)
-    try:
-        with going_on(going):
-            yield
-    finally:
-        for config, value in before:
-            config._attn_implementation_internal = value
+    with _lock_of(model):
+        before = _switch(model, implementation)
+        try:
+            with going_on(going):
+                yield
+        finally:
+            for config, value in before:
+                config._attn_implementation_internal = value
+
+
+def is_going(going: Pass) -> bool:
+    """Whether this thread runs that pass. Hooks on modules are there for other threads too."""
+    return _current.get() is going
+
+
+def _lock_of(model: "PreTrainedModel") -> threading.RLock:
+    with _locking:
+        return _locks.setdefault(model, threading.RLock())
 
 
 def _switch(model: "PreTrainedModel", implementation: str) -> list[tuple[Any, Any]]:

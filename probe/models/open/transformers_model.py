@@ -1,12 +1,13 @@
 """Any decoder of transformers, seen and edited through its attention function and hooks on its blocks."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.open.blocks import Opened, context_of
@@ -106,14 +107,20 @@ class TransformersCache:
         new = tokens.shape[1]
         self._tokens = tokens if self._tokens is None else torch.cat((self._tokens, tokens), 1)
         given = tokens if self._inner is not None else self._tokens
-        out: Any = model(input_ids=given, past_key_values=self._inner, use_cache=True)
-        self._inner = getattr(out, "past_key_values", None)
+        name = _cache_name(type(model))
+        out: Any = model(input_ids=given, use_cache=True, **{name: self._inner})
+        self._inner = getattr(out, name, None)
         logits: Tensor = out.logits[:, -new:]
         return logits
 
     def keep(self, rows: Tensor) -> None:
         """Keep only those sequences of the batch. Some kinds of caches can't, so the next call makes it anew."""
         self._tokens, self._inner = None if self._tokens is None else self._tokens[rows], None
+
+
+def _cache_name(kind: type[nn.Module]) -> str:
+    """What a class calls its cache: transformers changed that in 5.24."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def drawn_like(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":

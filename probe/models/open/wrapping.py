@@ -88,9 +88,12 @@ def wrap_transformers(model: Any, whose: str | None = None) -> TransformersModel
     """
     whose = whose or f"a {type(model).__name__}"
     _check_kind(model, whose)
-    with quiet_transformers(), one_line(f"{whose}: transformers cannot run it"):
-        wrapped = TransformersModel(model)
-        check_transformers(wrapped, whose)
+    try:
+        with quiet_transformers(), one_line(f"{whose}: transformers cannot run it"):
+            wrapped = TransformersModel(model)
+            check_transformers(wrapped, whose)
+    except ProbeError as error:
+        raise error if str(error).startswith(whose) else ProbeError(f"{whose}: {error}") from None
     return wrapped
 
 
