@@ -30,7 +30,8 @@ from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
 from probe.files import write_rows
 from probe.limits import adopt, current
-from probe.measure.run import Missing, measure_between, measure_case
+from probe.measure.plan import Missing
+from probe.measure.run import measure_between, measure_case
 from probe.models.anatomy import d_vocab_of, layer_encodings
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
