@@ -322,8 +322,8 @@ def test_the_settings_in_the_folder_make_the_study_anew(study):
     folder, _, _ = study
     assert StudyConfig.from_dict(json.loads((folder / "study.json").read_text())) == SMALL
     assert StudyConfig.from_dict({"format": 1}) == StudyConfig()  # older settings are read, older rows are not
-    with pytest.raises(ProbeError, match="a study must have one of the formats 1, 2, got 3"):
-        StudyConfig.from_dict({"format": 3})
+    with pytest.raises(ProbeError, match="a study must have one of the formats 1, 2, 3, got 4"):
+        StudyConfig.from_dict({"format": 4})
 
 
 def test_configs_go_through_json():

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
+from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
 from probe.tasks import Splits, Task, make_task
 from probe.tasks.passkey import Passkey
@@ -35,6 +36,12 @@ class TracedSequences(_Traced):
     """
 
     data: str  #: what rows and pages say of it
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the ids and of which of them are scored."""
+        scored = {} if self.scored is None else {"scored": self.scored}
+        return digest_of({"tokens": self.tokens, **scored})
 
     def __new__(
         cls,
@@ -79,6 +86,16 @@ class Examples:
         splits = task.splits(n_train=n_train, n_validation=n_validation, n_test=n_test, seed=seed)
         held_out = encode([*splits.validation, *splits.test], task.vocabulary)
         return cls(task, splits, encode(splits.train, task.vocabulary), held_out)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all splits."""
+        parts = {
+            f"{name} {part}": getattr(data, part)
+            for name, data in (("train", self.train), ("held out", self.held_out))
+            for part in ("tokens", "prompt_lengths", "lengths")
+        }
+        return digest_of({**parts, "n_validation": torch.tensor(len(self.splits.validation))})
 
     @property
     def n_ctx(self) -> int:
@@ -130,6 +147,11 @@ class Texts:
             check_size(name, getattr(self, name))
         for extension in self.extensions:
             check_size("extensions", extension)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides which texts there are, by name; of the task its own settings."""
+        return asdict(self) | {"task": self.task.settings}
 
     @property
     def contexts(self) -> list[int]:

@@ -1,7 +1,6 @@
 """Checkpoints of text models beyond their length: perplexity, passkeys and temperatures, without a study's training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +193,4 @@ def scale_checkpoints(
 
 def _scale_identity(models: Mapping[str, nn.Module], beyond: Beyond) -> dict[str, Any]:
     """What the stages in a folder depend on: the weights of the models, the settings, and the texts."""
-    texts = beyond.texts("test", beyond.task.train_length, beyond.n_texts)
-    return {
-        **asdict(beyond),
-        "models": {name: weights_digest(model) for name, model in models.items()},
-        "texts": checkpoint.digest_of({"tokens": texts.tokens}),
-    }
+    return {**beyond.settings, "models": {name: weights_digest(model) for name, model in models.items()}}
