@@ -1,8 +1,7 @@
 """What models are measured on: sequences, the labelled examples of a task, texts."""
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -141,6 +140,8 @@ class Texts:
     n_texts: int = 32  #: held-out texts
     n_prompts: int = 10  #: prompts of each length and depth
     seed: int = 0  #: of which texts and keys are drawn
+    #: whether the models were trained with the task's length; else it is only the shortest that they are looked at
+    trained: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_texts", "n_prompts"):
@@ -154,15 +155,19 @@ class Texts:
         return asdict(self) | {"task": self.task.settings}
 
     @property
+    def train_length(self) -> int | None:
+        """The length with which the models were trained, in tokens; None where nothing says it."""
+        return self.task.train_length if self.trained else None
+
+    @property
     def contexts(self) -> list[int]:
         """The trained length and its extensions, in tokens."""
         return [self.task.train_length * s for s in (1, *self.extensions)]
 
     def within(self: Within, *models: nn.Module) -> Within:
         """As far as all of these models know positions."""
-        lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
-        known = min((last + 1 for last in lasts if last is not None), default=math.inf)
-        kept = [s for s in self.extensions if s * self.task.train_length <= known]
+        last = last_position_of(models)
+        kept = [s for s in self.extensions if last is None or s * self.task.train_length <= last + 1]
         return replace(self, extensions=tuple(kept))
 
     def texts(self, split: str, length: int, n: int) -> EncodedExamples:
@@ -178,6 +183,12 @@ class Texts:
     def held_out_of(self, length: int) -> Int[Tensor, "text token"]:
         """Test texts of so many tokens, without the prefix, which is counted in the length."""
         return self.texts("test", length, self.n_texts).tokens[:, len(self.task.plain_prefix) :]
+
+
+def last_position_of(models: Iterable[nn.Module]) -> int | None:
+    """The last position that all of these models know; None where none of them has a last one."""
+    lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
+    return min((last for last in lasts if last is not None), default=None)
 
 
 def check_contexts(texts: Texts, contexts: Sequence[int]) -> None:

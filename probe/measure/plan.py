@@ -52,7 +52,7 @@ class Plan:
         for name in chosen:
             each = MEASUREMENTS[name]
             if each.between:
-                reason = _between(each, name, cases)
+                reason = _between(each, cases)
                 if reason is None:
                     plan.between.append(name)
                 else:
@@ -80,14 +80,14 @@ def stage_of(name: str, model: str | None) -> str:
     return name if model is None else f"{name}-{model}"
 
 
-def _between(each: Measurement, name: str, cases: Sequence[Case]) -> str | None:
+def _between(each: Measurement, cases: Sequence[Case]) -> str | None:
     """Why models cannot be compared head by head, layer by layer, on the same tokens; None where they can."""
     if len(cases) < each.needs.models:
         return f"it needs at least {each.needs.models} models, got {len(cases)}"
     if reason := next(filter(None, map(each.missing, cases)), None):
         return reason
-    if name == "trained_t5" and not any(case.encoding == "t5" for case in cases):
-        return "it needs a model with T5's encoding"
+    if reason := each.refuses(cases):
+        return reason
     if len({(n_layers_of(case.model), n_heads_of(case.model)) for case in cases}) > 1:
         return "it needs models with equal numbers of layers and heads"
     if not all(torch.equal(cases[0].tokens, case.tokens) for case in cases):

@@ -16,6 +16,7 @@ from probe.tasks import make_task
 from probe.training import TrainingConfig, encode, exact_match, predict, train
 
 TASK = {"task": "copy", "task_options": {"train_length": 4, "test_length": 8}}
+FEW = ("--train-length", 96, "--contexts", "96,128", "--n-texts", 4, "--n-prompts", 1)
 TEXTS = ("needle", "perplexity", "passkey")
 
 
@@ -23,7 +24,8 @@ TEXTS = ("needle", "perplexity", "passkey")
 def study(tmp_path_factory):
     """A study of three encodings, two trainings of NoPE among them; nothing is trained."""
     folder = tmp_path_factory.mktemp("alone") / "study"
-    return folder, untrained_study(folder, **TASK, encodings=("none", "t5", "learned"))
+    model = {"n_layers": 1, "d_model": 8, "n_heads": 2}
+    return folder, untrained_study(folder, **TASK, encodings=("none", "t5", "learned"), model=model)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,10 @@ def kept_run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name, each in MEASUREMENTS.items() if not each.asked])
+@pytest.mark.parametrize("name", MEASUREMENTS)
 def test_it_has_rows_and_a_page(name, study, of_bytes, kept_run, tmp_path, capsys):
     where = {
-        **{each: [of_bytes / "b", "--text", of_bytes / "texts", "--trace-length", 16] for each in TEXTS},
+        **{each: [of_bytes / "b", "--text", of_bytes / "texts", "--trace-length", 16, *FEW] for each in TEXTS},
         "over_training": [kept_run, "--tokens", kept_run.parent / "ids.npy"],
     }.get(name, [study[0]])
     words = ["measure", *map(str, where), "--only", name, "--folder", str(tmp_path / "out"), "--device", "cpu"]
@@ -87,4 +89,4 @@ def test_of_two_trainings_rows_have_both_and_the_page_the_first(study, tmp_path)
 def test_a_measurement_that_draws_leaves_its_drawings_only(study, tmp_path):
     out = tmp_path / "out"
     assert main(["measure", str(study[0]), "--only", "maps", "--folder", str(out), "--device", "cpu"]) == 0
-    assert set(RunFolder(out, "measure").rows("maps-none")["layer"]) == {0, 1}
+    assert set(RunFolder(out, "measure").rows("maps-none")["head"]) == {0, 1}
