@@ -5,6 +5,7 @@ that a measurement does not have is missing in its rows, so that whole numbers m
 several measurements stand together.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from probe.errors import ProbeError
@@ -231,15 +232,24 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def check_rows(rows: "pd.DataFrame") -> None:
+def check_rows(rows: "pd.DataFrame", needed: Sequence[str] = ()) -> None:
     """Refuse rows that the schema does not describe.
 
     Args:
         rows: what a measurement returned.
+        needed: columns that they must have.
 
     Raises:
-        ProbeError: for a column that there is not, or one whose values are of another kind.
+        ProbeError: for what is no data frame, a column that is unknown or missing, or one whose values are of another
+            kind.
     """
+    import pandas as pd
+
+    if not isinstance(rows, pd.DataFrame):
+        raise ProbeError(f"rows must be a pandas.DataFrame, got {type(rows).__name__}")
+    for name in needed:
+        if name not in rows:
+            raise ProbeError(f"rows must have the column {name!r}, got {', '.join(map(str, rows)) or 'none'}")
     for name in rows:
         if name not in COLUMNS:
             raise ProbeError(f"rows must have columns of the schema, got {name!r}")
@@ -255,6 +265,8 @@ def _kind_of(values: "pd.Series") -> str | None:
 
     if values.empty:
         return None
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):  # the most, and the quickest
+        return WHOLE if (values == values.round()).all() else NUMBER
     if values.map(lambda value: isinstance(value, (bool, np.bool_))).all():
         return FLAG
     if values.map(lambda value: isinstance(value, str)).all():

@@ -91,7 +91,10 @@ class Bootstrap:
         self, means: Float64[Tensor, "draw *rest"]
     ) -> tuple[Float64[Tensor, "*rest"], Float64[Tensor, "*rest"]]:
         """The expanded percentiles of the draws (``expanded_tail``): order statistics, rounded outward and not
-        interpolated, so that infinite ones stay infinite."""
+        interpolated, so that infinite ones stay infinite. NaN for a single sequence, which has no interval."""
+        if self.weights.shape[1] == 1:
+            none = torch.full(means.shape[1:], math.nan, dtype=torch.float64)
+            return none, none
         ordered, last = means.sort(dim=0).values, len(means) - 1
         tail = expanded_tail(self.confidence, self.weights.shape[1])
         return ordered[math.floor(tail * last)], ordered[math.ceil((1 - tail) * last)]

@@ -189,16 +189,18 @@ def test_only_what_was_lost_is_done_again_and_it_comes_out_the_same(study):
     assert all(path.exists() for path in (*lost, folder / "report.html"))
 
 
-def test_what_was_changed_in_the_folder_is_refused_in_one_line(study, tmp_path, monkeypatch):
-    """Rows of other encodings or with a column less, and a model of another encoding in place of "none"."""
+def test_what_was_changed_in_the_folder_is_told_or_refused_in_one_line(study, tmp_path, monkeypatch):
+    """Rows with a column less are a stage that failed. A model of another encoding in place of "none" is refused."""
     shutil.copytree(study[0], tmp_path / "s")
-    rows, models = tmp_path / "s" / "rows", tmp_path / "s" / "models"
-    whole = {path: path.read_bytes() for path in (rows / "templates-none.parquet", rows / "probe-t5.parquet")}
-    for path in whole:
-        pd.read_parquet(path).drop(columns="value").to_parquet(path)
-        with pytest.raises(ProbeError, match=rf"{path.name}: must be as it was written, got another SHA"):
-            run_study(SMALL, tmp_path / "s", device="cpu", jobs=1)
-        path.write_bytes(whole[path])
+    path, models = tmp_path / "s" / "rows" / "templates-none.parquet", tmp_path / "s" / "models"
+    whole = path.read_bytes()
+    pd.read_parquet(path).drop(columns="value").to_parquet(path)
+    rows = run_study(SMALL, tmp_path / "s", device="cpu", jobs=1)
+    failed = rows[rows["metric"] == "failed"]
+    assert failed[["measurement", "model"]].to_numpy().tolist() == [["templates", "none"]]
+    assert f"{path.name}: must be as it was written, got another SHA" in failed["reason"].item()
+    assert set(rows[rows["measurement"] == "templates"]["model"]) == {*SMALL.encodings}
+    path.write_bytes(whole)
     shutil.rmtree(models / "none" / "final")
     shutil.copytree(models / "alibi" / "final", models / "none" / "final")
     with pytest.raises(ProbeError, match=r"none/final/config\.json: must be as it was written"):
@@ -322,8 +324,8 @@ def test_the_settings_in_the_folder_make_the_study_anew(study):
     folder, _, _ = study
     assert StudyConfig.from_dict(json.loads((folder / "study.json").read_text())) == SMALL
     assert StudyConfig.from_dict({"format": 1}) == StudyConfig()  # older settings are read, older rows are not
-    with pytest.raises(ProbeError, match="a study must have one of the formats 1, 2, got 3"):
-        StudyConfig.from_dict({"format": 3})
+    with pytest.raises(ProbeError, match="a study must have one of the formats 1, 2, 3, got 4"):
+        StudyConfig.from_dict({"format": 4})
 
 
 def test_configs_go_through_json():

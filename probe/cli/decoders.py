@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from probe.cli.command import Command, add_device, add_json, print_json, tell_folder
 from probe.cli.progress import progress
-from probe.cli.settings import add_study_options, study_config
-from probe.options import words
+from probe.cli.settings import add_study_options, add_text_options, study_config
+from probe.options import integers, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +74,13 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the measurements, what each needs and costs, and end")
     parser.add_argument("--folder", default="runs/measure", help="where rows and report go (default: %(default)s)")
+    parser.add_argument(
+        "--contexts",
+        type=integers,
+        metavar="N,N,…",
+        help="of models of text: tokens given at once (default: 1, 2, 4 and 8 times the trained length)",
+    )
+    add_text_options(parser)
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -93,12 +100,25 @@ def _measure(options: argparse.Namespace) -> int:
             cases,
             options.folder,
             options.only,
+            options=_of_contexts(options, cases),
             typed=options.typed,
-            train_length=next((case.texts.task.train_length for case in cases if case.texts is not None), None),
+            train_length=next((case.texts.train_length for case in cases if case.texts is not None), None),
             say=shown.say,
             on_progress=shown.on_progress,
         )
     return tell_folder(options, rows)
+
+
+def _of_contexts(options: argparse.Namespace, cases: "Sequence[Case]") -> dict[str, dict[str, list[int]]]:
+    """The contexts, as options of the measurements that have them."""
+    from probe.errors import ProbeError
+
+    if options.contexts is None:
+        return {}
+    if all(case.texts is None for case in cases):
+        raise ProbeError("--contexts needs models of text, got models with no texts in their tokens")
+    names = {"perplexity": "contexts", "loss_by_position": "contexts", "passkey": "lengths"}
+    return {measurement: {name: list(options.contexts)} for measurement, name in names.items()}
 
 
 def _cases(options: argparse.Namespace) -> "list[Case]":
@@ -109,7 +129,10 @@ def _cases(options: argparse.Namespace) -> "list[Case]":
 
     checkpoints, config = _find(options)
     models = load_all(checkpoints, str(find_device(options.device)))
-    return measured_cases(models, checkpoints, config, tokens=options.tokens, text=options.text)
+    return measured_cases(
+        models, checkpoints, config, tokens=options.tokens, text=options.text, train_length=options.train_length,
+        n_texts=options.n_texts, n_prompts=options.n_prompts,
+    )  # fmt: skip
 
 
 def _list(options: argparse.Namespace, rows: "pd.DataFrame") -> int:
@@ -118,7 +141,7 @@ def _list(options: argparse.Namespace, rows: "pd.DataFrame") -> int:
         return 0
     for row in rows.to_dict("records"):
         asked = " Measured only where it is asked for." if row["asked"] else ""
-        print(f"{row['name']}: {row['what']}.\n    needs {row['needs']}; costs {row['cost']}.{asked}")
+        print(f"{row['name']}: {row['what']}.{asked}\n    Needs: {row['needs']}.\n    Costs: {row['cost']}.")
     return 0
 
 

@@ -31,6 +31,25 @@ def add_study_options(
     add_options(parser, groups(StudyConfig), without, only)
 
 
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """The options of texts beyond the trained length."""
+    parser.add_argument(
+        "--train-length",
+        type=int,
+        metavar="N",
+        help="tokens that the models were trained with (default: what a study says, n_ctx of released models; "
+        "where nothing says it, 256, and the report calls no length the trained one)",
+    )
+    parser.add_argument("--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)")
+    parser.add_argument(
+        "--n-prompts",
+        type=int,
+        default=10,
+        metavar="N",
+        help="prompts with a hidden key for each length and depth (default: %(default)s)",
+    )
+
+
 def study_config(options: argparse.Namespace, study: "StudyConfig | None" = None) -> "StudyConfig":
     """Preset (or a study that there is), then file, then flags; each overrides what came before it, key by key."""
     from probe.study import PRESETS, StudyConfig

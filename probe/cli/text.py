@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from probe.cli.command import Command, add_device, add_json, seed, tell_folder
 from probe.cli.progress import progress
+from probe.cli.settings import add_text_options
 from probe.config import check_size
 from probe.options import integers, numbers, words
 
@@ -34,16 +35,7 @@ def _of_models(name: str, own: Add) -> Add:
         parser.add_argument(
             "--tokenizer", metavar="FOLDER", help="of models that are not of bytes (default: the one in their folders)"
         )
-        parser.add_argument(
-            "--train-length",
-            type=int,
-            metavar="N",
-            help="what the models were trained with (default: 256; n_ctx of released ones)",
-        )
-        parser.add_argument(
-            "--n-texts", type=int, default=32, metavar="N", help="held-out texts (default: %(default)s)"
-        )
-        parser.add_argument("--n-prompts", type=int, default=10, metavar="N", help="of a length and depth")
+        add_text_options(parser)
         help_of_seed = "of what is drawn (default: %(default)s)"
         parser.add_argument("--seed", type=seed, default=0, metavar="N", help=help_of_seed)
         add_json(parser)
@@ -67,35 +59,23 @@ def _text_models(
 ) -> "tuple[dict[str, nn.Module], Beyond]":
     """Models of text by name, and what is looked at beyond their length."""
     from probe.device import find_device
-    from probe.models.anatomy import n_ctx_of
     from probe.study.beyond import Beyond
     from probe.study.beyond_checkpoints import check_text_models
     from probe.study.places import load_all
-    from probe.tasks import make_task
-    from probe.tasks.passkey import Passkey
-    from probe.tasks.tokenizer_files import has_tokenizer
-    from probe.tasks.tokenizers import shared_tokenizer
+    from probe.study.texts import text_task_of
 
-    values = dict(study.task_options) if study is not None and study.task == "passkey" else {}
-    for name in ("text", "train_length", "n_keys", "filler", "tokenizer"):
-        if getattr(options, name, None) is not None:
-            values[name] = getattr(options, name)
-    folders = {name: first.folder for name, (first, *_) in checkpoints.items()}
-    if "tokenizer" not in values:
-        values["tokenizer"] = shared_tokenizer(folders)
+    names = ("text", "train_length", "n_keys", "filler", "tokenizer")
+    given = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
     models = load_all(checkpoints, str(find_device(options.device)))
-    released = [models[name][0] for name, folder in folders.items() if has_tokenizer(folder)]
-    known = [n for n in map(n_ctx_of, released) if n is not None]
-    if known:
-        values.setdefault("train_length", min(known))
-    values["test_length"] = max(values.get("test_length", 0), 2 * values.get("train_length", Passkey.train_length))
-    task = make_task("passkey", values)
-    assert isinstance(task, Passkey)
+    folders = {name: first.folder for name, (first, *_) in checkpoints.items()}
+    of_study = study.task_options if study is not None and study.task == "passkey" else None
+    task, trained = text_task_of(models, folders, of_study, **given)
     beyond = Beyond(
         task,
         n_texts=options.n_texts,
         n_prompts=options.n_prompts,
         seed=options.seed,
+        trained=trained,
         **settings,
     )
     return check_text_models(models, beyond.task), beyond

@@ -7,7 +7,7 @@ from probe.training import exact_match, predict
 
 
 def accuracy(case: Case) -> pd.DataFrame:
-    """Exact match by length, of both held-out splits, of every training: seed + r is the r-th."""
+    """Exact match by length, of both held-out splits, of every training."""
     examples, parts = case.examples, []
     assert examples is not None  # NEEDS says so
     for replica, model in enumerate(case.models):
@@ -15,7 +15,7 @@ def accuracy(case: Case) -> pd.DataFrame:
             of = getattr(examples.splits, split)
             if of:
                 rows = exact_match(predict(model, of, examples.task.vocabulary, task=examples.task))
-                parts.append(rows.assign(split=split, seed=case.seed + replica))
+                parts.append(rows.assign(split=split, replica=replica))
     return pd.concat(parts, ignore_index=True)
 
 

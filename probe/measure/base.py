@@ -66,6 +66,14 @@ class Case:
         """How many different sequences there are."""
         return len(first_of_each(self.tokens, None, self.scored))
 
+    @cached_property
+    def scores_later(self) -> bool:
+        """Whether a token of the second half of the distinct sequences is scored; the first of a sequence never is."""
+        if self.scored is None:
+            return True
+        kept = first_of_each(self.tokens, None, self.scored)
+        return bool(self.scored[kept[len(kept) // 2 :], 1:].any())
+
     @property
     def last_position(self) -> int | None:
         """The last position that the model knows; None where it has no last one."""
@@ -109,6 +117,7 @@ class Needs:
     sequences: int = 1  #: distinct sequences, at least
     length: int = 2  #: tokens of each, at least
     models: int = 1  #: models under different names, at least
+    scored: bool = False  #: a scored token in the second half of the sequences, which is measured on
     examples: bool = False  #: labelled examples of a task
     texts: bool = False  #: texts in the model's tokens
     ours: bool = False  #: a model of this package, whose positions can be set
@@ -124,6 +133,7 @@ class Needs:
         if case.n_distinct < self.sequences:
             return f"it needs at least {self.sequences} distinct sequences, got {case.n_distinct}"
         lacking = {
+            "scored": self.scored and not case.scores_later,
             "examples": self.examples and case.examples is None,
             "texts": self.texts and case.texts is None,
             "ours": self.ours and not isinstance(case.model, OwnModel),
@@ -133,32 +143,34 @@ class Needs:
             "run": self.run and case.run is None,
         }
         what = next((name for name, lacks in lacking.items() if lacks), None)
-        return None if what is None else f"it needs {_IN_WORDS[what]}"
+        return None if what is None else f"it needs {_IN_WORDS[what]}{_WHY.get(what, '')}"
 
     def words(self) -> str:
         """What is needed, in words."""
         said = [_IN_WORDS[name] for name in _IN_WORDS if getattr(self, name)]
         if self.models > 1:
-            said.insert(0, f"{self.models} models of one shape")
+            said.insert(0, f"at least {self.models} models of one shape, on the same tokens")
         if self.sequences > 1:
-            said.append(f"{self.sequences} sequences")
+            said.append(f"at least {self.sequences} distinct sequences")
         if self.length > 2:
-            said.append(f"{self.length} tokens")
-        return ", ".join(said) or "any model"
+            said.append(f"sequences of at least {self.length} tokens")
+        return "; ".join(said)
 
 
 _IN_WORDS = {
     "examples": "labelled examples of a task",
     "texts": "texts in the model's tokens",
     "ours": "a model of this package, whose positions can be set",
-    "patterns": "whole attention patterns, which are too large at this length",
+    "patterns": "whole attention patterns",
     "scale": "a model whose queries can be scaled",
     "table": "a table of positions",
     "run": "a training that kept its checkpoints",
+    "scored": "a scored token in the second half of the distinct sequences",
 }
+_WHY = {"patterns": ", which are too large at this length"}
 
 
-def _never(case: Case) -> str | None:
+def _never(case: Any) -> str | None:
     return None
 
 
@@ -171,7 +183,9 @@ class Measurement:
     measure: Callable[..., pd.DataFrame]  #: from a case (or from several, ``between``) and options to rows
     part: str | Part  #: the part of a page that shows it: a name in ``probe.report.sections.PARTS``, or one of its own
     needs: Needs = Needs()  #: what it needs of a model and of the sequences
-    refuses: Callable[[Case], str | None] = _never  #: a reason of its own why a model cannot be measured
+    #: a reason of its own why a model, or where it compares models all of them, cannot be measured
+    refuses: Callable[[Any], str | None] = _never
+    also: str = ""  #: what it needs besides ``needs``, in words, where it ``refuses``
     between: bool = False  #: whether it compares models with each other, and is given all of them
     drawn: bool = False  #: whether its rows are drawn and not among the others
     asked: bool = False  #: whether it is measured only where it is asked for by name
@@ -179,4 +193,8 @@ class Measurement:
 
     def missing(self, case: Case) -> str | None:
         """Why this cannot be measured of a model, in one line; None where it can."""
-        return self.needs.missing(case) or self.refuses(case)
+        return self.needs.missing(case) or (None if self.between else self.refuses(case))
+
+    def words(self) -> str:
+        """What is needed, in words."""
+        return "; ".join(filter(None, (self.needs.words(), self.also))) or "any model"

@@ -33,5 +33,5 @@ CENSUS = Measurement(
     "three passes per head",
     heads,
     "census",
-    Needs(sequences=2, patterns=True),
+    Needs(sequences=2, length=3, scored=True, patterns=True),
 )

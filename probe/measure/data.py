@@ -1,9 +1,8 @@
 """What models are measured on: sequences, the labelled examples of a task, texts."""
 
 import functools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from probe.config import check_size
 from probe.errors import ProbeError
+from probe.models.checkpoint import digest_of
 from probe.models.decoder import Decoder
 from probe.tasks import Splits, Task, make_task
 from probe.tasks.passkey import Passkey
@@ -35,6 +35,12 @@ class TracedSequences(_Traced):
     """
 
     data: str  #: what rows and pages say of it
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the ids and of which of them are scored."""
+        scored = {} if self.scored is None else {"scored": self.scored}
+        return digest_of({"tokens": self.tokens, **scored})
 
     def __new__(
         cls,
@@ -81,6 +87,16 @@ class Examples:
         return cls(task, splits, encode(splits.train, task.vocabulary), held_out)
 
     @property
+    def digest(self) -> str:
+        """The SHA-256 of all splits."""
+        parts = {
+            f"{name} {part}": getattr(data, part)
+            for name, data in (("train", self.train), ("held out", self.held_out))
+            for part in ("tokens", "prompt_lengths", "lengths")
+        }
+        return digest_of({**parts, "n_validation": torch.tensor(len(self.splits.validation))})
+
+    @property
     def n_ctx(self) -> int:
         """The longest sequence, what evaluation may decode included."""
         return context_length(self.train, (*self.splits.validation, *self.splits.test), self.task)
@@ -124,6 +140,8 @@ class Texts:
     n_texts: int = 32  #: held-out texts
     n_prompts: int = 10  #: prompts of each length and depth
     seed: int = 0  #: of which texts and keys are drawn
+    #: whether the models were trained with the task's length; else it is only the shortest that they are looked at
+    trained: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_texts", "n_prompts"):
@@ -132,15 +150,24 @@ class Texts:
             check_size("extensions", extension)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides which texts there are, by name; of the task its own settings."""
+        return asdict(self) | {"task": self.task.settings}
+
+    @property
+    def train_length(self) -> int | None:
+        """The length with which the models were trained, in tokens; None where nothing says it."""
+        return self.task.train_length if self.trained else None
+
+    @property
     def contexts(self) -> list[int]:
         """The trained length and its extensions, in tokens."""
         return [self.task.train_length * s for s in (1, *self.extensions)]
 
     def within(self: Within, *models: nn.Module) -> Within:
         """As far as all of these models know positions."""
-        lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
-        known = min((last + 1 for last in lasts if last is not None), default=math.inf)
-        kept = [s for s in self.extensions if s * self.task.train_length <= known]
+        last = last_position_of(models)
+        kept = [s for s in self.extensions if last is None or s * self.task.train_length <= last + 1]
         return replace(self, extensions=tuple(kept))
 
     def texts(self, split: str, length: int, n: int) -> EncodedExamples:
@@ -156,6 +183,12 @@ class Texts:
     def held_out_of(self, length: int) -> Int[Tensor, "text token"]:
         """Test texts of so many tokens, without the prefix, which is counted in the length."""
         return self.texts("test", length, self.n_texts).tokens[:, len(self.task.plain_prefix) :]
+
+
+def last_position_of(models: Iterable[nn.Module]) -> int | None:
+    """The last position that all of these models know; None where none of them has a last one."""
+    lasts = [model.encoding.last_position for model in models if isinstance(model, Decoder)]
+    return min((last for last in lasts if last is not None), default=None)
 
 
 def check_contexts(texts: Texts, contexts: Sequence[int]) -> None:

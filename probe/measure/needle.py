@@ -51,7 +51,7 @@ def prompts_with_keys(
 
 def _too_short(case: Case) -> str | None:
     last = case.last_position
-    if case.texts is not None and last is not None and case.texts.task.least_length > last:
+    if case.texts is not None and last is not None and case.texts.task.least_length > last + 1:
         return f"it needs a model that knows {case.texts.task.least_length} positions, got one of {last + 1}"
     return None
 
@@ -63,4 +63,6 @@ NEEDLE = Measurement(
     "needle",
     Needs(texts=True),
     refuses=_too_short,
+    also=f"a model that knows the positions of the shortest prompt ({Passkey().least_length} bytes, or the tokens that "
+    "its tokenizer makes of them)",
 )

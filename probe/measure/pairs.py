@@ -48,6 +48,10 @@ def trained_t5(cases: Sequence[Case]) -> pd.DataFrame:
     return _of_both(cases, distances)
 
 
+def _without_t5(cases: Sequence[Case]) -> str | None:
+    return None if any(own_t5(case.model) for case in cases) else "it needs a model with T5's encoding"
+
+
 def _of_both(cases: Sequence[Case], measure: Callable[[Traces], pd.DataFrame]) -> pd.DataFrame:
     parts = []
     for control in ("none", "untrained"):
@@ -79,5 +83,7 @@ TRAINED_T5 = Measurement(
     trained_t5,
     "templates",
     Needs(models=2, patterns=True),
+    refuses=_without_t5,
+    also="a model with T5's encoding among them",
     between=True,
 )

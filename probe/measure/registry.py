@@ -55,7 +55,7 @@ def measurements() -> pd.DataFrame:
         {
             "name": name,
             "what": each.what,
-            "needs": each.needs.words(),
+            "needs": each.words(),
             "cost": each.cost,
             "asked": each.asked,
         }

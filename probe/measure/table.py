@@ -17,8 +17,16 @@ TABLE = Measurement(
     _NEEDS,
 )
 TABLE_BASIS = Measurement(
-    "principal components of the table of positions", "no pass", lambda case: _table(case).basis, "table", _NEEDS
+    "principal components of the table of positions",
+    "no pass",
+    lambda case: _table(case).basis.assign(metric="coordinate"),
+    "table",
+    _NEEDS,
 )
 TABLE_MAP = Measurement(
-    "how alike the vectors of positions are", "no pass", lambda case: _table(case).similarity, "table", _NEEDS
+    "how alike the vectors of positions are",
+    "no pass",
+    lambda case: _table(case).similarity.assign(metric="cosine"),
+    "table",
+    _NEEDS,
 )

@@ -21,5 +21,5 @@ USE = Measurement(
     "some 20 passes per layer",
     use,
     "use",
-    Needs(sequences=4, length=3),
+    Needs(sequences=4, length=3, scored=True),
 )

@@ -2,24 +2,28 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probe.models.kinds import OwnModel
 from probe.models.open.ways import as_model
 
 # What the config of a Hugging Face model says of where the model came from, and not of what it computes.
 _ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures")
+# What it says of the dtype; an older version of transformers has the longer name.
+_DTYPE = ("dtype", "torch_dtype")
 
 
 def weights_digest(model: nn.Module, *, with_dtype: bool = True) -> str:
     """The SHA-256 of a model's config and weights, as 64 hexadecimal digits.
 
-    It is made of the config and, in the order in which the model holds them, of each parameter's shape, dtype and
-    values, rounded to float32. A decoder and a bridge of it have the same digest, since a bridge renames parameters and
-    keeps their order. The device changes nothing.
+    It is made of the config and, in the order in which the model holds them, of the shape, dtype and values of each
+    parameter and then of each buffer that a checkpoint of the model holds, rounded to float32. Tied weights count once.
+    A decoder and a bridge of it have the same digest, since a bridge renames parameters and keeps their order. The
+    device changes nothing.
 
     Args:
         model: any model that measurements take.
@@ -31,17 +35,39 @@ def weights_digest(model: nn.Module, *, with_dtype: bool = True) -> str:
         False
     """
     weights = as_model(model).owner
-    digest = hashlib.sha256(_config(weights).encode())
-    for parameter in weights.parameters():
-        digest.update(f"{tuple(parameter.shape)} {parameter.dtype if with_dtype else ''}".encode())
-        digest.update(parameter.detach().float().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(_config(weights, with_dtype).encode())
+    for tensor in (*weights.parameters(), *_kept_buffers(weights)):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype if with_dtype else ''}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _config(model: nn.Module) -> str:
+def _kept_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers that a checkpoint holds, each once, but those that are zero: TransformerLens adds such a bias where a
+    layer has none.
+
+    A buffer may be learned, by a rule other than gradient descent: so is the bias of experts in DeepSeek-V3.
+    """
+    buffers = {
+        id(buffer): buffer
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    return [buffer for buffer in buffers.values() if buffer.count_nonzero()]
+
+
+def _config(model: nn.Module, with_dtype: bool) -> str:
     if isinstance(model, OwnModel):
         return model.config.to_json()
     config: Any = getattr(model, "config", None)
     said = config.to_dict() if hasattr(config, "to_dict") else {}
-    kept = {name: value for name, value in said.items() if name not in _ORIGIN}
-    return f"{type(model).__name__} {json.dumps(kept, sort_keys=True, default=str)}"
+    left_out = _ORIGIN if with_dtype else (*_ORIGIN, *_DTYPE)
+    return f"{type(model).__name__} {json.dumps(_without(said, left_out), sort_keys=True, default=str)}"
+
+
+def _without(value: Any, names: Sequence[str]) -> Any:
+    """A config without these names, nor those of the configs in it."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without(each, names) for name, each in value.items() if name not in names}

@@ -193,21 +193,15 @@ def plot_f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "n
     """f_rel of every head against the distance, a panel a head, over the ALiBi line and the T5 bias nearest to it.
 
     Rows of ``curves``: layer, head, curve, index, value, low, high, and control ("none", "untrained") where there is
-    one; of ``shares``: layer, head, scope, part, metric, value (of these, slope and toeplitz_r2 are shown). ``name`` is
-    the encoding, for its colour.
+    one; of ``shares``: layer, head, scope, part, metric, value (of these, slope and toeplitz_r2 are shown, where there
+    are any rows). ``name`` is the encoding, for its colour.
     """
     rows = some(curves[curves["curve"] == "f_rel"], "f_rel curves")
     rows = rows if "control" in rows else rows.assign(control="none")
-    shares = shares[shares["control"] == "none"] if "control" in shares else shares
-    shares = shares[(shares["scope"] == "seen") & (shares["part"] == "distance")]
-    of = shares.pivot(index=["layer", "head"], columns="metric", values="value")
     heads = rows[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"])
+    said = _shares_in_words(shares) if len(shares) else {}
     titles = [
-        [
-            f"{layer}.{head}: slope {signed_zero(of.loc[(layer, head), 'slope'])}, "
-            f"R² {of.loc[(layer, head), 'toeplitz_r2']:.2f}"
-            for layer, head in part.itertuples(index=False)
-        ]
+        [f"{layer}.{head}{said.get((layer, head), '')}" for layer, head in part.itertuples(index=False)]
         for _, part in heads.groupby("layer")
     ]
     figure, places = panels(titles, height=150, most=4, gap=48, beside=0.035, shared_y=False)
@@ -237,6 +231,17 @@ def plot_f_rel_curves(curves: pd.DataFrame, shares: pd.DataFrame, name: str = "n
     title_lowest(figure, places, "distance, tokens")
     figure.update_yaxes(title="nats", col=1)
     return finish(figure)
+
+
+def _shares_in_words(shares: pd.DataFrame) -> dict[tuple[int, int], str]:
+    """Slope and R² of every head, as the titles of ``plot_f_rel_curves`` have them."""
+    shares = shares[shares["control"] == "none"] if "control" in shares else shares
+    shares = shares[(shares["scope"] == "seen") & (shares["part"] == "distance")]
+    of = shares.pivot(index=["layer", "head"], columns="metric", values="value")
+    return {
+        (layer, head): f": slope {signed_zero(row['slope'])}, R² {row['toeplitz_r2']:.2f}"
+        for (layer, head), row in of.iterrows()
+    }
 
 
 def plot_head_grid(rows: pd.DataFrame, name: str = "value") -> go.Figure:

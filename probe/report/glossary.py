@@ -235,6 +235,8 @@ _GEOMETRY = {
     "table_basis (measurement)": "The table of positions along its principal components.",
     "table_map (measurement)": "Cosine similarity of every two vectors of the table of positions, less their mean.",
     "norm": "‖E_p‖, the length of a position's vector.",
+    "coordinate": "The coordinate of a position's vector along a principal component of the table.",
+    "cosine": "The cosine of two positions' vectors, less the mean vector; -1…1.",
     "similarity": "The mean cosine of vectors k = lag positions apart, less the mean vector; -1…1.",
     "low_frequencies_90": (
         "The share of the frequencies of a cosine transform along positions, from the lowest on, that has 90 % of the "

@@ -13,7 +13,8 @@ from probe.report.style import named
 
 def figures_of_results(results: Results, parts: Mapping[str, Part] = PARTS) -> dict[str, go.Figure]:
     """All figures by name; of what was not measured there is none."""
-    return named({name: figure for part in parts_of(results, parts) for name, figure in part.figures(results).items()})
+    shown = results.of_first_training()
+    return named({name: figure for part in parts_of(shown, parts) for name, figure in part.figures(shown).items()})
 
 
 def measured_page(
@@ -31,7 +32,7 @@ def measured_page(
 
     Args:
         title: of the page.
-        results: what was measured.
+        results: what was measured; of several trainings of a model the page shows the first.
         made: how the page was made.
         lead: lines of the summary that stand before those of the results.
         first: sections that stand before those of the results.
@@ -40,8 +41,18 @@ def measured_page(
         all_rows: the rows that can be downloaded from the page; by default those of the results.
     """
     drawn = figures_of_results(results, parts) if drawn is None else drawn
-    there = parts_of(results, parts)
-    sections = [part.section(results, drawn) for part in there]
+    shown = results.of_first_training()
+    there = parts_of(shown, parts)
+    sections = [part.section(shown, drawn) for part in there]
     sections = [*first, *(section for section in sections if section.figures or section.tables)]
-    lines = [*lead, *(line for part in there for line in part.lines(results))]
-    return render_page(title, lines, sections, rows=results.rows if all_rows is None else all_rows, made=made)
+    lines = [*lead, *(line for part in there for line in part.lines(shown))]
+    return render_page(
+        title, lines, sections or [_counted(results)], rows=results.rows if all_rows is None else all_rows, made=made
+    )
+
+
+def _counted(results: Results) -> Section:
+    """How many rows of each measurement there are, for a page on which nothing else is shown."""
+    counts = results.rows["measurement"].value_counts(sort=False)
+    table = pd.DataFrame({"measurement": counts.index, "rows": counts.to_numpy()})
+    return Section("Measured", ["No figure shows these rows; they are in rows.parquet."], tables=[("Rows.", table)])

@@ -12,9 +12,11 @@ CONTROL_COLOURS = {"none": "#000000", "untrained": GREY, "shuffled": BLUE}
 def plot_table_map(similarity: pd.DataFrame, basis: pd.DataFrame) -> go.Figure:
     """Cosine similarity of every two positions beside the table along its principal components.
 
-    Rows: those of ``position_table``'s ``similarity`` and ``basis``.
+    Rows: those of ``position_table``'s ``similarity`` and ``basis``. Where one of the two is empty, its panel is.
     """
-    similarity = some(similarity, "a map of positions")
+    some(basis if similarity.empty else similarity, "a map of positions")
+    columns = ["position", "other", "value", "control", "component", "share"]
+    similarity, basis = (rows.reindex(columns=columns) for rows in (similarity, basis))
     square = similarity.pivot(index="position", columns="other", values="value")
     titles = ["principal components", "cosine of two positions"]
     figure, (left, right) = panels([titles], height=310, shared_y=False, beside=0.12)

@@ -15,7 +15,7 @@ from probe.runs.owners import COMMANDS, at_work, claim_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 2  #: of the records and rows that commands leave in their folders
+FORMAT = 3  #: of the records and rows that commands leave in their folders
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Checkpoints of text models beyond their length: perplexity, passkeys and temperatures, without a study's training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def _measure(
     cases = [Case(name, [model], traced, texts.seed, texts=texts) for name, model in models.items()]
     return measure_models(
         cases, folder, list(options), options=options, command=command, title=title, typed=typed,
-        lead=[_looked_at(texts.task)], train_length=texts.task.train_length, on_progress=on_progress,
+        lead=[_looked_at(texts.task)], train_length=texts.train_length, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -185,7 +184,7 @@ def scale_checkpoints(
                 checkpoint.save(scaled(model, scale_of(rows)), folder / "models" / f"{name}-{kind}-{extension:g}x")
         rows = pd.concat(parts, ignore_index=True).assign(data=f"texts of {beyond.task.text}")
         rows["variant"], rows["extension"] = rows["variant"].fillna("none"), rows["extension"].astype(float)
-        results = Results(rows, train_length=beyond.task.train_length)
+        results = Results(rows, train_length=beyond.train_length)
         made = made_on(next(iter(models.values())), command)
         page = measured_page("Attention temperature", results, made, lead=[_looked_at(beyond.task)])
         run.finish(rows, page, made.environment)
@@ -194,9 +193,4 @@ def scale_checkpoints(
 
 def _scale_identity(models: Mapping[str, nn.Module], beyond: Beyond) -> dict[str, Any]:
     """What the stages in a folder depend on: the weights of the models, the settings, and the texts."""
-    texts = beyond.texts("test", beyond.task.train_length, beyond.n_texts)
-    return {
-        **asdict(beyond),
-        "models": {name: weights_digest(model) for name, model in models.items()},
-        "texts": checkpoint.digest_of({"tokens": texts.tokens}),
-    }
+    return {**beyond.settings, "models": {name: weights_digest(model) for name, model in models.items()}}

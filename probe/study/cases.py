@@ -1,18 +1,16 @@
 """Models that were named, with whatever they can be measured on."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from probe.measure.base import Case
 from probe.measure.data import Texts
-from probe.models.anatomy import d_vocab_of, n_ctx_of
 from probe.study.config import StudyConfig, StudyData
 from probe.study.places import Place, check_file_names
-from probe.study.texts import sequences_for, text_task
+from probe.study.texts import sequences_for, text_task_of
 from probe.tasks.corpus import PYTHON
-from probe.tasks.passkey import Passkey
-from probe.tasks.tokenizer_files import has_tokenizer
 
 
 def measured_cases(
@@ -22,6 +20,9 @@ def measured_cases(
     *,
     tokens: str | None = None,
     text: str | None = None,
+    train_length: int | None = None,
+    n_texts: int = Texts.n_texts,
+    n_prompts: int = Texts.n_prompts,
 ) -> list[Case]:
     """The cases of models: the sequences on which they are looked at; the examples of the settings' task, where the
     sequences are that task's; texts in their own tokens, where they are models of text; and the run that trained each.
@@ -32,6 +33,9 @@ def measured_cases(
         config: a study's settings, whose task the models were trained on.
         tokens: a file of ids in place of texts or a task's sequences.
         text: a folder of texts, or "python".
+        train_length: tokens that models of text were trained with, where the caller knows it.
+        n_texts: held-out texts, at least 1.
+        n_prompts: prompts with a hidden key for each length and depth, at least 1.
 
     Raises:
         ProbeError: where models share no tokenizer, or the task's vocabulary is not theirs.
@@ -40,22 +44,20 @@ def measured_cases(
     traced = sequences_for(models, places, config, tokens=tokens, text=text)
     of_task = traced.data == f"task {config.task}"
     examples = StudyData.of(config) if of_task else None
+    texts = None
+    if config.task == "passkey" if of_task else tokens is None:
+        given: dict[str, Any] = {} if of_task else {"text": text or PYTHON}
+        if train_length is not None:
+            given["train_length"] = train_length
+        folders = {name: first.folder for name, (first, *_) in places.items()}
+        task, trained = text_task_of(
+            models, folders, config.task_options if config.task == "passkey" else None, **given
+        )
+        texts = Texts(task, config.extensions, n_texts, n_prompts, config.seed, trained)
+        texts = texts.within(*(first for first, *_ in models.values()))
     cases = []
     for name, of in models.items():
         folder = places[name][0].folder
-        texts = None
-        if examples is not None and isinstance(examples.task, Passkey):
-            texts = Texts(examples.task, config.extensions, seed=config.seed)
-        elif tokens is None and not of_task:
-            tokenizer = str(folder) if has_tokenizer(folder) else ""
-            task = text_task(text or PYTHON, tokenizer, _known(of[0], config), d_vocab_of(of[0]), folder)
-            texts = Texts(task, config.extensions, seed=config.seed)
         run = folder.parent if any((folder.parent / "checkpoints").glob("step-*")) else None
         cases.append(Case(name, of, traced, config.seed, examples=examples, texts=texts, run=run))
     return cases
-
-
-def _known(model: nn.Module, config: StudyConfig) -> int:
-    """A quarter of the length with which a released model was trained, as ``text_task`` takes it."""
-    known = n_ctx_of(model)
-    return known // 4 if known else config.trace_length

@@ -12,9 +12,10 @@ from probe.models.decoder import DecoderConfig
 from probe.models.encodings import ENCODINGS
 from probe.runs import FORMAT
 from probe.tasks import Task, make_task
+from probe.tasks.passkey import Passkey
 from probe.training import TrainingConfig
 
-FORMATS = (1, FORMAT)  # of study.json whose settings can be read
+FORMATS = (1, 2, FORMAT)  # of study.json whose settings can be read
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class StudyConfig:
         """A study from its JSON object: a config file, or the ``study.json`` that a study left in its folder."""
         values = dict(values)
         found = values.pop("format", FORMAT)
-        values.pop("limits", None)  # of the process that began the study
+        for name in ("data", "limits"):  # of the process that began the study
+            values.pop(name, None)
         if found not in FORMATS:
             raise ProbeError(f"a study must have one of the formats {', '.join(map(str, FORMATS))}, got {found!r}")
         if isinstance(values.get("training"), Mapping):
@@ -153,6 +155,13 @@ class StudyData(Examples):
             n_test=config.n_test,
             seed=config.seed,
         )
+
+    def digests(self, config: StudyConfig) -> dict[str, Any]:
+        """What tells the data from others of the same settings: another content of a file that these name, say."""
+        digests: dict[str, Any] = {"splits": self.digest, "traced": self.traced(config).digest}
+        if isinstance(self.task, Passkey):
+            digests["task"] = self.task.settings
+        return digests
 
     def traced(self, config: StudyConfig) -> TracedSequences:
         """Held-out sequences, mixed and cut to one length: real text of the task, without padding."""

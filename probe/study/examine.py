@@ -60,6 +60,8 @@ class ExamineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.tokens is not None and self.text != PYTHON:
+            raise ProbeError(f"sequences must be either of tokens or of text, got both ({self.tokens} and {self.text})")
         check_size("length", self.length, least=8)
         check_size("sequences", self.sequences, least=8)
         check_size("needles", self.needles, least=0)
@@ -147,7 +149,7 @@ def case_of(name: str, model: nn.Module, place: str | Path, config: ExamineConfi
     else:
         task = _task(model, place, config)
         traced = text_sequences(task, config.length, config.sequences, config.seed)
-        texts = Texts(task, n_texts=config.sequences, seed=config.seed) if config.needles else None
+        texts = Texts(task, n_texts=config.sequences, seed=config.seed, trained=False) if config.needles else None
     if len(traced.tokens) < 8:
         raise ProbeError(f"at least 8 sequences of {config.length} tokens are needed, got {len(traced.tokens)}")
     return Case(name, [model], traced, config.seed, texts=texts)

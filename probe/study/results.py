@@ -10,8 +10,9 @@ from torch import nn
 
 from probe.files import write_text
 from probe.measure.base import Case
+from probe.measure.plan import Missing, Plan
 from probe.measure.registry import MEASUREMENTS
-from probe.measure.run import Missing, Plan, collect
+from probe.measure.results import collect
 from probe.report.export import standalone
 from probe.report.measured import figures_of_results
 from probe.report.page import Made
@@ -78,7 +79,7 @@ def read_stage(folder: str | Path, name: str) -> pd.DataFrame:
 def results_of(
     config: StudyConfig, run: RunFolder, cases: Sequence[Case], missing: Sequence[Missing]
 ) -> tuple[pd.DataFrame, Results]:
-    """All rows, and what a page shows: those of every encoding's first training."""
+    """All rows, and the same with what is drawn."""
     results = collect(run, cases, missing, train_length=make_task(config.task, config.task_options).train_length)
     of = {case.name: case.encoding for case in cases}
     parts = [results.rows] + [
@@ -89,15 +90,14 @@ def results_of(
         if run.file_of(f"{stage}-{name}").exists()
     ]
     rows = pd.concat(parts, ignore_index=True).assign(task=config.task).drop(columns="data")
-    rows["seed"] = rows["seed"].fillna(config.seed).astype(int) if "seed" in rows else config.seed
+    rows["seed"] = config.seed + (rows["replica"].fillna(0).astype(int) if "replica" in rows else 0)
     claims = run.rows("constructions").rename(columns={"largest_error": "value"})
     claims = claims.assign(measurement="construction", metric="largest_error", task=config.task, seed=config.seed)
     rows = pd.concat([rows, claims.astype({"holds": "boolean"})], ignore_index=True)
     rows = rows.astype({"layer": "Int64", "head": "Int64"})  # missing where a row is of a model or a construction
     keys = ["measurement", "task", "model", "encoding", "seed"]
     rows = rows[[*keys, *(c for c in rows.columns if c not in keys)]]
-    # Further seeds are in the rows, and in the distances between models.
-    return rows, dataclasses.replace(results, rows=rows[rows["seed"] == config.seed])
+    return rows, dataclasses.replace(results, rows=rows)
 
 
 def write_report(

@@ -30,7 +30,8 @@ from probe.errors import ProbeError, unknown_name
 from probe.extrapolation import ScaleTraining
 from probe.files import write_rows
 from probe.limits import adopt, current
-from probe.measure.run import Missing, measure_between, measure_case
+from probe.measure.plan import Missing
+from probe.measure.run import measure_between, measure_case
 from probe.models.anatomy import d_vocab_of, layer_encodings
 from probe.models.decoder import Decoder
 from probe.models.encodings import ENCODINGS
@@ -82,8 +83,8 @@ def run_study(
     torch_device = find_device(device)
     jobs, threads = share_cores(torch_device, jobs, len(config.encodings))
     data = StudyData.of(config)
-    data.traced(config)  # refuses what cannot work before the folder is touched
-    with RunFolder.open(folder, "study", dataclasses.asdict(config)) as run:
+    identity = dataclasses.asdict(config) | {"data": data.digests(config)}  # refuses what cannot work
+    with RunFolder.open(folder, "study", identity) as run:
         return _run(config, run, data, torch_device, jobs, threads, say, on_log, on_progress)
 
 

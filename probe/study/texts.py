@@ -1,17 +1,20 @@
 """What models are looked at on where no study says it: texts in a model's own words, a file of ids, or a task."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from probe.errors import ProbeError
-from probe.measure.data import TracedSequences
-from probe.models.anatomy import d_vocab_of
+from probe.measure.data import TracedSequences, last_position_of
+from probe.models.anatomy import d_vocab_of, n_ctx_of
 from probe.study.config import StudyConfig, StudyData
 from probe.study.places import Place, read_tokens
+from probe.tasks import make_task
 from probe.tasks.corpus import PYTHON
 from probe.tasks.passkey import Passkey
 from probe.tasks.tokenizer_files import has_tokenizer
@@ -41,6 +44,42 @@ def text_task(text: str, tokenizer: str, length: int, d_vocab: int, place: str |
     return task
 
 
+def text_task_of(
+    models: Mapping[str, Sequence[nn.Module]],
+    folders: Mapping[str, Path],
+    options: Mapping[str, Any] | None,
+    **given: Any,
+) -> tuple[Passkey, bool]:
+    """Texts in the words of models, as long as these were trained with, and whether that length is known.
+
+    It is known where it is given, where a study says it, and of released models (the least n_ctx). Where nothing says
+    it, it is what the task has by default, or the longest that all of these models know.
+
+    Args:
+        models: by name, the trainings of each.
+        folders: by name, where the models are.
+        options: those of the task "passkey" with which a study trained the models; None where there is no such study.
+        given: options that go before all others.
+
+    Raises:
+        ProbeError: where models share no tokenizer, or for an option that the task refuses.
+    """
+    values = {**(options or {}), **given}
+    if "tokenizer" not in values:
+        values["tokenizer"] = shared_tokenizer(folders)
+    if options is None:
+        n_ctx = [n_ctx_of(models[name][0]) for name, folder in folders.items() if has_tokenizer(folder)]
+        if known := [n for n in n_ctx if n is not None]:
+            values.setdefault("train_length", min(known))
+    trained = "train_length" in values or options is not None
+    length = values.get("train_length", Passkey.train_length)
+    task = make_task("passkey", {**values, "test_length": max(values.get("test_length", 0), 2 * length)})
+    assert isinstance(task, Passkey)
+    if not trained and (last := last_position_of(of[0] for of in models.values())) is not None:
+        task = replace(task, train_length=max(task.least_length, min(length, last + 1)))
+    return task, trained
+
+
 def text_sequences(task: Passkey, length: int, n: int, seed: int) -> TracedSequences:
     """Held-out pieces of text of so many tokens, up to n of them."""
     pieces = task.plain("test", length, n, np.random.default_rng(seed))
@@ -64,6 +103,8 @@ def sequences_for(
         ProbeError: where models share no tokenizer, or the task's vocabulary is not theirs: ids of another vocabulary
             would be measured without complaint.
     """
+    if tokens is not None and text is not None:
+        raise ProbeError(f"sequences must be either of --tokens or of --text, got both ({tokens} and {text})")
     if tokens is not None:
         return TracedSequences(read_tokens(tokens), None, f"token ids of {tokens}")
     folders = {name: first.folder for name, (first, *_) in places.items()}

@@ -30,6 +30,18 @@ class Corpus:
     texts: dict[str, tuple[Sequence[int], ...]]
     unit: str = "bytes"
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the bytes of every file and of the split in which it is. Where the folder lies changes
+        nothing."""
+        digest = hashlib.sha256()
+        for split, files in self.files.items():
+            texts = self.texts.texts if isinstance(self.texts, _Tokenised) else self.texts
+            for file, text in zip(files, texts[split], strict=True):
+                digest.update(f"{split} {file} {len(text)}\n".encode())
+                digest.update(bytes(text))
+        return digest.hexdigest()
+
     def size(self, split: str) -> int:
         """How many bytes or tokens a split has."""
         return sum(map(len, self.texts[split]))

@@ -8,9 +8,9 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from probe.tasks.base import Example, Splits, Task
 from probe.tasks.byte_vocabulary import ByteVocabulary, byte_tokens
 from probe.tasks.corpus import PYTHON, Corpus, read_corpus
 from probe.tasks.options import Folder
+from probe.tasks.tokenizer_files import tokenizer_digest
 from probe.tasks.tokenizers import TextVocabulary, read_tokenizer
 
 # The filler of the papers, again and again.
@@ -94,6 +95,14 @@ class Passkey(Task):
     def corpus(self) -> Corpus:
         corpus = read_corpus(self.text)
         return corpus.in_tokens(self.vocabulary) if self.tokenizer else corpus
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options by name, with digests of the texts and of the tokenizer in place of where these lie: what two
+        tasks must share for the same prompts and the same pieces of text."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        tokenizer = tokenizer_digest(self.tokenizer) if self.tokenizer else ""
+        return {**options, "text": self.corpus.digest, "tokenizer": tokenizer}
 
     @cached_property
     def least_length(self) -> int:

@@ -2,6 +2,7 @@
 theirs."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -39,6 +40,17 @@ def files_of(folder: Path) -> list[Path]:
     """The files of a folder that a tokenizer depends on."""
     names = (TOKENIZER_FILE, *PARTS, *BESIDE, *SETTINGS, "config.json")
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def tokenizer_digest(folder: str | Path) -> str:
+    """The SHA-256 of the files of a folder that a tokenizer depends on. Where the folder lies changes nothing."""
+    digest = hashlib.sha256()
+    for path in files_of(Path(folder)):
+        with open_plain(path) as file:
+            content = file.read()
+        digest.update(f"{path.name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def read_tokenizer_of(folder: Path) -> tuple["Tokenizer", int | None, int | None]:

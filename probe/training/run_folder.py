@@ -17,7 +17,7 @@ from torch import Tensor
 from probe.config import check_size
 from probe.digests import check_digests, digest_file, write_digests
 from probe.errors import ProbeError
-from probe.files import read_json_object, write_tensors, write_text
+from probe.files import open_plain, read_json_object, write_tensors, write_text
 from probe.folders import restore, write_folder
 from probe.models import checkpoint
 from probe.models.kinds import ModelConfig, OwnModel
@@ -163,6 +163,22 @@ class RunFolder:
         with contextlib.suppress(OSError):  # not there, or not empty
             digest_file(self.folder / "checkpoints" / "any").parent.rmdir()
             (self.folder / "checkpoints").rmdir()
+
+
+def checkpoint_digests(folder: str | Path) -> dict[str, str]:
+    """The SHA-256 of the weights of each checkpoint that a run kept, by the name of its folder, and of the final ones.
+
+    Args:
+        folder: of the run.
+    """
+    folder = Path(folder)
+    places = [*sorted((folder / "checkpoints").glob(STEPS)), folder / "final"]
+    found = {}
+    for place in places:
+        if (place / checkpoint.WEIGHTS_FILE).exists():
+            with open_plain(place / checkpoint.WEIGHTS_FILE) as file:
+                found[place.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def checkpoints_of(folder: str | Path, device: str = "cpu") -> Iterator[tuple[int, OwnModel]]:

@@ -1,6 +1,10 @@
 """What is planned and run: what cannot be measured is told, what fails leaves the others alone."""
 
 import dataclasses
+import html
+import re
+import shlex
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,9 +12,10 @@ import pytest
 
 from probe.cli import main
 from probe.errors import ProbeError
-from probe.measure import MEASUREMENTS, Case, TracedSequences, measure_models, measurements
+from probe.measure import MEASUREMENTS, Case, Measurement, TracedSequences, measure_models, measurements
 from probe.measure.run import Plan
 from probe.models.checkpoint import save
+from probe.report.sections import table_part
 
 
 def broken(case, **options):
@@ -100,3 +105,86 @@ def test_two_models_of_one_name_are_refused(make_decoder, random_tokens, tmp_pat
         measure_models(cases, tmp_path / "out")
     with pytest.raises(ProbeError, match="at least one"):
         Plan.make([])
+
+
+def test_what_is_skipped_is_on_the_page_of_a_run_that_asks_for_nothing(folder, monkeypatch):
+    for name in {*MEASUREMENTS} - {"accuracy", "entropy", "model_distance", "perplexity"}:
+        monkeypatch.delitem(MEASUREMENTS, name)
+    assert measure("a") == 0
+    skipped = pd.read_parquet("out/rows.parquet").query("metric == 'skipped'").set_index("measurement")["reason"]
+    assert skipped["accuracy"] == "it needs labelled examples of a task"
+    assert skipped["model_distance"] == "it needs at least 2 models, got 1"
+    assert len(skipped) == 2  # perplexity is measured only where it is asked for
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count("Not measured</h2>") == 1 and "it needs labelled examples of a task" in page
+
+
+def made_again(folder):
+    """The command on the page, as words."""
+    page = html.unescape((folder / "out" / "report.html").read_text())
+    return shlex.split(re.search(r"probe measure [^<\n]*", page)[0])
+
+
+def test_the_page_names_the_command_that_makes_all_of_it_again(folder, capsys):
+    assert measure("a", "--only", "split,table") == 0
+    assert made_again(folder)[3:5] == ["--only", "split,table"]
+    assert measure("a", "--onl=entropy") == 0
+    rows = pd.read_parquet("out/rows.parquet")
+    assert set(rows["measurement"]) == {"split", "entropy", "table"}
+    assert rows[rows["metric"] == "skipped"][["measurement", "reason"]].to_numpy().tolist() == [
+        ["table", "it needs a table of positions"]
+    ]
+    words = made_again(folder)
+    assert words[-2:] == ["--only", "split,entropy,table"] and "--onl=entropy" not in words
+    shutil.rmtree("out")
+    assert main(words[1:]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet("out/rows.parquet"), rows)
+
+
+def test_a_changed_stage_is_one_that_failed_and_the_others_stand(folder, capsys):
+    assert measure("a", "b", "--only", "entropy,split") == 0
+    stage = folder / "out" / "rows" / "entropy-a.parquet"
+    stage.write_bytes(stage.read_bytes() + b"x")
+    for only in ("entropy,split", "split"):  # asked for or not
+        assert measure("a", "b", "--only", only) == 1
+        rows = pd.read_parquet("out/rows.parquet")
+        failed = rows[rows["metric"] == "failed"]
+        assert failed[["measurement", "model"]].to_numpy().tolist() == [["entropy", "a"]]
+        assert "must be as it was written" in failed["reason"].item()
+        assert set(rows[rows["metric"] != "failed"]["measurement"]) == {"entropy", "split"}
+
+
+def test_a_failure_of_an_earlier_run_is_told_until_it_is_mended(folder, monkeypatch):
+    whole = MEASUREMENTS["geometry"]
+    with monkeypatch.context() as patched:
+        patched.setitem(MEASUREMENTS, "geometry", dataclasses.replace(whole, measure=broken))
+        assert measure("a", "--only", "geometry,entropy") == 1
+    assert measure("a", "--only", "entropy") == 1
+    assert measure("a", "--only", "geometry") == 0
+    assert "failed" not in set(pd.read_parquet("out/rows.parquet")["metric"])
+
+
+def test_what_is_said_of_comparing_models_names_what_was_not_made(folder, capsys):
+    assert measure("a", "b", "--only", "model_distance,model_order") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "model_order skipped: it needs at least 3 models, got 2" in said
+    assert not any("not compared" in line for line in said)
+    shutil.rmtree("out")
+    assert measure("a", "b", "--only", "model_order,entropy") == 0
+    assert "models not compared with each other: it needs at least 3 models, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (pd.DataFrame({"value": [1.0]}), "rows must have the column 'metric', got value"),
+        (pd.DataFrame({"metric": ["a"], "value": [1.0], "norm": [1]}), "columns of the schema, got 'norm'"),
+        ([1.0], "rows must be a pandas.DataFrame, got list"),
+    ],
+)
+def test_rows_that_the_schema_does_not_describe_are_one_that_failed(rows, message, folder, monkeypatch):
+    own = Measurement("ours", "nothing", lambda case: rows, table_part("own", "Own"))
+    monkeypatch.setitem(MEASUREMENTS, "own", own)
+    assert measure("a", "--only", "own,entropy") == 1
+    failed = pd.read_parquet("out/rows.parquet").query("metric == 'failed'")
+    assert failed["measurement"].tolist() == ["own"] and message in failed["reason"].item()

@@ -25,11 +25,11 @@ COMMANDS = {
     ),
     "perplexity": (
         [*TEXT, "--train-length", "96", "--contexts", "16,32", "--n-texts", "4"],
-        {"options": ["--contexts", "16,24"], "sequences": ["--n-texts", "3"], **SEED},
+        {"options": ["--contexts", "16,24"], "texts.model.n_texts": ["--n-texts", "3"], **SEED},
     ),
     "passkey": (
         [*TEXT, "--train-length", "96", "--lengths", "96", "--depths", "0.5", "--n-prompts", "1", "--n-texts", "2"],
-        {"options": ["--depths", "0.2"], "sequences": ["--n-prompts", "2"], **SEED},
+        {"options": ["--depths", "0.2"], "texts.model.n_prompts": ["--n-prompts", "2"], **SEED},
     ),
     "scale": (
         [*TEXT, "--train-length", "96", "--extensions", "2", "--steps", "1", "--n-prompts", "1", "--n-texts", "2"],

@@ -216,7 +216,7 @@ def test_every_command_refuses_the_folder_of_a_study(command, byte_model, tmp_pa
 def test_a_command_may_be_run_again_in_its_folder_and_others_may_not(byte_model, tmp_path, capsys):
     arguments = ["--tokens", str(byte_model.parent / "ids.npy"), "--device", "cpu", "--folder", str(tmp_path / "x")]
     assert main(["compare", str(byte_model), *arguments]) == 0
-    assert json.loads((tmp_path / "x" / "compare.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "x" / "compare.json").read_text())["format"] == 3
     before = tree(tmp_path / "x")
     assert main(["fit", str(byte_model), *arguments]) == 2
     assert "holds the work of `probe compare`" in capsys.readouterr().err

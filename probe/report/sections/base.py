@@ -1,7 +1,7 @@
 """What a part of a page is made of, and what it makes: figures, a section and lines of the summary."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -24,6 +24,22 @@ class Results:
         """The rows of a measurement that have these values in these columns."""
         return of(self.rows, measurement, **where)
 
+    @property
+    def measurements(self) -> set[str]:
+        """The names of the measurements that were made, drawn or asked for in vain."""
+        return {*self.rows["measurement"], *self.drawings}
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured."""
+        return not self.drawings and bool(self.rows["metric"].isin(MISSING).all())
+
+    def of_first_training(self) -> "Results":
+        """Without the rows of further trainings of a model. A page shows one number for each model."""
+        if "replica" not in self.rows:
+            return self
+        return replace(self, rows=self.rows[self.rows["replica"].fillna(0) == 0])
+
     def trained_or_least(self, lengths: pd.Series) -> int:
         """The trained length; where it is not known, the least of the lengths that were measured."""
         return int(lengths.min()) if self.train_length is None else self.train_length
@@ -45,8 +61,8 @@ def _no_lines(results: Results) -> list[Line]:
 class Part(NamedTuple):
     """The part of a page that shows one measurement, or several that belong together.
 
-    It is asked for figures, section and lines only where there are rows of one of its measurements (or rows of these
-    metrics, as of what failed).
+    It is asked for figures, section and lines only where one of its measurements has rows or drawings (or where rows
+    have one of these metrics, as of what failed).
     """
 
     measurements: tuple[str, ...]  #: of whose rows the part is
@@ -58,7 +74,7 @@ class Part(NamedTuple):
 def parts_of(results: Results, parts: Mapping[str, Part]) -> list[Part]:
     """Those parts of which something was measured."""
     missing = results.rows["metric"].isin(MISSING)
-    there = {*results.rows["measurement"][~missing], *results.rows["metric"][missing]}
+    there = {*results.rows["measurement"][~missing], *results.rows["metric"][missing], *results.drawings}
     return [part for part in parts.values() if there.intersection(part.measurements)]
 
 

@@ -25,11 +25,15 @@ def section(results: Results, drawn: Figures) -> Section:
         "model_distances_untrained": "The same before training.",
     }
     figures, tables = shown(drawn, captions), []
-    order = results.of("model_order", control="none", reference="none")
-    if len(order):
+    order = results.of("model_order", control="none")
+    of_nope = results.of("model_order", control="none", reference="none")
+    if len(of_nope):
         tables.append(
-            ("Which model NoPE is nearer to: distance to the first less distance to the second.", order_table(order))
+            ("Which model NoPE is nearer to: distance to the first less distance to the second.", order_table(of_nope))
         )
+    elif len(order):
+        table = order_table(order).assign(reference=order.sort_values("value")["reference"])
+        tables.append(("Which model each reference is nearer to.", table))
     matched = results.of("model_distance", metric=DISTANCE, scope="mean", aggregate="matching")
     if len(matched):
         tables.append(("The same models by the best one-to-one matching of heads.", _pair_table(matched)))

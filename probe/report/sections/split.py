@@ -58,4 +58,4 @@ def split_table(split: pd.DataFrame) -> pd.DataFrame:
     return beside_untrained(named, "quantity")
 
 
-PART = Part(("split", "entropy"), figures, section)
+PART = Part(("split", "entropy", "curves"), figures, section)

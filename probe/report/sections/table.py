@@ -5,21 +5,29 @@ import plotly.graph_objects as go
 from probe.report.page import Line, Section
 from probe.report.position_table import plot_table_curves, plot_table_map
 from probe.report.sections.base import Figures, Part, Results
+from probe.report.tables import MISSING
 
 
 def figures(results: Results) -> dict[str, go.Figure]:
     found: dict[str, go.Figure] = {}
-    for name in dict.fromkeys(results.of("table")["model"]) if len(results.of("table")) else ():
-        similarity, basis = results.of("table_map", model=name), results.of("table_basis", model=name)
-        if len(similarity):
+    for name in _models(results):
+        similarity, basis, numbers = (results.of(each, model=name) for each in ("table_map", "table_basis", "table"))
+        if len(similarity) or len(basis):
             found[f"table_map_{name}"] = plot_table_map(similarity, basis)
-        found[f"table_curves_{name}"] = plot_table_curves(results.of("table", model=name))
+        if len(numbers):
+            found[f"table_curves_{name}"] = plot_table_curves(numbers)
     return found
+
+
+def _models(results: Results) -> list[str]:
+    """The models whose table of positions was measured."""
+    rows = results.rows[results.rows["measurement"].isin(PART.measurements)]
+    return list(dict.fromkeys(rows["model"][~rows["metric"].isin(MISSING)]))
 
 
 def section(results: Results, drawn: Figures) -> Section:
     numbers, figures, tables = results.of("table"), [], []
-    for name in dict.fromkeys(numbers["model"]) if len(numbers) else ():
+    for name in _models(results):
         for prefix, words in (
             ("table_map_", "how alike positions are, and the first principal components"),
             ("table_curves_", "norms, and similarity by distance"),
@@ -58,4 +66,4 @@ def lines(results: Results) -> list[Line]:
     return found
 
 
-PART = Part(("table",), figures, section, lines)
+PART = Part(("table", "table_basis", "table_map"), figures, section, lines)

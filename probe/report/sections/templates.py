@@ -101,4 +101,4 @@ def _closest_head_of_each_layer(heads: pd.DataFrame) -> pd.DataFrame:
     return heads.merge(one[["layer", "head"]], on=["layer", "head"])
 
 
-PART = Part(("templates", "trained_t5"), figures, section, lines)
+PART = Part(("templates", "trained_t5", "maps"), figures, section, lines)
