@@ -23,6 +23,8 @@ from probe.sequences import TokenIds, check_ids, token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from probe.models.open.checked import Errors
+
 # What of a block is a site, in the order of the computation.
 ATTENTION_SITES = (
     *("attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern"),
@@ -54,6 +56,7 @@ class TransformersModel(nn.Module):
         self.inner = model
         self._blocks = find_blocks(model)
         self._anatomy: Anatomy | None = None
+        self.errors: Errors | None = None  #: what the check found; None before it
         self.fused = FUSED  #: the name in the registry under which its fused attention runs
 
     @property
