@@ -66,16 +66,41 @@ def test_study_from_flags(tmp_path, capsys):
 
 def test_models_are_listed(capsys):
     from probe.models.families import FAMILIES
-    from probe.models.lens.released import BRIDGED
+    from probe.models.open.kinds import KINDS, KINDS_OF
 
     assert main(["models"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    version, _, head, *lines = capsys.readouterr().out.splitlines()
+    assert f"transformers {KINDS_OF}" in version
     assert head.split("  ")[0] == "model_type" and "exact against" in head
-    assert [line.split()[0] for line in lines] == [*FAMILIES, *BRIDGED]
+    assert [line.split()[0] for line in lines] == [*FAMILIES, *KINDS]
     assert next(line for line in lines if line.startswith("opt ")).split()[1:4] == ["learned", "our", "decoder,"]
     assert main(["models", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["loaded as"].split()[0] for row in rows} == {"our", "transformers'"}
+
+
+def test_a_model_is_checked_without_measuring(tmp_path, capsys):
+    from decoder_classes import build
+
+    build("granitemoehybrid").save_pretrained(tmp_path / "granite")
+    build("llama").save_pretrained(tmp_path / "llama")
+    build("mamba").save_pretrained(tmp_path / "mamba")
+    assert main(["models", "--check", str(tmp_path / "granite"), "--device", "cpu"]) == 0
+    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    said = {name.strip(): value.strip() for name, value in said.items()}
+    assert said["loaded as"] == "transformers' GraniteMoeHybridForCausalLM, through its attention"
+    assert said["layers"] == "2 recurrence, 2 without position"
+    assert float(said["error of logits"].split()[0]) < 1e-5 > float(said["error of patterns"].split()[0])
+    assert said["error of patterns"].endswith("in 2 layers")
+    assert said["sites"].startswith("hook_embed, hook_resid_pre, hook_resid_post, attn.hook_rot_q")
+    assert main(["models", "--check", str(tmp_path / "llama"), "--device", "cpu", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["loaded as"] == "our decoder" and said["layers"] == "4 rotary"
+    assert main(["models", "--check", str(tmp_path / "mamba"), "--device", "cpu"]) == 1
+    refused = capsys.readouterr().err
+    assert refused.startswith(f"probe: {tmp_path / 'mamba'}: ") and refused.count("\n") == 1
+    assert main(["models", "--check", str(tmp_path / "missing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The commands for models that others trained."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from probe.cli.command import Command, add_device, add_json, print_json, seed, tell_folder
@@ -51,20 +52,56 @@ def _examine(options: argparse.Namespace) -> int:
     return tell_folder(options, rows)
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check",
+        metavar="FOLDER",
+        help="load this model (or hub name), compare it with the original and print what holds; measure nothing",
+    )
+    add_json(parser)
+    add_device(parser)
+
+
 def _models(options: argparse.Namespace) -> int:
+    from probe.models.open.kinds import KINDS_OF
     from probe.models.pretrained import released_models
 
+    if options.check is not None:
+        return _check_model(options)
     rows = released_models()
     if options.json:
         print_json(rows)
     else:
+        print(f"Checked with transformers {KINDS_OF}. Other kinds of decoders are checked when they are loaded.\n")
         widths = [max(map(len, [name, *rows[name]])) for name in rows]
         for row in [tuple(rows), *rows.itertuples(index=False)]:
             print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
+def _check_model(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from probe.errors import ProbeError, one_line
+    from probe.models.checkup import checkup
+    from probe.models.hub import find_folder
+
+    folder = find_folder(options.check)
+    try:
+        said = checkup(folder, options.device)
+    except ProbeError as error:
+        print(f"probe: {one_line(error)}", file=sys.stderr)
+        return 1
+    if options.json:
+        print_json(pd.DataFrame([said]))
+    else:
+        width = max(map(len, said))
+        for name, value in said.items():
+            print(f"{name:{width}}  {value}")
+    return 0
+
+
 COMMANDS = {
     "examine": Command("released models, or ours, from end to end: one report", _add_examine, _examine, resumes=True),
-    "models": Command("which released models can be loaded, and how", add_json, _models),
+    "models": Command("which released models can be loaded, and how; what holds of one", _add_models, _models),
 }

@@ -1,4 +1,4 @@
-"""Released models under a bridge: Hugging Face's class is the oracle, and nothing wrong is let through."""
+"""Models of transformers under a TransformerBridge: the class is the oracle, and nothing wrong is let through."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from probe.models import untrained_like
 from probe.models.anatomy import layer_encodings, sites_of
 from probe.models.encodings import ENCODINGS
 from probe.models.lens import check, load_pretrained, to_bridge, untrained_bridge
-from probe.models.lens.released import BRIDGED, load_bridge
+from probe.models.lens.released import bridge_of, load_bridge
 from probe.position import fit_position_probe, probe_positions
 from probe.tracing import logits_with_edits, trace
 from probe.training import greedy
@@ -23,7 +23,9 @@ GROUPED = LLAMA | {"num_key_value_heads": 2}
 HEADS = GROUPED | {"head_dim": 8}
 WINDOWED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 
-# Configs on which a class of Hugging Face's is drawn at random.
+CPU = torch.device("cpu")
+
+# By kind, whose bridges are exact, a config on which its class is drawn at random.
 OPTIONS = {
     "qwen2": GROUPED,
     "qwen3": HEADS,
@@ -76,17 +78,13 @@ def draw(folder, kind, options):
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen2")
-    return draw(folder, "qwen2", GROUPED), load_pretrained(folder), folder
+    return draw(folder, "qwen2", GROUPED), load_bridge(folder, CPU), folder
 
 
-def test_every_kind_that_is_named_is_tested():
-    assert OPTIONS.keys() == BRIDGED.keys()
-
-
-@pytest.mark.parametrize("kind", BRIDGED)
+@pytest.mark.parametrize("kind", OPTIONS)
 def test_logits_patterns_and_edits_are_the_originals(kind, tmp_path, random_tokens):
     model, tokens = draw(tmp_path, kind, OPTIONS[kind]), random_tokens(length=20)
-    bridge = load_pretrained(tmp_path)
+    bridge = load_bridge(tmp_path, CPU)
     with torch.no_grad():
         theirs = model(tokens, output_attentions=True)
     traced = trace(bridge, tokens, ["attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_z", "hook_resid_post"])
@@ -117,7 +115,7 @@ def test_a_bridge_that_is_not_exact_is_refused_with_the_reason(kind, tmp_path):
     options, message = REFUSED[kind]
     draw(tmp_path, kind, options)
     with pytest.raises(ProbeError, match=message) as caught:
-        load_pretrained(tmp_path)
+        load_bridge(tmp_path, CPU)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(tmp_path))
 
 
@@ -125,7 +123,7 @@ def test_what_a_family_of_ours_saves_us_from(tmp_path):
     make(tmp_path, "opt")
     assert isinstance(load_pretrained(tmp_path), probe.Decoder)
     with pytest.raises(ProbeError, match="the softmax of layer 0's scores and its pattern must agree"):
-        load_bridge(tmp_path, torch.device("cpu"), None)
+        load_bridge(tmp_path, CPU)
 
 
 def test_what_is_no_decoder_and_what_brings_code_is_refused_before_weights_are_read(tmp_path):
@@ -180,13 +178,20 @@ def test_a_lie_of_transformers_itself_is_found(tmp_path, monkeypatch):
         load_pretrained(tmp_path)
 
 
-def test_dtype_device_and_revision(qwen):
+def test_dtype_and_revision(qwen):
     _, bridge, folder = qwen
     assert next(bridge.parameters()).dtype == torch.float32
-    half = load_pretrained(folder, dtype=torch.bfloat16, device="cpu")
+    half = load_bridge(folder, CPU, torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     with pytest.raises(ProbeError, match="a folder has no revisions"):
         load_pretrained(folder, "main")
+
+
+def test_a_model_that_load_pretrained_gives_makes_a_bridge(qwen, random_tokens):
+    model, _, folder = qwen
+    tokens = random_tokens()
+    bridge = bridge_of(load_pretrained(folder, device="cpu").owner, str(folder))
+    assert relative(bridge(tokens), model(tokens).logits) < 1e-5
 
 
 def test_everything_takes_a_bridge_without_knowing_where_it_came_from(qwen, random_tokens):
@@ -232,7 +237,7 @@ def test_the_untrained_twin_is_fresh_repeatable_and_drawn_as_hugging_face_draws(
 
 def test_sites_of_a_bridge_are_those_that_are_computed(tmp_path):
     draw(tmp_path, "phi3", OPTIONS["phi3"])
-    bridge = load_pretrained(tmp_path)
+    bridge = load_bridge(tmp_path, CPU)
     # It has these hooks, and never calls them.
     assert {"blocks.0.attn.hook_rot_q", "blocks.0.attn.hook_rot_k"} <= set(bridge.hook_dict) - set(sites_of(bridge))
     with pytest.raises(ProbeError, match="unknown site 'blocks.0.attn.hook_rot_q'"):
@@ -242,8 +247,8 @@ def test_sites_of_a_bridge_are_those_that_are_computed(tmp_path):
 def test_which_layers_see_position_is_measured(tmp_path, qwen):
     assert layer_encodings(qwen[1]) == ["rotary", "rotary"]
     draw(tmp_path, "cohere2", OPTIONS["cohere2"])
-    assert layer_encodings(load_pretrained(tmp_path)) == ["rotary", "none"]
-    assert layer_encodings(load_pretrained(tmp_path, dtype=torch.bfloat16)) == ["rotary", "none"]
+    assert layer_encodings(load_bridge(tmp_path, CPU)) == ["rotary", "none"]
+    assert layer_encodings(load_bridge(tmp_path, CPU, torch.bfloat16)) == ["rotary", "none"]
 
 
 @pytest.mark.parametrize("seen", [None, (1,)], ids=["all layers", "one layer"])

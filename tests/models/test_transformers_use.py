@@ -76,6 +76,11 @@ def test_a_temperature_multiplies_scores_and_its_gradient_arrives():
     assert relative(other(tokens), wrapped.run(tokens, by_hand)) < 1e-5 < relative(other(tokens), wrapped(tokens))
 
 
+def test_a_loaded_model_has_the_attention_that_transformers_takes_by_default(tmp_path):
+    build("qwen2").save_pretrained(tmp_path)
+    assert load_pretrained(tmp_path, device="cpu").config._attn_implementation == "sdpa"
+
+
 def test_half_precision_is_loaded_as_it_is_stored(tmp_path):
     build("qwen2").to(torch.bfloat16).save_pretrained(tmp_path)
     model = load_pretrained(tmp_path, device="cpu")

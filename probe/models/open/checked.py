@@ -12,7 +12,7 @@ from probe.models.lens.check import agree, relative_error, tolerance
 from probe.models.mode import evaluating
 from probe.models.open.blocks import trial_tokens
 from probe.models.open.seam import EXPLICIT, FUSED, FUSED_BY_MASKS, Pass, watched
-from probe.models.open.transformers_model import TransformersModel
+from probe.models.open.transformers_model import Errors, TransformersModel
 from probe.models.protocol import Hook
 
 # Where transformers notes that it has put hooks of its own on a model.
@@ -20,7 +20,7 @@ _FLAG = "_output_capturing_hooks_installed"
 
 
 @torch.no_grad()
-def check_transformers(model: TransformersModel, whose: str) -> None:
+def check_transformers(model: TransformersModel, whose: str) -> Errors:
     """Hold a model's seam against transformers' own eager attention, before anyone measures anything on it.
 
     No layer attends to later tokens. The logits of eager attention, of the model's own and of both of the seam's are
@@ -30,6 +30,9 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
     Args:
         model: the model under the seam.
         whose: what errors call it.
+
+    Returns:
+        How far logits and patterns are from those of eager attention.
 
     Raises:
         ProbeError: for the first of these that does not hold, with its error.
@@ -48,8 +51,9 @@ def check_transformers(model: TransformersModel, whose: str) -> None:
             model.fused = FUSED_BY_MASKS
         fused = model.passed(tokens, Pass(Hooks({})), model.fused)
         agree(fused, eager.logits, f"{whose}: the logits of the seam's fused attention and transformers'")
-        _check_patterns(model, plain, getattr(eager, "attentions", None) or (), whose)
+        patterns = _check_patterns(model, plain, getattr(eager, "attentions", None) or (), whose)
         _check_edits(model, tokens, whose)
+    return Errors(relative_error(plain.logits, eager.logits), max(patterns, default=0.0), len(patterns))
 
 
 @contextlib.contextmanager
@@ -100,7 +104,8 @@ def _check_causal(plain: _Seen, whose: str) -> None:
             raise ProbeError(f"{whose}: a causal language model is needed, but layer {i} attends to later tokens")
 
 
-def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Tensor | None], whose: str) -> None:
+def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Tensor | None], whose: str) -> list[float]:
+    """The error of every pattern that transformers gives out."""
     layers = model.anatomy.layers
     given = [pattern for pattern in theirs if pattern is not None]
     attending = [i for i, layer in enumerate(layers) if layer.attends]
@@ -110,11 +115,14 @@ def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Ten
         pairs = list(zip(attending, given, strict=True))
     else:
         pairs = []  # a class that gives out others than it has; the logits and edits are what is left to hold it to
+    errors = []
     for i, wanted in pairs:
         got = plain.values[i]
         if layers[i].sink:  # some classes give out the pattern before the sink has taken its share
             got, wanted = (x / x.sum(-1, keepdim=True) for x in (got, wanted[..., : got.shape[-1]]))
         agree(got, wanted, f"{whose}: layer {i}'s pattern through the seam and transformers'")
+        errors.append(relative_error(got, wanted))
+    return errors
 
 
 def _check_edits(model: TransformersModel, tokens: Tensor, whose: str) -> None:

@@ -1,6 +1,7 @@
 """Whether what a config asks for fits what the files hold, found before there is memory for any of it."""
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ def check_fits(config: "PreTrainedConfig", stored: Mapping[str, Stored], folder:
     import transformers
 
     with _at_most(MODULES + MODULES_OF_A_TENSOR * len(stored), folder), torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        # Of a copy: the config keeps the attention function that it is given here.
+        model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
     weights = dict(model.named_parameters())  # tied ones once
     wanted = sum(weight.numel() for weight in weights.values())
     held = sum(torch.Size(tensor.shape).numel() for tensor in stored.values())

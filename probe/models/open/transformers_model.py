@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,15 @@ def _forward(
     with watched(model, going, implementation):
         logits: Tensor = model(input_ids=tokens, use_cache=False, **inputs).logits
     return logits
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The largest differences between the seam and transformers' eager attention, relative to the largest number."""
+
+    logits: float
+    patterns: float  #: 0 where there are none to compare
+    n_patterns: int  #: how many layers' patterns transformers gives out
 
 
 class TransformersModel(HookedModel):
@@ -54,6 +64,7 @@ class TransformersModel(HookedModel):
                 f"a model whose attention goes through transformers' registry is needed, but a {type(model).__name__} "
                 "never asks it for attention"
             )
+        self.errors: Errors | None = None  #: what the check found; None before it
 
     @property
     def config(self) -> Any:

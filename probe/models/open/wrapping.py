@@ -91,7 +91,7 @@ def wrap_transformers(model: Any, whose: str | None = None) -> TransformersModel
     try:
         with quiet_transformers(), one_line(f"{whose}: transformers cannot run it"):
             wrapped = TransformersModel(model)
-            check_transformers(wrapped, whose)
+            wrapped.errors = check_transformers(wrapped, whose)
     except ProbeError as error:
         raise error if str(error).startswith(whose) else ProbeError(f"{whose}: {error}") from None
     return wrapped
