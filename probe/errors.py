@@ -14,6 +14,10 @@ class ProbeError(ValueError):
 LONGEST = 2000  # characters of a message; what it quotes may be a whole file
 
 
+class NoTwin(ProbeError):
+    """Nobody can draw another model of this kind, so there is no untrained twin of it."""
+
+
 def one_line(message: object) -> str:
     """A message as one line of a terminal: blanks run together, and what cannot be printed is spelt out."""
     text = " ".join(str(message).split())

@@ -59,6 +59,9 @@ COLUMNS: dict[str, Column] = {
         TEXT,
         'The position encoding that the layer sees; "none - rotary" is the difference of two kinds of layers.',
     ),
+    "layer_kind": Column(TEXT, "How the layer mixes tokens: attention, recurrence, …; two of them with + between."),
+    "layer_window": Column(WHOLE, "How many keys a query of the layer sees at most; missing where it sees all."),
+    "layer_sink": Column(FLAG, "Whether a learned sink takes a share of the layer's attention."),
     "probe": Column(TEXT, "The kind of linear probe."),
     "control": Column(TEXT, "What stands beside the model, to be compared with; none is the model itself."),
     "interval": Column(

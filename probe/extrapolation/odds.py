@@ -40,7 +40,7 @@ def check_odds_scale(model: nn.Module, attentions: Sequence[Attention]) -> None:
         return
     with evaluating(model):
         anatomy = as_model(model).anatomy
-        tokens = random_tokens(anatomy.d_vocab, anatomy.n_ctx, next(model.parameters()).device)
+        tokens = random_tokens(anatomy.d_vocab, anatomy.n_ctx, as_model(model).device)
         outputs: dict[nn.Module, Any] = {}
 
         def with_factor(factor: float | None) -> list[Tensor]:

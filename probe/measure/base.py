@@ -1,5 +1,6 @@
 """What a measurement is, and what it is given: one model, and what the model is measured on."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from probe.errors import NoTwin
 from probe.extrapolation import can_scale
 from probe.limits import current
 from probe.measure.data import Examples, Texts, TracedSequences
@@ -101,12 +103,14 @@ class Case:
             self.__dict__.pop("twins", None)  # made anew, with the same weights, where they are wanted again
 
     def beside_twins(self, measure: Callable[[str, Sequence[nn.Module]], pd.DataFrame]) -> pd.DataFrame:
-        """The rows of the models (control "none") and of their untrained twins ("untrained").
+        """The rows of the models (control "none") and of their untrained twins ("untrained"), where there are such.
 
         Args:
             measure: is given the control's name and the models.
         """
-        both = {"none": self.models, "untrained": self.twins}
+        both = {"none": self.models}
+        with contextlib.suppress(NoTwin):
+            both["untrained"] = self.twins
         return pd.concat([measure(c, of).assign(control=c) for c, of in both.items()], ignore_index=True)
 
 

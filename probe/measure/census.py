@@ -5,6 +5,8 @@ import pandas as pd
 import probe.attention
 from probe.measure.base import Case, Measurement, Needs
 from probe.models.anatomy import n_heads_of, n_layers_of
+from probe.models.open.recorded import Recorded
+from probe.models.open.ways import as_model
 
 ABLATED = 64  # heads: of a larger model on a CPU, three forward passes for each take long, and are left out
 
@@ -19,7 +21,8 @@ def heads(case: Case, *, ablate: bool | None = True, head_detector: bool = False
     """
     if ablate is None:
         few = n_layers_of(case.model) * n_heads_of(case.model) <= ABLATED
-        ablate = few or next(case.model.parameters()).device.type != "cpu"
+        on_gpu = as_model(case.model).device.type != "cpu"
+        ablate = not isinstance(case.model, Recorded) and (few or on_gpu)
     return case.beside_twins(
         lambda control, of: probe.attention.census(
             of[0], case.tokens, scored=case.scored, ablate=ablate and control == "none", seed=case.seed,

@@ -10,6 +10,8 @@ from probe.files import read_rows
 from probe.measure.base import Case
 from probe.measure.plan import Missing, stage_of
 from probe.measure.registry import MEASUREMENTS
+from probe.models.anatomy import layers_of
+from probe.models.protocol import Layer
 from probe.report.sections import Results
 from probe.report.tables import MISSING
 from probe.runs import RunFolder
@@ -52,7 +54,7 @@ def collect(
                 drawings.setdefault(name, {})[case.name] = rows
                 continue
             keys |= {"model": case.name, "encoding": case.encoding}
-            parts.append(rows.assign(**keys))
+            parts.append(with_layers(rows.assign(**keys), layers_of(case.model)))
             if name in BY_KIND:
                 parts += _by_kind(rows, name, keys)
     if missing:
@@ -64,6 +66,34 @@ def collect(
     for column in ("layer", "head"):  # missing where a row is of a model
         rows[column] = rows[column].astype("Int64") if column in rows else pd.Series(pd.NA, rows.index, "Int64")
     return Results(rows, drawings, train_length)
+
+
+def with_layers(rows: pd.DataFrame, layers: Sequence[Layer]) -> pd.DataFrame:
+    """The rows, those about a layer with what that layer is: layer_kind, layer_encoding, layer_window (missing without
+    one) and layer_sink.
+
+    Args:
+        rows: with a column ``layer``, or ``site`` with names such as "blocks.0.hook_resid_post"; others stay as they
+            are.
+        layers: of the model.
+    """
+    if "layer" in rows:
+        index = rows["layer"]
+    elif "site" in rows:
+        index = rows["site"].str.extract(r"^blocks\.(\d+)\.", expand=False)
+    else:
+        return rows
+    index = pd.to_numeric(index).astype("Int64")
+    by_layer = pd.DataFrame(
+        {
+            "layer_kind": [layer.kind for layer in layers],
+            "layer_encoding": [layer.encoding for layer in layers],
+            "layer_window": pd.array([layer.window for layer in layers], "Int64"),
+            "layer_sink": pd.array([layer.sink for layer in layers], "boolean"),
+        }
+    )
+    of = by_layer.reindex(index).set_index(rows.index)
+    return rows.assign(**{name: of[name] for name in of})
 
 
 def _read(run: RunFolder, name: str, case: Case | None, missing: list[Missing]) -> pd.DataFrame | None:

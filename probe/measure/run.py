@@ -16,6 +16,7 @@ from probe.measure.plan import Missing, Plan, stage_of
 from probe.measure.registry import MEASUREMENTS
 from probe.measure.results import collect, missing_earlier
 from probe.models.anatomy import d_vocab_of
+from probe.models.open.ways import as_model
 from probe.progress import OnProgress, Steps, untold
 from probe.provenance import environment
 from probe.report.glossary import define
@@ -218,4 +219,4 @@ def check_tokens(case: Case) -> None:
 
 def made_on(model: nn.Module, typed: str | None, settings: Mapping[str, Any] | None = None) -> Made:
     """How a page is made, by what was typed, on the device of a model."""
-    return Made(typed, settings=settings or {}, environment=environment(next(model.parameters()).device))
+    return Made(typed, settings=settings or {}, environment=environment(as_model(model).device))

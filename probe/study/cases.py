@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from probe.errors import ProbeError
 from probe.measure.base import Case
-from probe.measure.data import Texts
+from probe.measure.data import Texts, TracedSequences
+from probe.models.open.recorded import Recorded
 from probe.study.config import StudyConfig, StudyData
 from probe.study.places import Place, check_file_names
 from probe.study.texts import sequences_for, text_task_of
@@ -41,6 +44,8 @@ def measured_cases(
         ProbeError: where models share no tokenizer, or the task's vocabulary is not theirs.
     """
     check_file_names(models)
+    if any(isinstance(first, Recorded) for first, *_ in models.values()):
+        return _recorded_cases(models, places, config.seed, given=tokens is not None or text is not None)
     traced = sequences_for(models, places, config, tokens=tokens, text=text)
     of_task = traced.data == f"task {config.task}"
     examples = StudyData.of(config) if of_task else None
@@ -60,4 +65,22 @@ def measured_cases(
         folder = places[name][0].folder
         run = folder.parent if any((folder.parent / "checkpoints").glob("step-*")) else None
         cases.append(Case(name, of, traced, config.seed, examples=examples, texts=texts, run=run))
+    return cases
+
+
+def _recorded_cases(
+    models: Mapping[str, Sequence[nn.Module]], places: Mapping[str, Sequence[Place]], seed: int, *, given: bool
+) -> list[Case]:
+    """The cases of arrays, on the sequences that they were recorded on."""
+    cases = []
+    for name, (first, *others) in models.items():
+        if not isinstance(first, Recorded) or others or given:
+            raise ProbeError(
+                "arrays are measured on the sequences that they were recorded on, each file for itself: leave out "
+                "--tokens, --text and models that are no arrays"
+            )
+        traced = TracedSequences(first.get_buffer("tokens"), None, f"the sequences of {places[name][0].folder.name}")
+        cases.append(Case(name, [first], traced, seed))
+    if len({case.tokens.shape for case in cases}) > 1 or not all(torch.equal(c.tokens, cases[0].tokens) for c in cases):
+        raise ProbeError("arrays that are measured together must be of the same sequences")
     return cases

@@ -13,8 +13,10 @@ from probe.errors import ProbeError
 from probe.files import check_plain, is_text, read_json_object
 from probe.models.families import FAMILIES
 from probe.models.hub import find_folder
+from probe.models.open.wrapping import wrap
 from probe.models.pretrained import load_pretrained
 from probe.study.config import StudyConfig, run_name
+from probe.tracing import Trace
 
 MOST_NAME = 150  # bytes: file systems take 255, and a stage's name and an ending stand beside it
 
@@ -22,12 +24,15 @@ MOST_NAME = 150  # bytes: file systems take 255, and a stage's name and an endin
 class Place(NamedTuple):
     """Where a model is: a folder, and the family that its config does not tell."""
 
-    folder: Path
+    folder: Path  # or a file of arrays
     family: str | None = None
     said: str = ""  # in a user's words
 
     def load(self, device: str | torch.device | None = None) -> nn.Module:
-        """The model, a checkpoint of ours or a released one."""
+        """The model, a checkpoint of ours or a released one; of a file of arrays what stands for the model."""
+        if self.folder.is_file():
+            model: nn.Module = wrap(Trace.from_file(self.folder))
+            return model
         return load_pretrained(self.folder, device=device, family=self.family)
 
 

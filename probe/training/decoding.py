@@ -30,8 +30,8 @@ def greedy(model: nn.Module, prompts: TokenIds, *, stop: int, max_new: int | Seq
         raise ProbeError(f"max_new must be at least 1, got {max_new} for {len(ids)} prompts")
     continuations: list[list[int]] = [[] for _ in range(len(ids))]
     alive = torch.arange(len(ids))
-    cache = as_model(model).new_cache()
-    tokens = ids.to(next(model.parameters()).device)
+    view = as_model(model)
+    cache, tokens = view.new_cache(), ids.to(view.device)
     for step in range(1, int(most.max()) + 1):
         new = likeliest((model(tokens) if cache is None else model(tokens, cache=cache))[:, -1])
         going = (new != stop).cpu()

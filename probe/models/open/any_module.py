@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from probe.errors import ProbeError
+from probe.errors import NoTwin, ProbeError
 from probe.models.lens.check import agree
 from probe.models.mode import evaluating
 from probe.models.open.blocks import Opened
@@ -147,7 +147,7 @@ class ModuleModel(HookedModel):
                     if hasattr(part, "reset_parameters"):
                         part.reset_parameters()
                     elif any(True for _ in part.parameters(recurse=False)):
-                        raise ProbeError(
+                        raise NoTwin(
                             f"an untrained twin needs wrap(…, untrained=function of a seed): {name or 'the module'} "
                             f"({type(part).__name__}) has parameters and no reset_parameters"
                         )

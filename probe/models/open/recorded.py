@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.errors import ProbeError
+from probe.errors import NoTwin, ProbeError
 from probe.files import check_plain
 from probe.models.config import sites_of_layers
 from probe.models.protocol import ATTENTION, NO_MIXING, Anatomy, Hook, Layer, Visit
@@ -138,7 +138,7 @@ class Recorded(nn.Module):
         Raises:
             ProbeError: always.
         """
-        raise ProbeError("an untrained twin needs the model: recorded arrays don't say what it is made of")
+        raise NoTwin("an untrained twin needs the model: recorded arrays don't say what it is made of")
 
 
 def recorded(
