@@ -109,7 +109,7 @@ def test_two_models_of_one_name_are_refused(make_decoder, random_tokens, tmp_pat
 
 def test_what_is_skipped_is_on_the_page_of_a_run_that_asks_for_nothing(folder, monkeypatch):
     for name in {*MEASUREMENTS} - {"accuracy", "entropy", "model_distance", "perplexity"}:
-        monkeypatch.delitem(MEASUREMENTS, name)
+        monkeypatch.setitem(MEASUREMENTS, name, dataclasses.replace(MEASUREMENTS[name], asked=True))
     assert measure("a") == 0
     skipped = pd.read_parquet("out/rows.parquet").query("metric == 'skipped'").set_index("measurement")["reason"]
     assert skipped["accuracy"] == "it needs labelled examples of a task"
