@@ -619,7 +619,7 @@ def definition_of(name: str, of: str | None = None) -> str | None:
     """
     of = VALUES_OF.get(of or "", of)
     if of == "encoding":
-        return key if (key := f"{name} (encoding)") in DEFINITIONS else None
+        return f"{name} (encoding)" if f"{name} (encoding)" in DEFINITIONS else None
     for each in (name, name.replace(" ", "_"), name.partition(".")[0]):
         for key in (f"{each} ({of})", each, SHOWN_AS.get(f"{each} ({of})"), SHOWN_AS.get(each)):
             if key in DEFINITIONS:
