@@ -29,7 +29,7 @@ def write_digests(path: Path, content: Path) -> None:
     files = {f"../{path.name}": content}
     if content.is_dir():
         files = {f"../{path.name}/{each.name}": each for each in sorted(content.iterdir())}
-    write_text(digest_file(path), "".join(f"{_digest(file)}  {name}\n" for name, file in files.items()))
+    write_text(digest_file(path), "".join(f"{sha256_of(file)}  {name}\n" for name, file in files.items()))
 
 
 def check_digests(path: Path, names: Collection[str] = ()) -> bool:
@@ -49,7 +49,7 @@ def check_digests(path: Path, names: Collection[str] = ()) -> bool:
     kept = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in [f"../{path.name}/{each}" for each in names] or [f"../{path.name}"]:
         file_path = path.parent / name.removeprefix("../")
-        if kept.get(name) != _digest(file_path):
+        if kept.get(name) != sha256_of(file_path):
             raise ProbeError(f"{file_path}: must be as it was written, got another SHA-256; remove {path}")
     return True
 
@@ -77,7 +77,8 @@ def read_finished_rows(path: Path) -> "pd.DataFrame":
     return read_rows(path)
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a plain file, as 64 hexadecimal digits."""
     with open_plain(path) as file:
         digest = hashlib.sha256()
         while piece := file.read(2**20):

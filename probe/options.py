@@ -68,18 +68,21 @@ def add_options(
     groups: Mapping[str, type],
     without: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    meanings: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """A flag for every field of these dataclasses, by the key under which a configuration holds them ("" its own).
 
-    Its help is the comment of the field (``#:``), and what holds where nothing is said.
+    Its help is the comment of the field (``#:``), or what ``meanings`` has for it, and what holds where nothing is
+    said. Where ``only`` some fields are options, they stand with the other options of the parser.
     """
     usual = dataclasses.asdict(groups[""]())
     for key, cls in groups.items():
         if only is not None and key:
             continue
-        group = parser.add_argument_group(key or cls.__name__.removesuffix("Config").lower())
+        title = key or cls.__name__.removesuffix("Config").lower()
+        group = parser if only is not None else parser.add_argument_group(title)
         defaults = {f.name: f.default for f in dataclasses.fields(cls)} | (usual[key] if key else usual)
-        comments = _comments(cls)
+        comments = {**_comments(cls), **{field: _with_names(text) for field, text in meanings.items()}}
         for field, kind in _kinds(cls).items():
             if field in _NOT_OPTIONS[key] or field in without or (only is not None and field not in only):
                 continue
@@ -105,8 +108,12 @@ def _comments(cls: type) -> dict[str, str]:
         if match := re.match(r"(\w+): .*?(?:#:(.*))?$", line):
             found.setdefault(match[1], (match[2] or above).strip())
         above = ""
-    named = {field: re.sub(r"``([a-z.]+)\.([A-Z]+)``", _names, text) for field, text in found.items()}
-    return {field: text.replace("`", "").removesuffix(".") for field, text in named.items()}
+    return {field: _with_names(text).replace("`", "").removesuffix(".") for field, text in found.items()}
+
+
+def _with_names(text: str) -> str:
+    """A text with the names in a table, ``probe.tasks.TASKS``, in place of the table's."""
+    return re.sub(r"``([a-z.]+)\.([A-Z]+)``", _names, text)
 
 
 def _names(table: re.Match[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from probe.cli.command import Command, add_device, add_json, print_json, tell_folder
 from probe.cli.progress import progress
-from probe.cli.settings import add_study_options, add_text_options, study_config
+from probe.cli.settings import add_task_options, add_text_options, study_config
 from probe.options import integers, words
 
 if TYPE_CHECKING:
@@ -34,16 +34,17 @@ def _of_models(own: Add, how_many: str = "+") -> Add:
         )
         own(parser)
         parser.add_argument(
-            "--text", metavar="FOLDER", help="texts (default for models with a tokenizer: python, its standard library)"
+            "--text",
+            metavar="FOLDER",
+            help="measure on texts: a folder of them, or python, the sources of its standard library (default for "
+            "models with a tokenizer: python)",
         )
         parser.add_argument(
-            "--tokens", metavar="FILE", help="token ids, .npy, in place of texts or a task's held-out sequences"
+            "--tokens", metavar="FILE", help="measure on token ids, integers (sequence, position) in a .npy file"
         )
-        parser.add_argument("--preset", default="default", help="a study's, whose task it is (default: %(default)s)")
-        parser.add_argument("--config", metavar="FILE", help="a study's JSON file")
         add_json(parser)
         add_device(parser)
-        add_study_options(parser, only=("task", "task_options", "trace_sequences", "trace_length", "seed"))
+        add_task_options(parser)
 
     return add
 
@@ -70,9 +71,12 @@ def _load(
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--only", type=words, metavar="NAME,…", help="these measurements (default: all but those listed as asked for)"
+        "--only",
+        type=words,
+        metavar="NAME,…",
+        help="measure these (default: all but what is measured only on request)",
     )
-    parser.add_argument("--list", action="store_true", help="list the measurements, what each needs and costs, and end")
+    parser.add_argument("--list", action="store_true", help="list the measurements, and what each needs and costs")
     parser.add_argument("--folder", default="runs/measure", help="where rows and report go (default: %(default)s)")
     parser.add_argument(
         "--contexts",
@@ -140,7 +144,7 @@ def _list(options: argparse.Namespace, rows: "pd.DataFrame") -> int:
         print_json(rows)
         return 0
     for row in rows.to_dict("records"):
-        asked = " Measured only where it is asked for." if row["asked"] else ""
+        asked = " Measured only on request." if row["asked"] else ""
         print(f"{row['name']}: {row['what']}.{asked}\n    Needs: {row['needs']}.\n    Costs: {row['cost']}.")
     return 0
 
@@ -235,7 +239,7 @@ def _census(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "measure": Command(
-        "any of the measurements, on any models (--list says which there are)",
+        "measure models: any measurements, any models (--list lists the measurements)",
         _of_models(_add_measure, "*"),
         _measure,
         resumes=True,

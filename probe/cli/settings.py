@@ -23,12 +23,36 @@ def groups(settings: type) -> dict[str, type]:
     return {"": settings, "model": DecoderConfig, "training": TrainingConfig}
 
 
-def add_study_options(
-    parser: argparse.ArgumentParser, without: Sequence[str] = (), only: Sequence[str] | None = None
-) -> None:
+def add_study_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
     from probe.study import StudyConfig
 
-    add_options(parser, groups(StudyConfig), without, only)
+    add_options(parser, groups(StudyConfig), without)
+
+
+#: What the settings of a study mean for models that exist already.
+OF_MODELS = {
+    "task": "the task that the models were trained on, whose held-out sequences they are measured on: one of "
+    "``probe.tasks.TASKS``; of a study's folder it is the study's",
+    "task_options": "options of that task",
+    "trace_sequences": "how many sequences of a task or of texts the models are measured on, at most; a file of "
+    "--tokens is taken whole",
+    "trace_length": "tokens of each of these sequences",
+    "seed": "random seed",
+}
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the sequences on which models that exist are measured."""
+    from probe.study import StudyConfig
+
+    parser.add_argument(
+        "--preset",
+        default="default",
+        help="the settings of a study from which --task and the options after it have their defaults: default, text or "
+        "paper; of a study's folder they are the study's (default: %(default)s)",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a JSON file with such settings, in place of a preset")
+    add_options(parser, groups(StudyConfig), only=tuple(OF_MODELS), meanings=OF_MODELS)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:

@@ -161,8 +161,8 @@ def measure_models(
         if compared and not plan.between:
             say(f"models not compared with each other: {compared[0].reason}")
         else:
-            for each in compared:
-                say(f"{each.measurement} skipped: {each.reason}")
+            for skipped in compared:
+                say(f"{skipped.measurement} skipped: {skipped.reason}")
         planned = {*((m.measurement, m.model) for m in plan.missing), *plan.pairs()}
         earlier = [m for m in missing_earlier(run) if (m.measurement, m.model) not in planned]
         earlier = [m for m in earlier if not run.file_of(stage_of(m.measurement, m.model)).exists()]

@@ -615,9 +615,11 @@ def definition_of(name: str, of: str | None = None) -> str | None:
     """The key of a name's definition, of a name under a column where that matters; None where there is none.
 
     Underscores may be spaces, as tables have them, and what stands behind a name's first point ("fourier.cos_4") may
-    be left out.
+    be left out. The name of a model is its user's own, so it is defined only where it is that of an encoding.
     """
     of = VALUES_OF.get(of or "", of)
+    if of == "encoding":
+        return f"{name} (encoding)" if f"{name} (encoding)" in DEFINITIONS else None
     for each in (name, name.replace(" ", "_"), name.partition(".")[0]):
         for key in (f"{each} ({of})", each, SHOWN_AS.get(f"{each} ({of})"), SHOWN_AS.get(each)):
             if key in DEFINITIONS:

@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ def render_page(
     """
     if not sections:
         raise ProbeError("a page wants at least one section, got none")
-    terms = _Terms()
+    terms = _Terms(_models_in(rows))
     shown = [_section(i, section, terms) for i, section in enumerate(sections, start=1)]
     lines = [line if isinstance(line, Line) else Line("", line) for line in summary]
     style, script = _asset("page.css"), _asset("page.js")
@@ -117,7 +117,8 @@ def render_page(
 class _Terms:
     """The definitions that a page is asked for, each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Collection[str] = ()) -> None:
+        self.models = models  # the names of the models that the page shows
         self.asked: dict[str, tuple[str, str]] = {}  # name: id, definition
 
     def of(self, name: str, of: str | None = None) -> str | None:
@@ -127,6 +128,13 @@ class _Terms:
             return None
         return self.asked.setdefault(key, (f"definition-{len(self.asked) + 1}", DEFINITIONS[key]))[0]
 
+    def of_head(self, name: str, of: str | None) -> str | None:
+        """The id of the definition of a column's head, where the columns are values of a key. Those of a table whose
+        columns are models are the models, and besides them some that are not."""
+        if of != "model":
+            return self.of(name, of)
+        return self.of(name, of) or (None if name in self.models else self.of(name))
+
     def within(self, text: str) -> list[Piece]:
         """A text in pieces, what it says of ``IN_WORDS`` for the first time with its definition."""
         pieces, seen = [], set()
@@ -135,6 +143,12 @@ class _Terms:
             seen.add(piece)
             pieces.append((piece, self.of(IN_WORDS[piece]) if new else None))
         return pieces
+
+
+def _models_in(rows: pd.DataFrame | None) -> set[str]:
+    """The names of the models in rows."""
+    named = ("model", "model_a", "model_b", "reference", "table")
+    return set() if rows is None else {name for each in named if each in rows for name in rows[each].dropna()}
 
 
 class _Silent(_Terms):
@@ -169,7 +183,7 @@ def _section(number: int, section: Section, terms: _Terms) -> dict[str, Any]:
 
 def _table(identity: str, title: str, caption: str, table: pd.DataFrame, terms: _Terms) -> dict[str, Any]:
     heads = [str(name) for name in table.columns]
-    head_terms = [terms.of(head, table.columns.name) for head in heads]
+    head_terms = [terms.of_head(head, table.columns.name) for head in heads]
     cells = [table.iloc[:, i].tolist() for i in range(len(heads))]
     shown = []
     for i, (head, column) in enumerate(zip(heads, cells, strict=True)):

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from probe.config import check_size
-from probe.digests import check_digests, digest_file, write_digests
+from probe.digests import check_digests, digest_file, sha256_of, write_digests
 from probe.errors import ProbeError
-from probe.files import open_plain, read_json_object, write_tensors, write_text
+from probe.files import read_json_object, write_tensors, write_text
 from probe.folders import restore, write_folder
 from probe.models import checkpoint
 from probe.models.kinds import ModelConfig, OwnModel
+from probe.models.stored import WEIGHTS_FILE
 from probe.runs import check_owner, claim_folder
 from probe.training.config import TrainingConfig
 from probe.training.data import EncodedExamples
@@ -175,9 +176,8 @@ def checkpoint_digests(folder: str | Path) -> dict[str, str]:
     places = [*sorted((folder / "checkpoints").glob(STEPS)), folder / "final"]
     found = {}
     for place in places:
-        if (place / checkpoint.WEIGHTS_FILE).exists():
-            with open_plain(place / checkpoint.WEIGHTS_FILE) as file:
-                found[place.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        if (place / WEIGHTS_FILE).exists():
+            found[place.name] = sha256_of(place / WEIGHTS_FILE)
     return found
 
 

@@ -9,13 +9,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from probe.cli import main
 from probe.errors import ProbeError
-from probe.measure import MEASUREMENTS, Case, Measurement, TracedSequences, measure_models, measurements
+from probe.measure import MEASUREMENTS, Case, Measurement, Texts, TracedSequences, measure_models, measurements
 from probe.measure.run import Plan
 from probe.models.checkpoint import save
 from probe.report.sections import table_part
+from probe.tasks import make_task
 
 
 def broken(case, **options):
@@ -109,7 +111,7 @@ def test_two_models_of_one_name_are_refused(make_decoder, random_tokens, tmp_pat
 
 def test_what_is_skipped_is_on_the_page_of_a_run_that_asks_for_nothing(folder, monkeypatch):
     for name in {*MEASUREMENTS} - {"accuracy", "entropy", "model_distance", "perplexity"}:
-        monkeypatch.delitem(MEASUREMENTS, name)
+        monkeypatch.setitem(MEASUREMENTS, name, dataclasses.replace(MEASUREMENTS[name], asked=True))
     assert measure("a") == 0
     skipped = pd.read_parquet("out/rows.parquet").query("metric == 'skipped'").set_index("measurement")["reason"]
     assert skipped["accuracy"] == "it needs labelled examples of a task"
@@ -188,3 +190,57 @@ def test_rows_that_the_schema_does_not_describe_are_one_that_failed(rows, messag
     assert measure("a", "--only", "own,entropy") == 1
     failed = pd.read_parquet("out/rows.parquet").query("metric == 'failed'")
     assert failed["measurement"].tolist() == ["own"] and message in failed["reason"].item()
+
+
+def test_where_nothing_is_scored_in_the_second_half_it_is_said_before_anything_runs(make_decoder, random_tokens):
+    tokens = random_tokens(batch=8, length=8)
+    scored = torch.ones(8, 8, dtype=torch.bool)
+    scored[4:] = False
+    scored[:, 0] = True  # a first token is never predicted
+    case = Case("a", [make_decoder()], TracedSequences(tokens, scored))
+    plan = Plan.make([case], ["use", "census", "geometry"])
+    assert plan.of == {"a": ["geometry"]}
+    reason = "it needs a scored token in the second half of the distinct sequences"
+    assert {(m.measurement, m.metric, m.reason) for m in plan.missing} == {
+        ("use", "skipped", reason),
+        ("census", "skipped", reason),
+    }
+    scored[7, 5] = True
+    case = Case("a", case.models, TracedSequences(tokens, scored))
+    assert Plan.make([case], ["use", "census"]).of == {"a": ["use", "census"]}
+
+
+def test_the_second_half_is_that_of_the_distinct_sequences(make_decoder, random_tokens):
+    tokens = random_tokens(batch=6, length=8)
+    scored = torch.zeros(6, 8, dtype=torch.bool)
+    scored[2, 3] = True
+    seen = [
+        Case("a", [make_decoder()], TracedSequences(tokens[which], scored[which])).scores_later
+        for which in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 3, 3], [0, 0, 0, 1, 2, 3])
+    ]
+    assert seen == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("trained_t5", "a model with T5's encoding among them"),
+        ("needle", "a model that knows the positions of the shortest prompt (84 bytes"),
+        ("mechanism", "at least 10 distinct sequences; sequences of at least 8 tokens"),
+        ("model_order", "at least 3 models of one shape, on the same tokens"),
+        ("census", "a scored token in the second half of the distinct sequences"),
+    ],
+)
+def test_the_list_says_what_a_measurement_needs(name, needs):
+    listed = measurements().set_index("name")["needs"]
+    assert needs in listed[name] and "too large" not in listed[name]
+
+
+def test_a_needle_needs_no_more_positions_than_its_shortest_prompt(make_decoder):
+    task = make_task("passkey")
+    for n_ctx, made in ((task.least_length, True), (task.least_length - 1, False)):
+        model = make_decoder(encoding="learned", n_ctx=n_ctx, d_vocab=len(task.vocabulary))
+        tokens = torch.zeros(2, 4, dtype=torch.long)
+        case = Case("a", [model], TracedSequences(tokens), texts=Texts(task))
+        assert (MEASUREMENTS["needle"].missing(case) is None) == made
+        assert not made or len(MEASUREMENTS["needle"].measure(case, n=2))

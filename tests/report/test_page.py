@@ -301,3 +301,15 @@ def test_text_that_a_spreadsheet_would_run_is_made_harmless_in_csv():
     page = render_page("Page", [], [Section("A", ["a"])], rows=rows)
     (packed,) = re.findall(r'data-file="rows.csv">([A-Za-z0-9+/=]+)<', page)
     assert gzip.decompress(base64.b64decode(packed)).decode() == harmless_csv(rows)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "of", "run", "other", "mean", "p", "trained", "uniform_scale"])
+def test_a_models_name_is_not_taken_for_a_term(name):
+    """A head, or a cell under "model", that is a model's name is what its user calls it."""
+    rows = pd.DataFrame({"model": [name, "rotary"], "metric": "r2", "value": [0.1, 0.2]})
+    by_models = pd.DataFrame([("r2", 0.1, 0.2)], columns=["metric", name, "rotary"]).rename_axis(columns="model")
+    sections = [Section("S", tables=[("By model.", by_models), ("Rows.", rows)])]
+    page = render_page("t", [], sections, rows=rows)
+    # "metric", "model", "value", "r2" and "rotary" are defined, and nothing else.
+    terms = re.findall(r"<dt>(.*?)</dt>", page)
+    assert set(terms) == {"metric", "model", "value", "r2", "rotary (encoding)"}

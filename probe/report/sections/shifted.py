@@ -21,7 +21,7 @@ def section(results: Results, drawn: Figures) -> Section:
     tables = []
     if len(moved):
         text = moved.assign(text=moved.apply(interval_of, axis=1), shift=moved["shift"].astype(int))
-        table = text.pivot(index="shift", columns="model", values="text").rename_axis(columns=None).reset_index()
+        table = text.pivot(index="shift", columns="model", values="text").reset_index()
         tables.append(("Change of the loss, nats a token, paired.", table))
     return Section(
         "Positions shifted",
