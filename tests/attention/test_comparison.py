@@ -189,7 +189,7 @@ def test_compare_templates_refuses_bad_traces():
         compare_templates(make_trace(random_pattern(1, 2, 6)))
     with pytest.raises(ProbeError, match=r"layer 1: a pattern wants rows that sum to 1 .* row 0 sums to 2"):
         compare_templates(make_trace(random_pattern(2, 2, 6), 2 * random_pattern(2, 2, 6)))
-    with pytest.raises(ProbeError, match=r"the trace holds no 'blocks\.0\.attn\.hook_pattern'"):
+    with pytest.raises(ProbeError, match=r"the trace holds no '.*attn\.hook_pattern'"):
         compare_templates(dataclasses.replace(make_trace(random_pattern(2, 2, 6)), values={}))
 
 

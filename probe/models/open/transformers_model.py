@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -204,7 +203,7 @@ class TransformersCache:
         new = tokens.shape[1]
         self._tokens = tokens if self._tokens is None else torch.cat((self._tokens, tokens), 1)
         given = tokens if self._inner is not None else self._tokens
-        name = _cache_name(type(model))
+        name = _cache_name(model)
         out: Any = model(input_ids=given, use_cache=True, **{name: self._inner})
         self._inner = getattr(out, name, None)
         logits: Tensor = out.logits[:, -new:]
@@ -215,10 +214,9 @@ class TransformersCache:
         self._tokens, self._inner = None if self._tokens is None else self._tokens[rows], None
 
 
-@functools.cache
-def _cache_name(kind: type[nn.Module]) -> str:
+def _cache_name(model: "PreTrainedModel") -> str:
     """What a class calls its cache: transformers changed that in 5.24."""
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def drawn_like(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":
