@@ -44,7 +44,7 @@ def test_bad_input_is_one_clear_line(make_decoder, random_tokens):
         trace(decoder, tokens, lengths=torch.tensor([1, 2, 17]))
     with pytest.raises(ProbeError, match="batch_size must be at least 1, got 0"):
         trace(decoder, tokens, batch_size=0)
-    with pytest.raises(ProbeError, match="model must be a Decoder, a ClockworkRNN or a TransformerBridge, got Linear"):
+    with pytest.raises(ProbeError, match="model must be a Decoder, a ClockworkRNN, .* got Linear"):
         trace(torch.nn.Linear(2, 2), tokens)
     traced = trace(decoder, tokens, ["hook_embed"])
     with pytest.raises(ProbeError, match=r"holds no 'blocks.0.attn.hook_pattern'; it was taken at: hook_embed"):

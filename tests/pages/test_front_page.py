@@ -9,14 +9,14 @@ from probe.attention.head_census import LABELS
 from probe.limits import Limits
 from probe.models.encodings import ENCODINGS
 from probe.models.families import FAMILIES
-from probe.models.lens.released import BRIDGED
+from probe.models.open.kinds import KINDS, KINDS_OF
 from probe.study.config import PRESETS
 from probe.tasks.scan import commands
 
 NOT_MEASURED = {
     "papers": ["Kazemnejad et al. 2023", "Wang et al. 2024", "1.5-entmax"],
     "names and versions": [
-        *("Python 3.11", "GPT-2", "Qwen2 and 3", "Gemma 1 to 3", "Cohere 2", "Llama 3's", "TransformerLens 4.3"),
+        *("Python 3.11", "GPT-2", "Cohere 2", "Llama 3's", "TransformerLens 4.3"),
         *("nnsight 0.8", "pyvene 0.1", "BertViz 1.4"),
         "01 position from nothing, 02 reading position, 03 what NoPE attention looks like, 04 length generalisation, "
         "05 temperature, 06 your own model",
@@ -37,8 +37,9 @@ def counts():
     far = exact[exact["quantity"] == "bits"].iloc[-1]
     yield f"exact with all bits at {far['length']:,} tokens (width {far['width']})"
     yield f"| {len(ENCODINGS)} encodings, hybrids |"
-    yield f"| {len(FAMILIES) + len(BRIDGED)} kinds, each compared with its original |"
-    assert len(BRIDGED) == 18  # eighteen, in words
+    yield f"| {len(FAMILIES) + len(KINDS)} kinds, each compared with its original |"
+    yield f"Any other decoder of transformers ({len(KINDS)} kinds of {KINDS_OF} were tried: "
+    yield "Qwen, Mistral, Gemma, Llama 4, gpt-oss"
     yield f"| {len(TEMPLATES)} templates, three nulls |"
     yield f"| {WORDS[len(LABELS)]}, with what they are used for |"
     yield f"| {len(constructions.CONSTRUCTIONS)} constructions, {len(constructions.PROPOSITIONS)} propositions |"

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bridged import OPTIONS
 from page_numbers import ROOT, WORDS, Page, between, percent, short, with_interval
 from scipy.optimize import linprog
 
 from probe.attention import by_layer_encoding
 from probe.models.encodings import make_encoding
 from probe.models.encodings.bias import alibi_slopes
-from probe.models.lens.released import BRIDGED
+from probe.models.open.kinds import KINDS, KINDS_OF
 from probe.position import position_used
 from probe.statistics import student
 
@@ -36,7 +37,7 @@ NOT_MEASURED = {
     ],
     "Falcon-RW's size, and a length of the tests": ["32 heads and 2,048", "logits at 700 positions"],
     "versions, tolerances and papers": [
-        *("TransformerLens 4.3, around transformers 5.24", "Yang et al. 2025"),
+        *("TransformerLens 4.3, around transformers 5.24", "to 1e-5 of the largest", "Inkling 2", "Yang et al. 2025"),
     ],
 }  # fmt: skip
 
@@ -127,9 +128,19 @@ def falcon(rows):
 
 
 def bridges(rows):
-    assert len(BRIDGED) == 18
-    yield f"for {len(BRIDGED) + len(REFUSED)} families with random weights"
-    yield f"Eighteen hold, to 1e-6 (`probe models`). {', '.join(REFUSED[:3])} and {REFUSED[3]} do not"
+    assert len(OPTIONS) == 18
+    yield f"for {len(OPTIONS) + len(REFUSED)} families with random weights"
+    yield f"Eighteen hold, to 1e-6, in the tests. {', '.join(REFUSED[:3])} and {REFUSED[3]} do not"
+
+
+def kinds(rows):
+    assert KINDS_OF.startswith("5.24.")
+    yield f"With transformers 5.24, {len(KINDS)} kinds hold at a tiny size, with random weights"
+    page = (ROOT / "docs" / "released.md").read_text()
+    table = [line.split(" | ") for line in page.splitlines() if " | `" in line]
+    assert len(table) > 15
+    for name, kind, _ in table:
+        yield f"{name} | {kind} | {KINDS[kind.strip('`')]} |"
 
 
 def mgm(rows):
@@ -199,7 +210,7 @@ def mgm_rest(rows):
     )
 
 
-SECTIONS = (mgm, mgm_probes, mgm_rest, hybrids_table, hybrids_text, falcon, bridges)
+SECTIONS = (mgm, mgm_probes, mgm_rest, hybrids_table, hybrids_text, falcon, kinds, bridges)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

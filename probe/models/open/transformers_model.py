@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.models.open.blocks import Opened, context_of
@@ -118,7 +118,7 @@ class TransformersCache:
         new = tokens.shape[1]
         self._tokens = tokens if self._tokens is None else torch.cat((self._tokens, tokens), 1)
         given = tokens if self._inner is not None else self._tokens
-        name = _cache_name(type(model))
+        name = _cache_name(model)
         out: Any = model(input_ids=given, use_cache=True, **{name: self._inner})
         self._inner = getattr(out, name, None)
         logits: Tensor = out.logits[:, -new:]
@@ -129,9 +129,9 @@ class TransformersCache:
         self._tokens, self._inner = None if self._tokens is None else self._tokens[rows], None
 
 
-def _cache_name(kind: type[nn.Module]) -> str:
+def _cache_name(model: "PreTrainedModel") -> str:
     """What a class calls its cache: transformers changed that in 5.24."""
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def drawn_like(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":
