@@ -130,3 +130,15 @@ def test_a_wrapped_model_is_copied_and_saved():
         with torch.no_grad():
             next(other.parameters()).zero_()
         assert relative(other(tokens), wrapped(tokens)) > 0.1
+
+
+def test_float64_is_opened_though_transformers_takes_the_softmax_in_float32():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=19, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    model = probe.wrap(transformers.LlamaForCausalLM(config).double().eval())
+    found = probe.trace(model, torch.arange(9)[None], ["attn.hook_attn_scores", "attn.hook_pattern"])
+    assert found.pattern(0).dtype == torch.float64
+    torch.testing.assert_close(found.pattern(0), found.scores(0).softmax(-1), atol=1e-12, rtol=1e-12)

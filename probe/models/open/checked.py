@@ -42,18 +42,20 @@ def check_transformers(model: TransformersModel, whose: str) -> Errors:
     with evaluating(model.inner):
         with watched(model.inner, Pass(Hooks({})), "eager"), _without_its_hooks(model.inner):
             eager = model.inner(input_ids=tokens, use_cache=False, output_attentions=True)
+        # Many classes take the eager softmax in float32 whatever their dtype, so float64 is compared as float32.
+        theirs = eager.logits.float() if eager.logits.dtype == torch.float64 else eager.logits
         own = model.inner(input_ids=tokens, use_cache=False).logits
-        agree(own, eager.logits, f"{whose}: the logits of transformers' fused and eager attention")
+        agree(own, theirs, f"{whose}: the logits of transformers' fused and eager attention")
         plain = _run(model, tokens, "hook_pattern")
         _check_causal(plain, whose)
-        agree(plain.logits, eager.logits, f"{whose}: the logits through the attention seam and transformers'")
-        if relative_error(model.passed(tokens, Pass(Hooks({})), FUSED), eager.logits) > tolerance(own):
+        agree(plain.logits, theirs, f"{whose}: the logits through the attention seam and transformers'")
+        if relative_error(model.passed(tokens, Pass(Hooks({})), FUSED), theirs) > tolerance(own):
             model.fused = FUSED_BY_MASKS
         fused = model.passed(tokens, Pass(Hooks({})), model.fused)
-        agree(fused, eager.logits, f"{whose}: the logits of the seam's fused attention and transformers'")
+        agree(fused, theirs, f"{whose}: the logits of the seam's fused attention and transformers'")
         patterns = _check_patterns(model, plain, getattr(eager, "attentions", None) or (), whose)
         _check_edits(model, tokens, whose)
-    return Errors(relative_error(plain.logits, eager.logits), max(patterns, default=0.0), len(patterns))
+    return Errors(relative_error(plain.logits, theirs), max(patterns, default=0.0), len(patterns))
 
 
 @contextlib.contextmanager
@@ -117,6 +119,7 @@ def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Ten
         pairs = []  # a class that gives out others than it has; the logits and edits are what is left to hold it to
     errors = []
     for i, wanted in pairs:
+        wanted = wanted.float() if wanted.dtype == torch.float64 else wanted  # as the logits
         got = plain.values[i]
         if layers[i].sink:  # some classes give out the pattern before the sink has taken its share
             got, wanted = (x / x.sum(-1, keepdim=True) for x in (got, wanted[..., : got.shape[-1]]))
