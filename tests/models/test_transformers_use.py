@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import transformers
 from decoder_classes import build, tokens_of
 from released import relative
 
+import probe
 from probe.attention import stream
 from probe.errors import ProbeError
 from probe.extrapolation import HeadScale, scaled
