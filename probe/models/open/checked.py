@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +12,11 @@ from probe.models.lens.check import agree, relative_error, tolerance
 from probe.models.mode import evaluating
 from probe.models.open.blocks import trial_tokens
 from probe.models.open.seam import EXPLICIT, FUSED, FUSED_BY_MASKS, Pass, watched
-from probe.models.open.transformers_model import TransformersModel
+from probe.models.open.transformers_model import Errors, TransformersModel
 from probe.models.protocol import Hook
 
 # Where transformers notes that it has put hooks of its own on a model.
 _FLAG = "_output_capturing_hooks_installed"
-
-
-@dataclass(frozen=True)
-class Errors:
-    """The largest differences between the seam and transformers' eager attention, relative to the largest number."""
-
-    logits: float
-    patterns: float  #: 0 where there are none to compare
-    n_patterns: int  #: how many layers' patterns transformers gives out
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,6 @@ from probe.sequences import TokenIds, check_ids, token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from probe.models.open.checked import Errors
-
 # What of a block is a site, in the order of the computation.
 ATTENTION_SITES = (
     *("attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern"),
@@ -34,6 +33,15 @@ _OF_PATTERNS = ("hook_attn_scores", "hook_pattern")
 
 class Enough(Exception):
     """The last layer that was asked for has been seen."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The largest differences between the seam and transformers' eager attention, relative to the largest number."""
+
+    logits: float
+    patterns: float  #: 0 where there are none to compare
+    n_patterns: int  #: how many layers' patterns transformers gives out
 
 
 class TransformersModel(nn.Module):
