@@ -151,7 +151,7 @@ def test_a_finished_stage_is_not_done_again_and_other_work_is_refused(examined, 
 
 
 @pytest.mark.slow
-def test_a_bridge_is_examined_on_token_ids(places, tmp_path, capsys):
+def test_a_model_of_transformers_is_examined_on_token_ids(places, tmp_path, capsys):
     folder, _ = places
     tokens = ["--tokens", str(folder / "tokens.npy")]
     out = tmp_path / "out"
@@ -160,7 +160,7 @@ def test_a_bridge_is_examined_on_token_ids(places, tmp_path, capsys):
     assert {"probe", "fit", "use", "census", "templates", "loss_by_position"} <= set(rows["measurement"])
     assert not {"needle", "shifted", "table"} & made(rows)
     assert {"none", "untrained"} <= set(rows[rows["measurement"] == "fit"]["control"])
-    assert "Qwen2ForCausalLM under a bridge" in (out / "report.html").read_text()
+    assert "Qwen2ForCausalLM of transformers" in (out / "report.html").read_text()
     capsys.readouterr()
 
 

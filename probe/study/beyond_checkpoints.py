@@ -137,7 +137,7 @@ def scale_checkpoints(
     """Fit temperatures for every extended length and measure what they do: perplexity, passkeys, entropy, the law.
 
     The folder gets the rows, a report, and under ``models`` an ordinary checkpoint for each scale of heads, with the
-    scale in its weights, but for models under a bridge. A finished stage is not done again.
+    scale in its weights, but for models of transformers. A finished stage is not done again.
     ``on_progress`` is called with how many stages are done, and how many there are; ``command``, what was typed, is
     told on the page.
 

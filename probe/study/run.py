@@ -297,7 +297,7 @@ def _decoder(
 
 
 def _loaded(place: str, encoding: str, data: StudyData, device: str) -> nn.Module:
-    """A model that is there, ours or one under a bridge, whose layers see that encoding, some of a hybrid none."""
+    """A model that is there, ours or another, whose layers see that encoding, some of a hybrid none."""
     model, vocabulary = locate(place).load(device), data.task.vocabulary
     got = next((name for name in layer_encodings(model) if name != "none"), "none")
     if got != encoding or not vocabulary.fits(d_vocab_of(model)):

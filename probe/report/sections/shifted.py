@@ -9,7 +9,7 @@ from probe.report.tables import interval_of
 
 
 def figures(results: Results) -> dict[str, go.Figure]:
-    rows = results.of("shifted")  # of models under a bridge there are none
+    rows = results.of("shifted")  # of models of transformers there are none
     if rows.empty:
         return {}
     beside = "exact_match" if (rows["metric"] == "exact_match").any() else "token_accuracy"
