@@ -204,7 +204,7 @@ class Decoder(nn.Module):
         has_bias = self.encoding.bias(query_positions[:1], key_positions[:1], x) is not None
 
         @functools.cache
-        def mask(seen: bool, window: int | None) -> Tensor | BlockwiseMask | None:
+        def mask(seen: bool, window: int | None) -> "Tensor | BlockwiseMask | None":
             """None stands for the plain causal mask, which the fused kernel knows by itself."""
             biased = seen and has_bias
             written = n_query > 1 and (n_query < n_key or not fused or (seen and self.encoding.reads_content))

@@ -237,7 +237,7 @@ def test_a_config_says_what_it_is_of_and_a_decoders_says_nothing_new(make_decode
     config = make_decoder(encoding="rotary", position_layers=(0,)).config
     fields = dataclasses.asdict(config)
     assert (fields.pop("attention_function"), fields.pop("attention_options")) == ("softmax", {})
-    assert (fields.pop("parallel"), fields.pop("embedding_norm")) == (False, False)
+    assert (fields.pop("parallel"), fields.pop("embedding_norm"), fields.pop("windows")) == (False, False, None)
     assert config.to_json() == json.dumps(fields, indent=2) + "\n"
     assert list(json.loads(config.to_json()))[:2] == ["d_vocab", "n_ctx"]
     assert type(build(config)) is Decoder and config_from_dict(json.loads(config.to_json())) == config

@@ -32,6 +32,19 @@ MODELS = {
         "llama",
         {"hidden_size": 64} | rope("yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=500.0),
     ),
+    "llama, yarn with numbers of its own": (
+        "llama",
+        {"hidden_size": 64}
+        | rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            rope_theta=500.0,
+            beta_fast=8.0,
+            beta_slow=0.5,
+            attention_factor=1.3,
+        ),
+    ),
     "llama, llama3": (
         "llama",
         {"hidden_size": 64}

@@ -20,8 +20,8 @@ BAD_CONFIGS = {
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'rope_type' must be one of .*, got 'dynamic'"),
         ({"rope_scaling": {"type": "su"}}, "rope_scaling: 'type' must be one of .*, got 'su'"),
         ({"rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8}}, "'beta_fast' must be 32.0 or absent"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 2.0}}, "'attention_factor' must be"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": "8"}}, "'beta_fast' must be"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": -2.0}}, "attention_factor"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2, "high_freq_factor": 4}},
             "'low_freq_factor' must be",
