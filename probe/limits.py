@@ -69,15 +69,15 @@ class Limits:
     #: Numbers in all patterns of a model up to which they are held, 1 GiB in float32.
     dense_numbers: int = 2**28
 
-    #: Rows that are centred and multiplied at once for a linear probe. Their copy stays in a core's cache, and float32
-    #: products are rounded as sums of so many rows.
+    #: Rows that are centred and multiplied at once for a linear probe. Their copy stays in a core's cache, and in
+    #: float32 the rounding is that of sums over this many rows.
     moment_rows: int = 2048
     #: Rows that go through the loss of a softmax probe at once.
     loss_rows: int = 2048
 
     #: Bytes of a JSON file. The largest is the index of a released model, whose 150,000 tensors take 15 MB.
     json_bytes: int = 2**25
-    #: Values in a JSON file, of which the smallest take a hundred bytes of memory each.
+    #: Values in a JSON file. Even the smallest value takes a hundred bytes of memory.
     json_values: int = 2**20
     #: Bytes of the header of a file of weights. Ten thousand tensors take a tenth of that.
     header_bytes: int = 2**24

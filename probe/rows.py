@@ -13,6 +13,9 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Stands for a layer's learned sink in the column "key" of maps.
+SINK = -1
+
 TEXT, WHOLE, NUMBER, FLAG = "text", "whole number", "number", "yes or no"
 
 

@@ -109,7 +109,7 @@ def pattern_distance(
         p, q: causal patterns (see ``check_pattern``; keys after the query are not read). Batch and head broadcast.
         distance: a name in ``DISTANCES``.
         lengths: T of each sequence; rows beyond it do not count. All rows by default.
-        sink: whether what a row lacks of 1 is the share of a learned sink, which counts as one more key.
+        sink: whether the heads have a learned sink. It then counts as one more key; its weight is 1 less a row's sum.
 
     Raises:
         ProbeError: for an unknown distance, lengths that do not fit, or a sink with a distance that needs to know where

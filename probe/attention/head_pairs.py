@@ -42,7 +42,7 @@ def head_pair_distances(
         a, b: causal patterns on the same sequences (see ``check_pattern``; keys after the query are not read).
         distance: a name in ``DISTANCES``.
         lengths: the number of rows of each sequence that count; all of them by default.
-        sink: whether what a row lacks of 1 is the share of a learned sink, which counts as one more key.
+        sink: whether the heads have a learned sink. It then counts as one more key; its weight is 1 less a row's sum.
 
     Raises:
         ProbeError: as ``pattern_distance``.

@@ -10,10 +10,9 @@ from torch import Tensor
 from probe.attention.comparison import checked_pattern, compare_templates, halves, nearest_template
 from probe.attention.pooling import bin_starts, pool, pool_rows
 from probe.attention.templates import TEMPLATES, Observed, TemplateContext
+from probe.rows import SINK
 from probe.sequences import valid_rows
 from probe.tracing import Trace, distinct
-
-SINK = -1  # stands for a layer's learned sink among the keys
 
 
 def attention_maps(

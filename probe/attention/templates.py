@@ -54,8 +54,8 @@ class Observed:
     """What a template may read: patterns "batch head query key" (causal, see ``check_pattern``), their lengths, and how
     many keys each query sees, all up to its own where ``n_visible`` is None (see ``Trace.n_visible``).
 
-    In a layer with a learned sink (``sink``) a template is fitted to the attention that falls on tokens, and gives the
-    sink the share that it has in each row on average. So a sink is one more key, of which no template says anything.
+    With ``sink`` the layer has a learned sink. A template is then fitted to the attention on tokens alone, and the sink
+    gets the mean share that it has in each row, whatever the template.
     """
 
     def __init__(

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.models.lens.check import random_tokens, tolerance
 from probe.models.mode import evaluating
 from probe.models.open.ways import as_model
 from probe.models.scaled import restore_rows, scale_rows
+from probe.models.trial import random_tokens, tolerance
 from probe.tracing import SCORES, trace
 
 # The factor that is tried makes log-odds of about so many nats, where a soft cap or a clip shows, and a pattern in
@@ -39,8 +39,8 @@ def check_odds_scale(model: nn.Module, attentions: Sequence[Attention]) -> None:
     if attentions[0][1].weight.is_meta:
         return
     with evaluating(model):
-        anatomy = as_model(model).anatomy
-        tokens = random_tokens(anatomy.d_vocab, anatomy.n_ctx, as_model(model).device)
+        view = as_model(model)
+        tokens = random_tokens(view.anatomy.d_vocab, view.anatomy.n_ctx, view.device)
         outputs: dict[nn.Module, Any] = {}
 
         def with_factor(factor: float | None) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the numbers of a folder depend on: the models, what they are measured on, and how."""
+"""All that decides the numbers in a folder: the models, the data that they are measured on, and the options."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from probe.measure.base import Case
 from probe.models.identity import weights_digest
 from probe.training.run_folder import checkpoint_digests
 
-Options = Mapping[str, Mapping[str, Any]]  # by the name of a measurement, what it is told
+Options = Mapping[str, Mapping[str, Any]]  # the options of each measurement, by its name
 
 
 def identity_of(cases: Sequence[Case], options: Options) -> dict[str, Any]:

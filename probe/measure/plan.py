@@ -1,4 +1,4 @@
-"""What will be measured of which models, and why the rest will not be."""
+"""Plan which measurements are made of which models, with the reason for each that is not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Plan:
             names: of ``MEASUREMENTS``; by default all that are not measured only where they are asked for.
 
         Raises:
-            ProbeError: for a name that there is not, no model, or two models of one name.
+            ProbeError: for an unknown measurement, no model, or two models with the same name.
         """
         for name in names or ():
             if name not in MEASUREMENTS:

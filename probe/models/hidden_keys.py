@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.errors import ProbeError
+
 
 def hide_keys(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
     """Scores with -inf at every hidden key.
@@ -44,6 +46,28 @@ def nearest_keys(n_visible: Int[Tensor, "query"]) -> Bool[Tensor, "query key"]:
 def window_mask(window: int | None, n: int) -> Bool[Tensor, "1 1 query key"]:
     """The mask of a sliding window over n keys; all keys up to the query's own where it is None."""
     return nearest_keys(torch.arange(1, n + 1).clamp(max=window or n))[None, None]
+
+
+def sliding_window(visible: Bool[Tensor, "query key"]) -> int | None:
+    """How many keys each query sees at most: all n of them where nothing is hidden but the future. None for any other
+    mask than a causal one or a sliding window."""
+    n_visible = visible.sum(-1)
+    window = int(n_visible.max())
+    nearest = nearest_keys(torch.arange(1, len(visible) + 1, device=visible.device).clamp(max=window))
+    return window if torch.equal(visible, nearest) else None
+
+
+def window_of(visible: Bool[Tensor, "batch head query key"], layer: int) -> int | None:
+    """The width of a layer's sliding window; None where each query sees all keys up to its own.
+
+    Raises:
+        ProbeError: where keys are hidden otherwise, or not the same ones in every sequence and head.
+    """
+    alike = torch.equal(visible, visible[:1, :1].expand_as(visible))
+    window = sliding_window(visible[0, 0]) if alike else None
+    if window is None:
+        raise ProbeError(f"streaming needs a causal mask or a sliding window, but layer {layer} hides other keys")
+    return None if window == visible.shape[-1] else window
 
 
 def joined_masks(hidden: Mapping[int, list[Tensor | None]], n: int, batch_size: int) -> dict[int, Tensor]:

@@ -20,7 +20,7 @@ class _Held:
 
 
 _held: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
-_bridges: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _change = threading.Lock()  # for these two dictionaries and the modes
 
 
@@ -58,5 +58,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _turn(model: nn.Module) -> contextlib.AbstractContextManager[object]:
     if not hasattr(model, "run_with_hooks"):
         return contextlib.nullcontext()
+    return lock_of(model)
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """The lock of a model that has one pass at a time, because a pass leaves its mark on the model."""
     with _change:
-        return _bridges.setdefault(model, threading.RLock())
+        return _locks.setdefault(model, threading.RLock())

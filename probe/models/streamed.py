@@ -34,9 +34,7 @@ def visit_layers(
     Raises:
         ProbeError: as ``layer_inputs``.
     """
-    if not config.is_softmax:
-        name = config.attention_function
-        raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
+    _check_softmax(config)  # before the run, whose fused attention would say it in its own way
     pending: list[Tensor] = []
 
     def hook_k(layer: int) -> Callable[[Tensor], None]:
@@ -61,9 +59,7 @@ def layer_inputs(
     Raises:
         ProbeError: for patterns that are no softmax, or that follow from more than queries, keys and distances.
     """
-    if not config.is_softmax:
-        name = config.attention_function
-        raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")
+    _check_softmax(config)
     bias, distance = None, torch.arange(q.shape[1])
     if config.sees_position(layer):
         if encoding.reads_content:
@@ -77,3 +73,9 @@ def layer_inputs(
     window = config.window(layer)
     window = None if window is None or window >= q.shape[1] else window
     return AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), config.score_scale, bias, window)
+
+
+def _check_softmax(config: DecoderConfig) -> None:
+    if not config.is_softmax:
+        name = config.attention_function
+        raise ProbeError(f"streaming wants patterns that are a softmax of the scores, got attention function {name!r}")

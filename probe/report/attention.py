@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from probe.errors import ProbeError
-from probe.report.drawing import SINK, add_band, counted, interval, interval_bars, matrix, plain, signed_zero, some
+from probe.report.drawing import add_band, counted, interval, interval_bars, matrix, plain, signed_zero, some
 from probe.report.style import (
     ATTENTION_SCALE,
     BENEATH_TEXT,
@@ -26,6 +26,7 @@ from probe.report.style import (
     panels,
     title_lowest,
 )
+from probe.rows import SINK
 
 SHORT_LABELS = {"previous_token": "prev.", "diagonal": "self", "induction": "induct."}
 LOSSES = {

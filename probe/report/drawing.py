@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probe.errors import ProbeError
+from probe.rows import SINK
 
 
 def interval_bars(line: pd.DataFrame, width: int = 2, thickness: float = 1) -> dict[str, Any]:
@@ -47,9 +48,6 @@ def counted(rows: pd.DataFrame, what: str = "sequences", column: str = "n") -> s
         return ""
     least, most = int(rows[column].min()), int(rows[column].max())
     return f" (n = {least:,}{'' if least == most else f'–{most:,}'}{f' {what}' if what else ''})"
-
-
-SINK = -1  #: stands for a layer's learned sink among the keys of a map
 
 
 def short_site(site: str) -> str:

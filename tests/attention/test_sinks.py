@@ -5,7 +5,7 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 import torch
-import transformers
+from released import gpt_oss_with_sinks
 
 import probe
 from probe.attention import (
@@ -146,13 +146,7 @@ def test_a_map_names_the_sink(whole):
 @pytest.fixture(scope="module")
 def gpt_oss():
     """A tiny model whose second layer's heads give their sinks almost everything."""
-    torch.manual_seed(0)
-    config = transformers.GptOssConfig(
-        vocab_size=19, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, sliding_window=8, pad_token_id=0,
-        layer_types=["sliding_attention", "full_attention"], max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    model = transformers.GptOssForCausalLM(config).eval()
+    model = gpt_oss_with_sinks()
     with torch.no_grad():
         model.model.layers[0].self_attn.sinks.copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
         model.model.layers[1].self_attn.sinks.fill_(20.0)

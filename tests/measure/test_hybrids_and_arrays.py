@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import transformers
+from released import gpt_oss_with_sinks
 
 import probe
 from probe.attention import compare_templates
@@ -13,13 +13,7 @@ from probe.measure import Case, TracedSequences, measure_models
 
 
 def test_rows_about_a_layer_say_what_the_layer_is(tmp_path):
-    torch.manual_seed(0)
-    config = transformers.GptOssConfig(
-        vocab_size=19, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, sliding_window=8, pad_token_id=0,
-        layer_types=["sliding_attention", "full_attention"], max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    model = probe.wrap(transformers.GptOssForCausalLM(config).eval())
+    model = probe.wrap(gpt_oss_with_sinks())
     tokens = torch.randint(0, 19, (12, 16), generator=torch.Generator().manual_seed(0))
     case = Case("oss", [model], TracedSequences(tokens, None, "random tokens"))
     rows = measure_models([case], tmp_path / "out", ["templates", "census", "use"])

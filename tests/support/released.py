@@ -173,3 +173,14 @@ def configure(folder, **changes):
     values = json.loads((folder / "config.json").read_text()) | changes
     kept = {name: value for name, value in values.items() if value != "missing"}
     (folder / "config.json").write_text(json.dumps(kept))
+
+
+def gpt_oss_with_sinks():
+    """A random gpt-oss: a learned sink in each head of two layers, of which the first sees 8 keys."""
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        vocab_size=19, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, sliding_window=8, pad_token_id=0,
+        layer_types=["sliding_attention", "full_attention"], max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    return transformers.GptOssForCausalLM(config).eval()

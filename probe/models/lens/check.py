@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.models.decoder import Decoder
 from probe.models.mode import evaluating
+from probe.models.trial import agree, random_tokens, tolerance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# The largest error that is rounding, relative to the largest number, by dtype: in float32 some 1e-6 is usual.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-N_TOKENS = 24
 
 # What of each layer is looked at.
 SITES = {
@@ -29,14 +25,6 @@ SITES = {
     "z": "attn.hook_z",
     "out": "hook_attn_out",
 }
-
-
-def random_tokens(d_vocab: int, n_ctx: int | None, device: torch.device) -> Int[Tensor, "batch pos"]:
-    """Tokens on which a model is tried: two sequences, always the same, of ``N_TOKENS`` or as many as it takes."""
-    length = min(N_TOKENS, n_ctx or N_TOKENS)
-    if length < 1 or d_vocab < 1:
-        raise ProbeError(f"a model must take tokens at positions, got {d_vocab} tokens and {n_ctx} positions")
-    return torch.randint(d_vocab, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @dataclass(frozen=True)
@@ -189,21 +177,3 @@ class _Runs:
                 if (name, layer) not in seen:
                     raise ProbeError(f"{self.whose}: the bridge never comes to blocks.{layer}.{site}")
         return _Values(logits, **{name: [seen[name, layer] for layer in layers] for name in SITES})
-
-
-def tolerance(x: Tensor) -> float:
-    """The largest error, relative to the largest number, that is rounding in the dtype of these numbers."""
-    return TOLERANCES.get(x.dtype, TOLERANCES[torch.float16])
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """The largest difference, relative to the largest number that was wanted."""
-    return float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
-
-
-def agree(got: Tensor, wanted: Tensor, what: str) -> None:
-    """Refuse an error that is no rounding, relative to the largest number."""
-    most = max(tolerance(got), tolerance(wanted))
-    error = relative_error(got, wanted)
-    if not error <= most:
-        raise ProbeError(f"{what} must agree to {most:g}, got a relative error of {error:.2g}")

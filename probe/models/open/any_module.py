@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from probe.errors import NoTwin, ProbeError
-from probe.models.lens.check import agree
 from probe.models.mode import evaluating
 from probe.models.open.blocks import Opened
 from probe.models.open.hooked import HookedModel
 from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass, attend, going_on
 from probe.models.protocol import Hook
-from probe.sequences import TokenIds, check_ids, token_ids
+from probe.models.trial import agree
 
 #: Runs a module on token ids and returns its logits "batch pos d_vocab".
 CallModule = Callable[[nn.Module, Tensor], Tensor]
@@ -106,26 +105,9 @@ class ModuleModel(HookedModel):
                 f"(batch, head, query, key), inside {where}; none was seen: name its blocks by blocks='transformer.h.*'"
             )
 
-    def forward(
-        self, tokens: TokenIds, *, hooks: Mapping[str, Hook] | None = None
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits before the softmax.
-
-        Args:
-            tokens: ids "batch pos", integers of any kind.
-            hooks: functions by site name. Each is called with the value at its site; what it returns, if anything,
-                replaces the value. Without hooks the module runs by itself.
-
-        Raises:
-            ProbeError: for an empty batch, ids outside the vocabulary, or a site that does not exist.
-        """
-        ids = token_ids(tokens)
-        if ids.device.type == "cpu":
-            check_ids(ids, self._table.num_embeddings)
-        if not hooks:
-            return _logits(self._opened.forward.call, self.inner, ids.to(self.device))
-        self.check_sites(hooks)
-        return self.run(ids, hooks)
+    def unwatched(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The logits as the module computes them by itself."""
+        return _logits(self._named["call"], self.inner, tokens)
 
     def new_cache(self) -> None:
         """None: a module's cache can't be had."""
@@ -196,7 +178,7 @@ def _lists(module: nn.Module) -> Iterable[str]:
 
 
 def _embedding(module: nn.Module, name: str | None) -> nn.Embedding:
-    """The embedding of tokens: the one that is named, or the only one, or the largest."""
+    """The embedding of tokens: the one that is named, or the first."""
     tables = {n: m for n, m in module.named_modules() if isinstance(m, nn.Embedding)}
     if name is not None and name not in tables:
         raise ProbeError(f"embed must name an nn.Embedding, got {name!r}; there are: {', '.join(tables) or 'none'}")

@@ -11,8 +11,7 @@ from probe.errors import ProbeError
 from probe.models.layers import Hooks
 from probe.models.mode import evaluating
 from probe.models.open.seam import Call, Pass
-
-N_TOKENS = 24
+from probe.models.trial import random_tokens
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,6 @@ class Block:
     sink: bool = False  #: whether a learned sink takes a share of each row
     mid: nn.Module | None = None  #: the first module that reads the stream between attention and MLP
     inputs: bool = True  #: whether queries, keys and values of its attention are seen, and not scores alone
-
-
-def trial_tokens(d_vocab: int, n_ctx: int | None, device: torch.device) -> Tensor:
-    """Two sequences of random tokens, always the same, on which a model is tried."""
-    length = min(N_TOKENS, n_ctx or N_TOKENS)
-    if length < 1 or d_vocab < 1:
-        raise ProbeError(f"a model must take tokens at positions, got {d_vocab} tokens and {n_ctx} positions")
-    return torch.randint(d_vocab, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def context_of(text_config: Any) -> int | None:
@@ -66,7 +57,7 @@ class Opened:
 
     def tokens(self) -> Tensor:
         """Random tokens on which it is tried."""
-        return trial_tokens(self.table.num_embeddings, self.n_ctx, self.table.weight.device)
+        return random_tokens(self.table.num_embeddings, self.n_ctx, self.table.weight.device)
 
 
 @torch.no_grad()

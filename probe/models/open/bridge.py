@@ -12,20 +12,17 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.models.config import sites_of_layers
 from probe.models.decoder import Decoder
-from probe.models.hidden_keys import hide_keys
+from probe.models.hidden_keys import hide_keys, window_of
 from probe.models.lens.check import check_once
 from probe.models.mode import evaluating
 from probe.models.protocol import ATTENTION, Anatomy, AttentionInputs, Hook, Layer, Visit
 from probe.models.streamed import layer_inputs
+from probe.models.trial import least_difference
 
 # TransformerLens's names of the encodings that a bridge may have; of others it says nothing.
 _ENCODINGS = {"standard": "learned", "rotary": "rotary", "alibi": "alibi", "relative_positional_bias": "t5"}
 
-# Two tokens, repeated so often, tell whether a layer sees position; its scores then differ by more than this, relative
-# to the largest. (Where it does not, they differ by rounding, which in half precision is much.)
-_REPEATS = 24
-_DIFFERENT = {torch.float64: 1e-6, torch.float32: 1e-3}
-_DIFFERENT_IN_HALF = 5e-2
+_REPEATS = 24  # of two tokens: they tell whether a layer sees position
 
 _SCORES = "attn.hook_attn_scores"
 
@@ -98,7 +95,7 @@ class BridgeModel:
 
         tokens = torch.arange(min(2, config.d_vocab))[:, None].repeat(1, min(_REPEATS, config.n_ctx or _REPEATS))
         self._run(tokens, {f"blocks.{layer}.{_SCORES}": widest(layer) for layer in range(config.n_layers)})
-        least = _DIFFERENT.get(next(self.bridge.parameters()).dtype, _DIFFERENT_IN_HALF)
+        least = least_difference(next(self.bridge.parameters()).dtype)
         return [name if wide > least else "none" for wide in spread]
 
     def run(
@@ -144,7 +141,7 @@ class BridgeModel:
                     inputs = layer_inputs(decoder.config, decoder.encoding, layer, q, k)
                 else:
                     scale = getattr(bridge.blocks[layer].attn.original_component, "scaling", None)
-                    window = None if scores is None else _window_of(scores, layer)
+                    window = None if scores is None else window_of(hide_keys(scores) != -math.inf, layer)
                     scale = float(scale or q.shape[-1] ** -0.5)
                     inputs = AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), scale, window=window)
                 _check_pattern(layer, inputs, pattern)
@@ -181,17 +178,6 @@ class BridgeModel:
 
         decoder = self._decoder
         return untrained_bridge(self.bridge, seed) if decoder is None else to_bridge(decoder.untrained(seed))
-
-
-def _window_of(scores: Float[Tensor, "batch head query key"], layer: int) -> int | None:
-    """How many keys each query sees at most; None where it sees all up to its own."""
-    seen = (hide_keys(scores) != -torch.inf).tril()
-    n_visible = seen[0, 0].sum(-1)
-    window, n = int(n_visible.max()), len(n_visible)
-    wanted = torch.arange(1, n + 1, device=n_visible.device).clamp(max=window)
-    if not torch.equal(seen, seen[:1, :1].expand_as(seen)) or not torch.equal(n_visible, wanted):
-        raise ProbeError(f"streaming needs a causal mask or a sliding window, but layer {layer} hides other keys")
-    return None if window == n else window
 
 
 def _check_pattern(layer: int, inputs: AttentionInputs, pattern: Float[Tensor, "batch head query key"]) -> None:

@@ -2,18 +2,20 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.models.layers import Hooks
-from probe.models.lens.check import agree, relative_error, tolerance
 from probe.models.mode import evaluating
-from probe.models.open.blocks import trial_tokens
 from probe.models.open.seam import EXPLICIT, FUSED, FUSED_BY_MASKS, Pass, watched
 from probe.models.open.transformers_model import Errors, TransformersModel
 from probe.models.protocol import Hook
+from probe.models.trial import agree, relative_error, tolerance
+
+_SCORES, _PATTERN, _Z, _OUT = _SITES = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out")
 
 # Where transformers notes that it has put hooks of its own on a model.
 _FLAG = "_output_capturing_hooks_installed"
@@ -37,8 +39,7 @@ def check_transformers(model: TransformersModel, whose: str) -> Errors:
     Raises:
         ProbeError: for the first of these that does not hold, with its error.
     """
-    n_vocab, n_ctx = model.anatomy.d_vocab, model.anatomy.n_ctx
-    tokens = trial_tokens(n_vocab, n_ctx, model.device)
+    tokens = model.tokens()
     with evaluating(model.inner):
         with watched(model.inner, Pass(Hooks({})), "eager"), _without_its_hooks(model.inner):
             eager = model.inner(input_ids=tokens, use_cache=False, output_attentions=True)
@@ -46,15 +47,16 @@ def check_transformers(model: TransformersModel, whose: str) -> Errors:
         theirs = eager.logits.float() if eager.logits.dtype == torch.float64 else eager.logits
         own = model.inner(input_ids=tokens, use_cache=False).logits
         agree(own, theirs, f"{whose}: the logits of transformers' fused and eager attention")
-        plain = _run(model, tokens, "hook_pattern")
+        plain = _run(model, tokens)
         _check_causal(plain, whose)
         agree(plain.logits, theirs, f"{whose}: the logits through the attention seam and transformers'")
-        if relative_error(model.passed(tokens, Pass(Hooks({})), FUSED), theirs) > tolerance(own):
+        fused = model.passed(tokens, Pass(Hooks({})), FUSED)
+        if relative_error(fused, theirs) > max(tolerance(fused), tolerance(theirs)):
             model.fused = FUSED_BY_MASKS
-        fused = model.passed(tokens, Pass(Hooks({})), model.fused)
+            fused = model.passed(tokens, Pass(Hooks({})), model.fused)
         agree(fused, theirs, f"{whose}: the logits of the seam's fused attention and transformers'")
         patterns = _check_patterns(model, plain, getattr(eager, "attentions", None) or (), whose)
-        _check_edits(model, tokens, whose)
+        _check_edits(model, tokens, plain, whose)
     return Errors(relative_error(plain.logits, theirs), max(patterns, default=0.0), len(patterns))
 
 
@@ -74,34 +76,36 @@ def _without_its_hooks(model: nn.Module) -> Iterator[None]:
                 delattr(module, _FLAG)
 
 
+@dataclass(frozen=True)
 class _Seen:
-    """The logits of a run and, by layer, the values at one site."""
+    """The logits of a run and, by site and layer, the values that it kept."""
 
-    def __init__(self, logits: Tensor, values: dict[int, Tensor]) -> None:
-        self.logits, self.values = logits, values
+    logits: Tensor
+    values: dict[str, dict[int, Tensor]]
 
 
 def _run(
-    model: TransformersModel, tokens: Tensor, site: str, edited: str = "", by_layer: Mapping[int, Tensor] | None = None
+    model: TransformersModel, tokens: Tensor, edited: str = "", by_layer: Mapping[int, Tensor] | None = None
 ) -> _Seen:
-    """A run that keeps the values at a site of attention, those at another site replaced in the layers given."""
-    values: dict[int, Tensor] = {}
+    """A run that keeps the values at the sites of attention, those at one of them replaced in the layers given."""
+    values: dict[str, dict[int, Tensor]] = {site: {} for site in _SITES}
 
-    def keep(layer: int) -> Hook:
-        return lambda value: values.__setitem__(layer, value)
+    def hook(site: str, layer: int) -> Hook:
+        new = None if site != edited or by_layer is None else by_layer.get(layer)
 
-    def replace(layer: int, new: Tensor) -> Hook:
-        return lambda value: new.to(value)
+        def seen(value: Tensor) -> Tensor | None:
+            values[site][layer] = value
+            return None if new is None else new.to(value)
 
-    where = site if site == "hook_attn_out" else f"attn.{site}"
+        return seen
+
     attending = [i for i, layer in enumerate(model.anatomy.layers) if layer.attends]
-    hooks = {f"blocks.{i}.{where}": keep(i) for i in attending}
-    hooks |= {f"blocks.{i}.attn.{edited}": replace(i, new) for i, new in (by_layer or {}).items()}
+    hooks = {f"blocks.{i}.{site}": hook(site, i) for i in attending for site in _SITES}
     return _Seen(model.passed(tokens, Pass(Hooks(hooks)), EXPLICIT), values)
 
 
 def _check_causal(plain: _Seen, whose: str) -> None:
-    for i, pattern in plain.values.items():
+    for i, pattern in plain.values[_PATTERN].items():
         if bool(pattern.triu(1).any()):
             raise ProbeError(f"{whose}: a causal language model is needed, but layer {i} attends to later tokens")
 
@@ -120,7 +124,7 @@ def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Ten
     errors = []
     for i, wanted in pairs:
         wanted = wanted.float() if wanted.dtype == torch.float64 else wanted  # as the logits
-        got = plain.values[i]
+        got = plain.values[_PATTERN][i]
         if layers[i].sink:  # some classes give out the pattern before the sink has taken its share
             got, wanted = (x / x.sum(-1, keepdim=True) for x in (got, wanted[..., : got.shape[-1]]))
         agree(got, wanted, f"{whose}: layer {i}'s pattern through the seam and transformers'")
@@ -128,21 +132,20 @@ def _check_patterns(model: TransformersModel, plain: _Seen, theirs: Sequence[Ten
     return errors
 
 
-def _check_edits(model: TransformersModel, tokens: Tensor, whose: str) -> None:
-    scores = _run(model, tokens, "hook_attn_scores").values
+def _check_edits(model: TransformersModel, tokens: Tensor, plain: _Seen, whose: str) -> None:
+    scores = plain.values[_SCORES]
     equal = {i: torch.zeros_like(s).masked_fill(s == -torch.inf, -torch.inf) for i, s in scores.items()}
-    by_scores = _run(model, tokens, "hook_pattern", "hook_attn_scores", equal)
-    for i, pattern in by_scores.values.items():
+    by_scores = _run(model, tokens, _SCORES, equal)
+    patterns = by_scores.values[_PATTERN]
+    for i, pattern in patterns.items():
         if not model.anatomy.layers[i].sink:
             uniform = (equal[i] == 0).float()
             agree(pattern, uniform / uniform.sum(-1, keepdim=True), f"{whose}: layer {i}'s pattern of equal scores")
-    by_pattern = _run(model, tokens, "hook_attn_scores", "hook_pattern", by_scores.values)
+    by_pattern = _run(model, tokens, _PATTERN, patterns)
     agree(by_scores.logits, by_pattern.logits, f"{whose}: logits with edited scores and with an edited pattern")
-    z = _run(model, tokens, "hook_z").values
-    nothing = {i: torch.zeros_like(x) for i, x in z.items() if f"blocks.{i}.attn.hook_z" in model.anatomy.sites}
-    plain = _run(model, tokens, "hook_attn_out").values
-    without = _run(model, tokens, "hook_attn_out", "hook_z", nothing).values
-    for i in nothing:
-        left, size = (without[i] - without[i][:1, :1]).abs().max(), plain[i].abs().max()
-        if left > tolerance(plain[i]) * size:
+    z = {i: x for i, x in plain.values[_Z].items() if f"blocks.{i}.{_Z}" in model.anatomy.sites}
+    without = _run(model, tokens, _Z, {i: torch.zeros_like(x) for i, x in z.items()}).values[_OUT]
+    for i in z:
+        left, out = (without[i] - without[i][:1, :1]).abs().max(), plain.values[_OUT][i]
+        if left > tolerance(out) * out.abs().max():
             raise ProbeError(f"{whose}: what attention puts out in layer {i} must come from z alone, and does not")

@@ -1,7 +1,7 @@
 """A model that is seen through its attention calls and hooks on its blocks: what all such models have in common."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.models.hidden_keys import window_of
 from probe.models.layers import Hooks
 from probe.models.open.blocks import Block, Opened, find_blocks
 from probe.models.open.measured import measured_layers
 from probe.models.open.seam import EXPLICIT, FUSED, Call, Pass, is_going
 from probe.models.protocol import Anatomy, AttentionInputs, Hook, Visit
+from probe.models.streamed import Enough
+from probe.sequences import TokenIds, check_ids, token_ids
 
 # What of a block is a site, in the order of the computation.
 ATTENTION_SITES = (
@@ -21,10 +24,6 @@ ATTENTION_SITES = (
     *("attn.hook_z", "hook_attn_out"),
 )
 _OF_PATTERNS = ("hook_attn_scores", "hook_pattern")
-
-
-class Enough(Exception):
-    """The last layer that was asked for has been seen."""
 
 
 class HookedModel(nn.Module):
@@ -88,16 +87,38 @@ class HookedModel(nn.Module):
             )
         return self._anatomy
 
-    def check_sites(self, sites: Iterable[str]) -> None:
-        """Refuse a site that the model has not.
+    def forward(
+        self, tokens: TokenIds, *, hooks: Mapping[str, Hook] | None = None
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits before the softmax.
+
+        Args:
+            tokens: ids "batch pos", integers of any kind.
+            hooks: functions by site name. Each is called with the value at its site; what it returns, if anything,
+                replaces the value. Without hooks the module runs by itself.
 
         Raises:
-            ProbeError: for the first of them.
+            ProbeError: for an empty batch, ids outside the vocabulary, or a site that does not exist.
         """
-        for site in sites:
+        ids = self._ids(tokens)
+        if not hooks:
+            return self.unwatched(ids)
+        for site in hooks:
             if site not in self.anatomy.sites:
                 kinds = dict.fromkeys(site.split(".", 2)[-1] for site in self.anatomy.sites)
                 raise ProbeError(f"unknown site {site!r}; a {type(self.inner).__name__} has {', '.join(kinds)}")
+        return self.run(ids, hooks)
+
+    def _ids(self, tokens: TokenIds) -> Int[Tensor, "batch pos"]:
+        """Ids that the model knows, on its device. Elsewhere than on a CPU a check would wait for the device."""
+        ids = token_ids(tokens)
+        if ids.device.type == "cpu":
+            check_ids(ids, self._table.num_embeddings)
+        return ids.to(self.device)
+
+    def unwatched(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The logits as the module computes them by itself."""
+        raise NotImplementedError
 
     def run(
         self, tokens: Int[Tensor, "batch pos"], hooks: Mapping[str, Hook], *, explicit: bool = False
@@ -119,14 +140,14 @@ class HookedModel(nn.Module):
         handles = []
         if going.hooks.has("hook_embed"):
             handles.append(self._table.register_forward_hook(_out_of_table(going)))
-        before, after = _before(going, self._blocks), _after(going)
+        before, after = _before(going, self._blocks), _after(going, "hook_resid_post")
         for module in {id(block.module): block.module for block in self._blocks}.values():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after))
         wanted = {site.split(".", 2)[-1] for site in going.hooks.hooks if site.startswith("blocks.")}
         if "hook_attn_out" in wanted:
             modules = {id(block.attention): block.attention for block in self._blocks if block.attention is not None}
-            handles += [module.register_forward_hook(_out_of_attention(going)) for module in modules.values()]
+            handles += [module.register_forward_hook(_after(going, "hook_attn_out")) for module in modules.values()]
         if "hook_resid_mid" in wanted:
             mids = {id(block.mid): block.mid for block in self._blocks if block.mid is not None}
             handles += [m.register_forward_pre_hook(_middle(going), with_kwargs=True) for m in mids.values()]
@@ -156,10 +177,8 @@ def sites_of(block: Block) -> list[str]:
     """The sites of a block, in the order of the computation."""
     sites = ["hook_resid_pre"] if block.width else []
     if block.n_heads:
-        once = block.n_calls == 1
-        unseen = [] if once else ["attn.hook_v", "attn.hook_z"]
-        if not block.inputs:
-            unseen = ["attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v", "attn.hook_z"]
+        unseen = [] if block.inputs and block.n_calls == 1 else ["attn.hook_v", "attn.hook_z"]
+        unseen += [] if block.inputs else ["attn.hook_rot_q", "attn.hook_rot_k"]
         sites += [s for s in ATTENTION_SITES if s not in unseen and (s != "hook_attn_out" or block.attention)]
     if block.mid is not None:
         sites.append("hook_resid_mid")
@@ -177,17 +196,7 @@ def streamed_inputs(call: Call, layer: int) -> AttentionInputs:
     why = "a bias" if call.added else "a learned sink" if call.sink else "a cap on scores" if call.softcap else None
     if why is not None:
         raise ProbeError(f"streaming needs scores of q·k alone, but layer {layer} has {why}")
-    window = None
-    if call.mask is not None:
-        seen = ~call.mask[:1, :1]
-        n_visible = seen[0, 0].sum(-1)
-        window = int(n_visible.max())
-        n = len(n_visible)
-        wanted = torch.arange(1, n + 1, device=n_visible.device).clamp(max=window)
-        alike = torch.equal(call.mask, ~seen.expand_as(call.mask)) and torch.equal(n_visible, wanted)
-        if not alike or bool(seen[0, 0].triu(1).any()):
-            raise ProbeError(f"streaming needs a causal mask or a sliding window, but layer {layer} hides other keys")
-        window = None if window == n else window
+    window = None if call.mask is None else window_of(~call.mask, layer)
     return AttentionInputs(call.query, call.key, float(call.scale), window=window)
 
 
@@ -210,17 +219,9 @@ def _before(going: Pass, blocks: Sequence[Block]) -> Callable[..., Any]:
     return hook
 
 
-def _after(going: Pass) -> Callable[..., Any]:
+def _after(going: Pass, name: str) -> Callable[..., Any]:
     def hook(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
-        site = f"blocks.{going.layer}.hook_resid_post"
-        return with_first(out, lambda x: going.hooks(site, x)) if is_going(going) and going.hooks.has(site) else None
-
-    return hook
-
-
-def _out_of_attention(going: Pass) -> Callable[..., Any]:
-    def hook(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
-        site = f"blocks.{going.layer}.hook_attn_out"
+        site = f"blocks.{going.layer}.{name}"
         return with_first(out, lambda x: going.hooks(site, x)) if is_going(going) and going.hooks.has(site) else None
 
     return hook

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probe.models.hidden_keys import sliding_window
 from probe.models.layers import Hooks
 from probe.models.mode import evaluating
 from probe.models.open.blocks import Block, Opened
 from probe.models.open.seam import EXPLICIT, Call, Pass
 from probe.models.protocol import ATTENTION, CONVOLUTION, LINEAR, NO_MIXING, RECURRENCE, Layer
+from probe.models.trial import least_difference
 
 # The names of classes of modules that mix tokens without attention. DeltaNets, lightning attention and Kimi's KDA keep
 # a matrix of keys and values, so they are linear attention.
@@ -28,11 +30,6 @@ _MIXERS = {
     RECURRENCE: re.compile(r"Mamba|Mixer$|SSM|RecurrentBlock|RgLru|Rwkv"),
     CONVOLUTION: re.compile(r"Short_?Conv"),
 }
-
-# Scores differ by more than this, relative to the largest, where a layer sees position; rounding makes them differ
-# by less, which in half precision is much.
-_DIFFERENT = {torch.float64: 1e-6, torch.float32: 1e-3}
-_DIFFERENT_IN_HALF = 5e-2
 
 
 @torch.no_grad()
@@ -46,7 +43,7 @@ def measured_layers(model: Opened, run: Callable[..., Tensor], blocks: Sequence[
     """
     seen = _repeated(model, run, blocks)
     far = _repeated(model, run, blocks, stretched=True)
-    least = _DIFFERENT.get(model.table.weight.dtype, _DIFFERENT_IN_HALF)
+    least = least_difference(model.table.weight.dtype)
     absolute = _absolute(model, run, blocks, least)
     layers = []
     for i, block in enumerate(blocks):
@@ -102,17 +99,14 @@ class _Seen:
     q: Tensor
     k: Tensor
     scores: Tensor
-    scale: float
     hidden: Tensor
     capped: bool
 
     @property
     def window(self) -> int | None:
         """How many keys a query sees at most, where that is fewer than all up to its own."""
-        n_visible = (~self.hidden[0, 0]).sum(-1)
-        most = int(n_visible.max())
-        wanted = torch.arange(1, len(n_visible) + 1, device=n_visible.device).clamp(max=most)
-        return most if most < len(n_visible) and torch.equal(n_visible, wanted) else None
+        window = sliding_window(~self.hidden[0, 0])
+        return None if window == self.hidden.shape[-1] else window
 
     def encoding(self, least: float) -> str:
         """The name of the layer's own encoding, "none" where the scores of every row are equal."""
@@ -128,13 +122,9 @@ class _Seen:
         away = torch.arange(row.shape[-1] - 1, -1, -1, device=row.device).float()
         y = row - row[..., -1:]
         off = (y - _line(y, away, visible)).where(visible, 0.0)
-        return (
-            "alibi"
-            if float(off.abs().amax()) < least * float(size)
-            else "relative bias"
-            if self.q.shape[-1]
-            else "unknown"
-        )
+        if float(off.abs().amax()) < least * float(size):
+            return "alibi"
+        return "relative bias" if self.q.shape[-1] else "unknown"
 
     def warms(self, least: float) -> bool:
         """Whether the score of a query with its own key is multiplied by a number that depends on its position.
@@ -169,9 +159,7 @@ def _repeated(
         def hook(scores: Tensor) -> None:
             call = calls[layer]
             hidden = scores == -torch.inf
-            found[layer] = _Seen(
-                call.query.float(), call.key.float(), scores, call.scale, hidden, call.softcap is not None
-            )
+            found[layer] = _Seen(call.query.float(), call.key.float(), scores, hidden, call.softcap is not None)
 
         return hook
 

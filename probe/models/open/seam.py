@@ -8,12 +8,10 @@ and z as eager attention does, and hands each to the hooks of the forward pass t
 import contextlib
 import functools
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from torch.nn import functional as F
 
 from probe.errors import ProbeError
 from probe.models.layers import Hooks
+from probe.models.mode import lock_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,16 +65,13 @@ class Pass:
 _NOBODY = Pass(Hooks({}))
 _current: ContextVar[Pass | None] = ContextVar("pass", default=None)
 
-# The config of a model names one attention function for all threads.
-_locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
-_locking = threading.Lock()
-
 
 @contextlib.contextmanager
 def watched(model: "PreTrainedModel", going: Pass, implementation: str = EXPLICIT) -> Iterator[None]:
-    """The model's attention runs through the seam inside, for this pass. A model has one pass at a time."""
+    """The model's attention runs through the seam inside, for this pass. A model has one pass at a time: its config
+    names one attention function for all threads."""
     _register()
-    with _lock_of(model):
+    with lock_of(model):
         before = _switch(model, implementation)
         try:
             with going_on(going):
@@ -88,11 +84,6 @@ def watched(model: "PreTrainedModel", going: Pass, implementation: str = EXPLICI
 def is_going(going: Pass) -> bool:
     """Whether this thread runs that pass. Hooks on modules are there for other threads too."""
     return _current.get() is going
-
-
-def _lock_of(model: "PreTrainedModel") -> threading.RLock:
-    with _locking:
-        return _locks.setdefault(model, threading.RLock())
 
 
 def _switch(model: "PreTrainedModel", implementation: str) -> list[tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from probe.models.open.hooked import HookedModel
 from probe.models.open.quiet import quiet_transformers
 from probe.models.open.seam import EXPLICIT, Pass, watched
 from probe.models.protocol import Hook
-from probe.sequences import TokenIds, check_ids, token_ids
+from probe.sequences import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,17 +85,16 @@ class TransformersModel(HookedModel):
         Raises:
             ProbeError: for an empty batch, ids outside the vocabulary, or a site that does not exist.
         """
-        ids = token_ids(tokens)
-        if ids.device.type == "cpu":
-            check_ids(ids, self._table.num_embeddings)
-        if cache is not None:
-            if hooks:
-                raise ProbeError("hooks and a cache can't be given together to a model of transformers")
-            return cache.next(self.inner, ids.to(self.device))
-        if not hooks:
-            return self.inner(input_ids=ids.to(self.device), use_cache=False).logits
-        self.check_sites(hooks)
-        return self.run(ids, hooks)
+        if cache is None:
+            return super().forward(tokens, hooks=hooks)
+        if hooks:
+            raise ProbeError("hooks and a cache can't be given together to a model of transformers")
+        return cache.next(self.inner, self._ids(tokens))
+
+    def unwatched(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The logits by the attention function that the model's config names."""
+        logits: Tensor = self.inner(input_ids=tokens, use_cache=False).logits
+        return logits
 
     def new_cache(self) -> "TransformersCache":
         """An empty cache, for calls that go on from where the one before ended."""
